@@ -1,0 +1,89 @@
+//! What the rest of the node may do with files: one flat directory, handles, and the two ways of making
+//! things durable. `real` is the only user of the operating system's files; tests bring disks that fail.
+//!
+//! Promises an implementation makes, and a caller may rely on nothing else:
+//! - what was written is readable at once, and durable only after `sync_data` of that file returned `Ok`;
+//! - a created, renamed or removed name is durable only after `sync_dir` returned `Ok`;
+//! - after a failed `sync_data` or `write_at` nothing is known about that file: the caller must end.
+
+use std::io;
+
+// mod real;
+
+// pub use real::{LockError, RealDisk};
+
+/// A handle to an open file of a [`Disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+/// How a flush that was asked for stands.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// The data is durable.
+    Done,
+    /// The data will be durable once [`Disk::flush_poll`] says so.
+    Pending,
+}
+
+/// A directory of files. Names are plain (no separators).
+pub trait Disk {
+    /// The directory as an operator knows it, for messages.
+    fn describe(&self) -> String;
+    /// All file names, sorted.
+    fn list(&mut self) -> io::Result<Vec<String>>;
+    /// Creates a file that must not exist and allocates `size` bytes that read as zeros (ENOSPC is
+    /// reported here, never by a later write below `size`). Opens it for reading and writing.
+    fn create(&mut self, name: &str, size: u64) -> io::Result<FileId>;
+    /// Opens an existing file for reading and writing.
+    fn open(&mut self, name: &str) -> io::Result<FileId>;
+    /// Closes a handle.
+    fn close(&mut self, file: FileId);
+    /// Bytes of the file.
+    fn len(&mut self, file: FileId) -> io::Result<u64>;
+    /// Reads at an offset; short only at the end of the file.
+    fn read_at(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Writes at an offset; may be short, never 0 without an error.
+    fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize>;
+    /// `fdatasync`.
+    fn sync_data(&mut self, file: FileId) -> io::Result<()>;
+    /// Asks for an `fdatasync` that may end later. At most one is under way per disk.
+    fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
+        self.sync_data(file).map(|()| Flush::Done)
+    }
+    /// The result of the flush under way, once it has one.
+    fn flush_poll(&mut self) -> Option<io::Result<()>> {
+        None
+    }
+    /// Makes created, renamed and removed names durable.
+    fn sync_dir(&mut self) -> io::Result<()>;
+    /// Renames, replacing the target.
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a name. Open handles stay usable until closed.
+    fn remove(&mut self, name: &str) -> io::Result<()>;
+
+    /// Writes all of `bytes`: a short write goes on where it stopped (D8).
+    fn write_all_at(&mut self, file: FileId, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.write_at(file, offset, bytes)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer`; an end of file before that is an error.
+    fn read_exact_at(&mut self, file: FileId, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            let read = self.read_at(file, offset, buffer)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            offset += read as u64;
+            buffer = &mut buffer[read..];
+        }
+        Ok(())
+    }
+}

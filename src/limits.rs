@@ -1,0 +1,106 @@
+//! Every bound of the system, with its unit. Relations between them are checked when the crate is compiled.
+
+/// Bytes of a key, at least.
+pub const KEY_SIZE_MIN: usize = 1;
+/// Bytes of a key, at most.
+pub const KEY_SIZE_MAX: usize = 65_535;
+/// Bytes of a value, at most.
+pub const VALUE_SIZE_MAX: usize = 8 << 20;
+/// Bytes of a record without its key and value: lsn, cmd_type, key_len, value_len.
+pub const RECORD_OVERHEAD: usize = 8 + 1 + 4 + 4;
+/// Bytes of a record, at most.
+pub const RECORD_SIZE_MAX: usize = RECORD_OVERHEAD + KEY_SIZE_MAX + VALUE_SIZE_MAX;
+
+/// The value of a frame's length field, at most: 16 MiB - 1. So its first byte is always 0x00.
+pub const FRAME_SIZE_MAX: usize = (16 << 20) - 1;
+/// Bytes of a frame before its body: the length field and the type.
+pub const FRAME_HEADER_SIZE: usize = 5;
+/// Bytes of record data in one `APPEND_ENTRIES` frame before the next frame is begun.
+pub const APPEND_BATCH_SIZE: usize = 1 << 20;
+/// Bytes left free in a frame for counts and trailers around its records.
+pub const FRAME_SLACK: usize = 4096;
+
+/// Bytes of an address as text (`HOST:PORT`), at most.
+pub const ADDRESS_SIZE_MAX: usize = 255;
+/// Peers of a node, at most.
+pub const PEERS_MAX: usize = 15;
+/// Bytes of the opaque authentication field in a hello, at most.
+pub const AUTH_SIZE_MAX: usize = 4096;
+/// Entries of a term history, at most (each start of a leader adds one).
+pub const TERM_HISTORY_MAX: usize = 262_144;
+/// Bytes of one entry of a term history as sent: term, leader id, first LSN, chain checksum.
+pub const TERM_HISTORY_ENTRY_SIZE: usize = 8 + 16 + 8 + 4;
+
+/// Connections of a node, at most; `nofile` may bound it further.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// Descriptors a node needs besides its connections (log files, poll, listener, data directory).
+pub const DESCRIPTORS_RESERVED: usize = 64;
+/// Connections accepted in one turn of the loop, at most: a connect storm must not starve peers.
+pub const ACCEPTS_PER_TURN: usize = 64;
+/// Bytes read from one client connection in one turn, at most.
+pub const READ_PER_TURN_CLIENT: usize = 256 << 10;
+/// Bytes read from one peer connection in one turn, at most.
+pub const READ_PER_TURN_PEER: usize = 8 << 20;
+/// Bytes of a connection's input buffer to begin with; it grows only for a frame whose length was checked.
+pub const INPUT_BUFFER_SIZE: usize = 16 << 10;
+/// Bytes of all input buffers that grew beyond their first size, together, at most.
+pub const INPUT_BUDGET: usize = 512 << 20;
+/// Bytes waiting to be sent to a client above which its requests are no longer read.
+pub const CLIENT_OUTPUT_HIGH_WATER: usize = 1 << 20;
+/// Bytes waiting to be sent to a client below which its requests are read again.
+pub const CLIENT_OUTPUT_LOW_WATER: usize = 256 << 10;
+/// Requests of one connection that wait for their outcome above which it is no longer read.
+pub const CLIENT_REQUESTS_IN_FLIGHT_MAX: usize = 16_384;
+/// Bytes waiting to be sent to a follower above which it is fed from the WAL files later.
+pub const PEER_OUTPUT_HIGH_WATER: usize = 4 << 20;
+/// Bytes waiting to be sent to a follower below which it is fed again.
+pub const PEER_OUTPUT_LOW_WATER: usize = 1 << 20;
+/// Bytes of records appended and not yet applied on a leader; above it writes are refused as BUSY.
+pub const IN_FLIGHT_SIZE_MAX: usize = 256 << 20;
+/// Bytes of records taken into one WAL batch before input is left for the next turn.
+pub const BATCH_SIZE_MAX: usize = 16 << 20;
+
+/// Bytes of a WAL segment by default.
+pub const SEGMENT_SIZE_DEFAULT: u64 = 64 << 20;
+/// Bytes of a WAL segment, at least. One record larger than that gets a segment of its own size.
+pub const SEGMENT_SIZE_MIN: u64 = 64 << 10;
+/// Bytes of a WAL segment, at most.
+pub const SEGMENT_SIZE_MAX: u64 = 1 << 30;
+
+/// Milliseconds in which a connection must finish a frame it began (C1).
+pub const FRAME_DEADLINE_MS: u64 = 30_000;
+/// Milliseconds in which a dialled peer must answer connect, hello and open.
+pub const HANDSHAKE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds between heartbeats of a leader, by default.
+pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
+/// Milliseconds without progress after which a follower leaves the in-sync set, by default.
+pub const INSYNC_TIMEOUT_MS_DEFAULT: u64 = 500;
+/// Milliseconds without a frame after which a session's other side is taken for gone (N5).
+pub const SESSION_SILENCE_MS: u64 = 3_000;
+/// Milliseconds before a lost peer is dialled again: first and largest step of the backoff.
+pub const REDIAL_MS_MIN: u64 = 20;
+/// See [`REDIAL_MS_MIN`].
+pub const REDIAL_MS_MAX: u64 = 1_000;
+/// Milliseconds before a peer that refused the session in words is asked again.
+pub const REFUSED_RETRY_MS: u64 = 2_000;
+/// Milliseconds in which the peers must answer a promotion.
+pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
+/// Milliseconds a node takes at most to end after SIGTERM.
+pub const SHUTDOWN_DEADLINE_MS: u64 = 4_000;
+
+const _: () = {
+    assert!(KEY_SIZE_MAX <= u16::MAX as usize);
+    assert!(RECORD_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX, "a largest record must fit into a frame");
+    assert!(APPEND_BATCH_SIZE + RECORD_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
+    assert!(
+        TERM_HISTORY_MAX * TERM_HISTORY_ENTRY_SIZE + AUTH_SIZE_MAX + PEERS_MAX * 257 + FRAME_SLACK
+            <= FRAME_SIZE_MAX
+    );
+    assert!(CLIENT_OUTPUT_LOW_WATER < CLIENT_OUTPUT_HIGH_WATER);
+    assert!(PEER_OUTPUT_LOW_WATER < PEER_OUTPUT_HIGH_WATER);
+    assert!(BATCH_SIZE_MAX >= RECORD_SIZE_MAX);
+    assert!(IN_FLIGHT_SIZE_MAX >= 2 * BATCH_SIZE_MAX);
+    assert!(INPUT_BUDGET >= 2 * FRAME_SIZE_MAX);
+    assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
+    assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);
+};

@@ -1,0 +1,3 @@
+//! Replication as pure state: no sockets, files, clocks, threads or randomness except as arguments.
+
+pub mod history;

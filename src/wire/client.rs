@@ -1,0 +1,300 @@
+//! What clients and operators ask, and how a node answers.
+//!
+//! ```text
+//! PUT     = [key_len u32][key][value_len u32][value] options
+//! GET     = [key_len u32][key] options
+//! DELETE  = [key_len u32][key] options
+//! PING    = options
+//! STATUS  = options
+//! PROMOTE = [force u8] options
+//! FOLLOW  = [discard u8][address_len u16][address] options
+//! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
+//! ```
+//!
+//! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
+//! The payload is the value (GET), a JSON document (STATUS), an address (NOT_LEADER), else a message.
+
+use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
+use super::frame::{begin_frame, end_frame};
+use super::message_type::MessageType;
+use crate::ids::{Lsn, Term};
+use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX};
+
+/// A request as it arrived, sizes not yet judged: a key or value beyond its limit is the client's outcome
+/// (`TooLarge`), not a reason to close the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Set a key.
+    Put {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+    },
+    /// Read a key.
+    Get {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// Remove a key.
+    Delete {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// Are you there?
+    Ping,
+    /// The node's state.
+    Status,
+    /// Fence, compare, then lead.
+    Promote {
+        /// Lead even where writes may be lost by it.
+        force: bool,
+    },
+    /// Stop leading and follow.
+    Follow {
+        /// Whom.
+        address: &'a str,
+        /// Allow one cut below the commit LSN.
+        discard: bool,
+    },
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// The key is (GET) or was (DELETE) absent.
+    NotFound = 1,
+    /// The request makes no sense; payload says why.
+    BadRequest = 2,
+    /// A key or value is beyond its limit; payload says which. Nothing was written.
+    TooLarge = 3,
+    /// A condition did not hold. Nothing was written.
+    ConditionFailed = 4,
+    /// This node does not lead. Payload: the leader's address, or empty. Nothing was written.
+    NotLeader = 5,
+    /// Not enough replicas to accept it. Nothing was written.
+    NotEnoughReplicas = 6,
+    /// A memory budget is used up; try again. Nothing was written.
+    Busy = 7,
+    /// No room on disk. Nothing was written.
+    DiskFull = 8,
+    /// The write was begun and its outcome is not known here.
+    OutcomeUnknown = 9,
+    /// An operator's command was refused; payload says why and what to do.
+    Refused = 10,
+    /// The node is about to end. Nothing was written.
+    ShuttingDown = 11,
+    /// The node is loading its state.
+    Loading = 12,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: [Status; 13] = [
+        Status::Ok,
+        Status::NotFound,
+        Status::BadRequest,
+        Status::TooLarge,
+        Status::ConditionFailed,
+        Status::NotLeader,
+        Status::NotEnoughReplicas,
+        Status::Busy,
+        Status::DiskFull,
+        Status::OutcomeUnknown,
+        Status::Refused,
+        Status::ShuttingDown,
+        Status::Loading,
+    ];
+
+    fn from_u8(raw: u8) -> Option<Status> {
+        Status::ALL.get(usize::from(raw)).copied()
+    }
+}
+
+/// A node's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// How the request ended.
+    pub status: Status,
+    /// The LSN it was served at.
+    pub lsn: Lsn,
+    /// The node's term.
+    pub term: Term,
+    /// What the status says it is.
+    pub payload: &'a [u8],
+}
+
+/// Why a key or value is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SizeProblem {
+    /// "key" or "value".
+    pub what: &'static str,
+    /// Its size in bytes.
+    pub size: usize,
+}
+
+impl std::fmt::Display for SizeProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (min, max) = if self.what == "key" { (KEY_SIZE_MIN, KEY_SIZE_MAX) } else { (0, VALUE_SIZE_MAX) };
+        write!(f, "{} of {} bytes; allowed are {min} to {max} bytes", self.what, self.size)
+    }
+}
+
+impl<'a> Request<'a> {
+    /// Reads the body of a request. `Ok(None)`: not a request's type.
+    pub fn decode(message_type: MessageType, body: &'a [u8]) -> Result<Option<Request<'a>>, DecodeError> {
+        let mut reader = Reader::new(body);
+        let request = match message_type {
+            MessageType::Put => Request::Put {
+                key: reader.bytes32("key", FRAME_SIZE_MAX)?,
+                value: reader.bytes32("value", FRAME_SIZE_MAX)?,
+            },
+            MessageType::Get => Request::Get { key: reader.bytes32("key", FRAME_SIZE_MAX)? },
+            MessageType::Delete => Request::Delete { key: reader.bytes32("key", FRAME_SIZE_MAX)? },
+            MessageType::Ping => Request::Ping,
+            MessageType::Status => Request::Status,
+            MessageType::Promote => Request::Promote { force: decode_bool(&mut reader, "force")? },
+            MessageType::Follow => {
+                let discard = decode_bool(&mut reader, "discard")?;
+                Request::Follow { address: reader.text16("address", ADDRESS_SIZE_MAX)?, discard }
+            }
+            _ => return Ok(None),
+        };
+        // No option is known yet; a client of a later version may send some.
+        reader.trailer()?;
+        reader.finish()?;
+        Ok(Some(request))
+    }
+
+    /// Appends the request as a frame.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = begin_frame(out, self.message_type());
+        match self {
+            Request::Put { key, value } => {
+                out.put_bytes32(key);
+                out.put_bytes32(value);
+            }
+            Request::Get { key } | Request::Delete { key } => out.put_bytes32(key),
+            Request::Ping | Request::Status => {}
+            Request::Promote { force } => out.put_u8((*force).into()),
+            Request::Follow { address, discard } => {
+                out.put_u8((*discard).into());
+                out.put_bytes16(address.as_bytes());
+            }
+        }
+        end_frame(out, start);
+    }
+
+    /// The key or value that is beyond its limits, if one is.
+    pub fn size_problem(&self) -> Option<SizeProblem> {
+        let (key, value): (&[u8], &[u8]) = match self {
+            Request::Put { key, value } => (key, value),
+            Request::Get { key } | Request::Delete { key } => (key, &[]),
+            _ => return None,
+        };
+        if !(KEY_SIZE_MIN..=KEY_SIZE_MAX).contains(&key.len()) {
+            return Some(SizeProblem { what: "key", size: key.len() });
+        }
+        (value.len() > VALUE_SIZE_MAX).then_some(SizeProblem { what: "value", size: value.len() })
+    }
+
+    fn message_type(&self) -> MessageType {
+        match self {
+            Request::Put { .. } => MessageType::Put,
+            Request::Get { .. } => MessageType::Get,
+            Request::Delete { .. } => MessageType::Delete,
+            Request::Ping => MessageType::Ping,
+            Request::Status => MessageType::Status,
+            Request::Promote { .. } => MessageType::Promote,
+            Request::Follow { .. } => MessageType::Follow,
+        }
+    }
+}
+
+impl<'a> Reply<'a> {
+    /// Appends the reply as a frame.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = begin_frame(out, MessageType::Reply);
+        out.put_u8(self.status as u8);
+        out.put_u64(self.lsn.0);
+        out.put_u64(self.term.as_u64());
+        out.put_bytes32(self.payload);
+        out.put_trailer(0, |_| {});
+        end_frame(out, start);
+    }
+
+    /// Reads the body of a reply.
+    pub fn decode(body: &'a [u8]) -> Result<Reply<'a>, DecodeError> {
+        let mut reader = Reader::new(body);
+        let status_error = reader.error("status", DecodeProblem::Truncated);
+        let raw = reader.u8("status")?;
+        let status = Status::from_u8(raw)
+            .ok_or(DecodeError { problem: DecodeProblem::Invalid(raw.into()), ..status_error })?;
+        let lsn = Lsn(reader.u64("lsn")?);
+        let term = Term::from_u64(reader.u64("term")?);
+        let payload = reader.bytes32("payload", FRAME_SIZE_MAX)?;
+        reader.trailer()?;
+        reader.finish()?;
+        Ok(Reply { status, lsn, term, payload })
+    }
+}
+
+pub(super) fn decode_bool(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
+    let error = reader.error(field, DecodeProblem::Truncated);
+    match reader.u8(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(DecodeError { problem: DecodeProblem::Invalid(other.into()), ..error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::FrameBuffer;
+
+    fn through_the_wire(request: Request<'_>) {
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes);
+        let mut buffer = FrameBuffer::new();
+        buffer.space()[..bytes.len()].copy_from_slice(&bytes);
+        buffer.filled(bytes.len());
+        let frame = buffer.next_frame().unwrap().unwrap();
+        let message_type = MessageType::from_u8(frame.type_byte).unwrap();
+        assert_eq!(Request::decode(message_type, frame.body), Ok(Some(request)));
+    }
+
+    #[test]
+    fn requests_survive_the_round_trip() {
+        through_the_wire(Request::Put { key: b"k", value: b"v" });
+        through_the_wire(Request::Get { key: b"" });
+        through_the_wire(Request::Delete { key: &[0xff; 100] });
+        through_the_wire(Request::Ping);
+        through_the_wire(Request::Status);
+        through_the_wire(Request::Promote { force: true });
+        through_the_wire(Request::Follow { address: "127.0.0.1:9001", discard: false });
+    }
+
+    #[test]
+    fn options_of_a_later_version_are_skipped() {
+        let mut body = Vec::new();
+        body.put_bytes32(b"k");
+        body.put_trailer(0x8000, |fields| fields.put_u64(1));
+        assert_eq!(Request::decode(MessageType::Get, &body), Ok(Some(Request::Get { key: b"k" })));
+    }
+
+    #[test]
+    fn sizes_beyond_the_limits_are_an_outcome_and_not_a_broken_frame() {
+        let key = vec![0; KEY_SIZE_MAX + 1];
+        let request = Request::Get { key: &key };
+        through_the_wire(Request::Get { key: b"" });
+        assert_eq!(request.size_problem().unwrap().what, "key");
+        assert_eq!(Request::Get { key: b"" }.size_problem().unwrap().size, 0);
+        assert_eq!(Request::Put { key: &key[1..], value: b"" }.size_problem(), None);
+        let value = vec![0; VALUE_SIZE_MAX + 1];
+        assert_eq!(Request::Put { key: b"k", value: &value }.size_problem().unwrap().what, "value");
+    }
+}
