@@ -6,5 +6,6 @@
 pub mod disk;
 pub mod ids;
 pub mod limits;
+pub mod meta;
 pub mod replication;
 pub mod wire;

@@ -8,9 +8,9 @@
 
 use std::io;
 
-// mod real;
+mod real;
 
-// pub use real::{LockError, RealDisk};
+pub use real::{FileSystem, OpenError, RealDisk};
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,5 +85,20 @@ pub trait Disk {
             buffer = &mut buffer[read..];
         }
         Ok(())
+    }
+}
+
+/// What an operator can do about an error of a disk, to stand behind its text in a message.
+pub fn advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded => "free some space on that disk and start again",
+        Kind::ReadOnlyFilesystem => {
+            "remount the file system writable; if it went read-only by itself, the kernel log says why"
+        }
+        Kind::PermissionDenied => "run as the owner of the directory, or give it to this user with chown",
+        Kind::NotADirectory => "name a directory with --data-dir, or move the file out of the way",
+        Kind::NotFound => "create the parent directory, or mount the file system that should be there",
+        _ => "look into the kernel log for errors of that disk before starting again",
     }
 }

@@ -1,1 +1,311 @@
-//! The real directory.
+//! The real directory, and the only place that touches the operating system's files.
+//!
+//! Everything goes through one descriptor of the directory (`openat` and its kin), so that a directory that
+//! is renamed or mounted over while the node runs stays the one that was locked.
+//!
+//! The lock is a `flock` on the file `LOCK`, held for life. The kernel drops it with the process, however that
+//! ends, so there is no stale lock to detect and none is ever broken by force. The file stays; the pid in it
+//! is only what a second process names when it is refused.
+//!
+//! Left out: a mount that is missing while its mount point exists cannot be told from an empty directory.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+
+use super::{Disk, FileId, advice};
+
+const LOCK_NAME: &str = "LOCK";
+/// The pid is written in place with a fixed width: the file never grows again, so a full disk cannot
+/// keep a node from starting.
+const PID_WIDTH: usize = 10;
+/// Readable by the group, for tools that inspect a stopped node; writable by the owner alone.
+const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
+const DIR_MODE: Mode = Mode::from_raw_mode(0o750);
+/// Bytes of one write of zeros where the file system cannot allocate.
+const ZEROS_SIZE: usize = 1 << 20;
+
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+
+/// Why a data directory cannot be used.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process holds it.
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process, if its pid could be read.
+        pid: Option<u32>,
+    },
+    /// It belongs to another user. Files created in it would keep that user's node from starting again.
+    WrongOwner {
+        /// The directory.
+        path: PathBuf,
+        /// The uid of its owner.
+        owner: u32,
+        /// The uid of this process.
+        user: u32,
+    },
+    /// The operating system refused.
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::InUse { path, pid } => {
+                write!(f, "data directory {} is in use by ", path.display())?;
+                match pid {
+                    Some(pid) => write!(f, "the process with pid {pid}")?,
+                    None => write!(f, "another process")?,
+                }
+                write!(f, ", which holds {LOCK_NAME} in it; stop it, or name another directory")
+            }
+            OpenError::WrongOwner { path, owner, user } => write!(
+                f,
+                "data directory {} belongs to uid {owner} and this process runs as uid {user}; run it as \
+                 uid {owner}, give the directory away with chown, or name a directory inside of it",
+                path.display()
+            ),
+            OpenError::Io { path, action, source } => {
+                write!(f, "data directory {}: {action}: {source}; {}", path.display(), advice(source))
+            }
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            OpenError::Io { source, .. } => Some(source),
+            OpenError::InUse { .. } | OpenError::WrongOwner { .. } => None,
+        }
+    }
+}
+
+/// What a data directory lies on, as far as durability is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// tmpfs or ramfs: `fdatasync` returns at once and a reboot loses everything.
+    Memory,
+    /// Anything else, by its magic number.
+    Other(u64),
+}
+
+/// A locked directory of the operating system.
+#[derive(Debug)]
+pub struct RealDisk {
+    path: PathBuf,
+    dir: OwnedFd,
+    /// Indexed by [`FileId`]; a closed slot is used again.
+    files: Vec<Option<OwnedFd>>,
+    /// Held open for the lock.
+    _lock: OwnedFd,
+}
+
+impl RealDisk {
+    /// Opens the directory for this process alone, after creating it if its parent exists.
+    ///
+    /// # Errors
+    /// If another process holds it, if it belongs to another user, or if it cannot be written.
+    pub fn open(path: &Path) -> Result<RealDisk, OpenError> {
+        let failed = |action| {
+            move |errno: Errno| OpenError::Io { path: path.to_owned(), action, source: errno.into() }
+        };
+        let created = create_dir(path).map_err(failed("creating it"))?;
+        let dir_flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let dir = fs::open(path, dir_flags, Mode::empty()).map_err(failed("opening it"))?;
+        let owner = fs::fstat(&dir).map_err(failed("looking for its owner"))?.st_uid;
+        let user = rustix::process::geteuid().as_raw();
+        if owner != user {
+            return Err(OpenError::WrongOwner { path: path.to_owned(), owner, user });
+        }
+        // Before the lock file exists: with the lock file there, the parent is known to have been synced.
+        let unlocked_before = fs::statat(&dir, LOCK_NAME, AtFlags::SYMLINK_NOFOLLOW).is_err();
+        if created || unlocked_before {
+            let synced = sync_parent(&dir);
+            // A directory that somebody else made, such as a mount, may lie in one we may not read.
+            if created {
+                synced.map_err(failed("making its name durable in the parent directory"))?;
+            }
+        }
+        let lock_flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = fs::openat(&dir, LOCK_NAME, lock_flags, FILE_MODE)
+            .map_err(failed("opening the file LOCK in it for writing"))?;
+        match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => write_pid(&lock).map_err(failed("writing the pid to the file LOCK in it"))?,
+            Err(Errno::WOULDBLOCK) => {
+                return Err(OpenError::InUse { path: path.to_owned(), pid: read_pid(&lock) });
+            }
+            Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
+        }
+        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), _lock: lock })
+    }
+
+    /// What the directory lies on.
+    ///
+    /// # Errors
+    /// Those of `fstatfs`.
+    pub fn file_system(&self) -> io::Result<FileSystem> {
+        let magic = fs::fstatfs(&self.dir)?.f_type as u64;
+        let in_memory = magic == TMPFS_MAGIC || magic == RAMFS_MAGIC;
+        Ok(if in_memory { FileSystem::Memory } else { FileSystem::Other(magic) })
+    }
+
+    fn fd(&self, file: FileId) -> &OwnedFd {
+        let slot = self.files.get(file.0 as usize).and_then(Option::as_ref);
+        slot.expect("a handle is used only between open and close")
+    }
+
+    fn keep(&mut self, fd: OwnedFd) -> FileId {
+        let free = self.files.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.files.push(None);
+            self.files.len() - 1
+        });
+        self.files[free] = Some(fd);
+        FileId(u32::try_from(free).expect("descriptors are far fewer than 2^32"))
+    }
+
+    fn open_file(&self, name: &str, extra: OFlags) -> io::Result<OwnedFd> {
+        assert!(!name.contains('/') && name != LOCK_NAME, "{name} is no plain name of a file");
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
+        Ok(fs::openat(&self.dir, name, flags, FILE_MODE)?)
+    }
+}
+
+impl Disk for RealDisk {
+    fn describe(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.dir)? {
+            let entry = entry?;
+            // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
+            if entry.file_type() == FileType::Directory {
+                continue;
+            }
+            match entry.file_name().to_str() {
+                Ok("." | ".." | LOCK_NAME) | Err(_) => {}
+                Ok(name) => names.push(name.to_owned()),
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
+        let fd = self.open_file(name, OFlags::CREATE | OFlags::EXCL)?;
+        if let Err(error) = allocate(&fd, size) {
+            // Without its space the file is of no use; should even this fail, it is the caller's leftover
+            // as after a crash, and the reason to report is still the first error.
+            let _ = fs::unlinkat(&self.dir, name, AtFlags::empty());
+            return Err(error);
+        }
+        Ok(self.keep(fd))
+    }
+
+    fn open(&mut self, name: &str) -> io::Result<FileId> {
+        let fd = self.open_file(name, OFlags::empty())?;
+        Ok(self.keep(fd))
+    }
+
+    fn close(&mut self, file: FileId) {
+        self.files[file.0 as usize] = None;
+    }
+
+    fn len(&mut self, file: FileId) -> io::Result<u64> {
+        let size = fs::fstat(self.fd(file))?.st_size;
+        Ok(u64::try_from(size).expect("the size of a file is not negative"))
+    }
+
+    fn read_at(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let fd = self.fd(file);
+        Ok(retry_on_intr(|| pread(fd, &mut *buffer, offset))?)
+    }
+
+    fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        let fd = self.fd(file);
+        Ok(retry_on_intr(|| pwrite(fd, bytes, offset))?)
+    }
+
+    fn sync_data(&mut self, file: FileId) -> io::Result<()> {
+        // No retry, not even on EINTR: a second fdatasync may succeed for data that the first one dropped.
+        Ok(fs::fdatasync(self.fd(file))?)
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        Ok(fs::fsync(&self.dir)?)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat(&self.dir, from, &self.dir, to)?)
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.dir, name, AtFlags::empty())?)
+    }
+}
+
+/// Whether the directory had to be created. Its parents are not: a missing one is more likely a missing
+/// mount than a wish, and a store that starts empty beside its data is the worse surprise.
+fn create_dir(path: &Path) -> rustix::io::Result<bool> {
+    match fs::mkdir(path, DIR_MODE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        // `mkdir` of an existing directory may report the read-only mount or the right that would be missing
+        // to create it; whether it is there decides.
+        Err(errno) => fs::stat(path).map(|_| false).map_err(|_| errno),
+    }
+}
+
+fn sync_parent(dir: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    fs::fsync(fs::openat(dir, "..", flags, Mode::empty())?)
+}
+
+fn write_pid(lock: &OwnedFd) -> rustix::io::Result<()> {
+    let pid = format!("{:>PID_WIDTH$}\n", std::process::id());
+    retry_on_intr(|| pwrite(lock, pid.as_bytes(), 0)).map(|_| ())
+}
+
+/// What the holder of the lock wrote. In the microseconds between its lock and its write that is the pid of
+/// the holder before it.
+fn read_pid(lock: &OwnedFd) -> Option<u32> {
+    let mut text = [0; PID_WIDTH];
+    let size = retry_on_intr(|| pread(lock, &mut text[..], 0)).ok()?;
+    std::str::from_utf8(&text[..size]).ok()?.trim().parse().ok()
+}
+
+fn allocate(fd: &OwnedFd, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    match retry_on_intr(|| fs::fallocate(fd, FallocateFlags::empty(), 0, size)) {
+        Err(Errno::OPNOTSUPP) => write_zeros(fd, size),
+        result => Ok(result?),
+    }
+}
+
+fn write_zeros(fd: &OwnedFd, size: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS_SIZE];
+    let mut offset = 0;
+    while offset < size {
+        let chunk = &zeros[..ZEROS_SIZE.min((size - offset) as usize)];
+        offset += retry_on_intr(|| pwrite(fd, chunk, offset))? as u64;
+    }
+    Ok(())
+}

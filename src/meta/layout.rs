@@ -1,0 +1,209 @@
+//! The bytes of one copy of the record.
+//!
+//! ```text
+//! offset  size  field (integers are big-endian and unsigned)
+//!      0     8  magic "KVSTMETA"
+//!      8     4  format version
+//!     12     8  record version: 1 when created, one more with every update
+//!     20    16  cluster id            36  16  node id
+//!     52     8  term                  60  16  vote
+//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed
+//!     78     8  log generation        86   8  cut LSN
+//!     94    16  leader id
+//!    110        leader address, own address: each [size u16][text]
+//!               peers: [count u8], then as many [size u16][text]
+//!               zeros
+//!   8188     4  CRC-32 of all bytes before it
+//! ```
+//!
+//! The checksum covers the zeros too, so no flipped bit anywhere in a copy goes unseen. Magic, format version
+//! and checksum keep their places in every later format: that is how an older program knows a newer copy
+//! from a damaged one.
+
+use std::fmt;
+use std::io;
+
+use super::{Meta, StoredRole};
+use crate::ids::{ClusterId, Lsn, NodeId, Term};
+use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
+use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
+
+/// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
+pub(super) const COPY_SIZE: usize = 8192;
+pub(super) const FORMAT_VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"KVSTMETA";
+const CHECKSUM_OFFSET: usize = COPY_SIZE - 4;
+const FIXED_SIZE: usize = 110;
+const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
+
+const FLAG_IN_SYNC: u8 = 1;
+const FLAG_DISCARD_ALLOWED: u8 = 2;
+
+const _: () = {
+    assert!(PEERS_MAX <= u8::MAX as usize);
+    assert!(FIXED_SIZE + 1 + (2 + PEERS_MAX) * ADDRESS_FIELD_SIZE_MAX <= CHECKSUM_OFFSET);
+};
+
+/// What makes a copy unusable.
+#[derive(Debug)]
+pub enum CopyProblem {
+    /// There is no such file.
+    Missing,
+    /// It cannot be read.
+    Unreadable(io::Error),
+    /// It ends too early.
+    Short {
+        /// Bytes it has.
+        size: u64,
+    },
+    /// It begins with other bytes.
+    Magic,
+    /// Its checksum is not that of its bytes.
+    Checksum {
+        /// The one in the file.
+        stored: u32,
+        /// The one of the bytes.
+        computed: u32,
+    },
+    /// A field means nothing although the checksum is right.
+    Field(DecodeError),
+}
+
+impl fmt::Display for CopyProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CopyProblem::Missing => f.write_str("the file is missing"),
+            CopyProblem::Unreadable(error) => write!(f, "cannot be read: {error}"),
+            CopyProblem::Short { size } => write!(f, "ends at byte {size} of {COPY_SIZE}"),
+            CopyProblem::Magic => f.write_str("byte 0: the magic number is not that of a record"),
+            CopyProblem::Checksum { stored, computed } => write!(
+                f,
+                "byte {CHECKSUM_OFFSET}: checksum {stored:08x}, but that of the bytes is {computed:08x}"
+            ),
+            CopyProblem::Field(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What the bytes of a copy are, if they are not damaged.
+#[derive(Debug)]
+pub(super) enum Decoded {
+    Record { version: u64, meta: Meta },
+    NewerFormat { format: u32 },
+}
+
+pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
+    let mut out = Vec::with_capacity(COPY_SIZE);
+    out.extend_from_slice(&MAGIC);
+    out.put_u32(FORMAT_VERSION);
+    out.put_u64(version);
+    out.extend_from_slice(&meta.cluster_id.0);
+    out.extend_from_slice(&meta.node_id.0);
+    out.put_u64(meta.term.as_u64());
+    out.extend_from_slice(&meta.vote.0);
+    out.put_u8(role_to_byte(meta.role));
+    let in_sync = if meta.in_sync { FLAG_IN_SYNC } else { 0 };
+    let discard_allowed = if meta.discard_allowed { FLAG_DISCARD_ALLOWED } else { 0 };
+    out.put_u8(in_sync | discard_allowed);
+    out.put_u64(meta.log_generation);
+    out.put_u64(meta.cut_lsn.0);
+    out.extend_from_slice(&meta.leader_id.0);
+    debug_assert_eq!(out.len(), FIXED_SIZE);
+    out.put_bytes16(meta.leader_address.as_bytes());
+    out.put_bytes16(meta.own_address.as_bytes());
+    out.put_u8(u8::try_from(meta.peers.len()).expect("peers are bounded by PEERS_MAX"));
+    meta.peers.iter().for_each(|peer| out.put_bytes16(peer.as_bytes()));
+    assert!(out.len() <= CHECKSUM_OFFSET, "addresses are bounded by ADDRESS_SIZE_MAX");
+    out.resize(CHECKSUM_OFFSET, 0);
+    out.put_u32(crc32fast::hash(&out));
+    out
+}
+
+pub(super) fn decode(bytes: &[u8; COPY_SIZE]) -> Result<Decoded, CopyProblem> {
+    let (covered, checksum) = bytes.split_at(CHECKSUM_OFFSET);
+    if covered[..MAGIC.len()] != MAGIC {
+        return Err(CopyProblem::Magic);
+    }
+    let stored = u32::from_be_bytes(checksum.try_into().expect("the checksum has 4 bytes"));
+    let computed = crc32fast::hash(covered);
+    if stored != computed {
+        return Err(CopyProblem::Checksum { stored, computed });
+    }
+    decode_fields(covered).map_err(CopyProblem::Field)
+}
+
+fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
+    let mut reader = Reader::new(covered);
+    reader.bytes("magic", MAGIC.len())?;
+    let at_format = reader.clone();
+    let format = reader.u32("format version")?;
+    if format > FORMAT_VERSION {
+        return Ok(Decoded::NewerFormat { format });
+    }
+    if format < FORMAT_VERSION {
+        return Err(at_format.error("format version", DecodeProblem::Invalid(format.into())));
+    }
+    let version = reader.u64("record version")?;
+    let cluster_id = ClusterId(reader.array("cluster id")?);
+    let node_id = NodeId(reader.array("node id")?);
+    let term = Term::from_u64(reader.u64("term")?);
+    let vote = NodeId(reader.array("vote")?);
+    let role = read_role(&mut reader)?;
+    let flags = reader.u8("flags")?;
+    let log_generation = reader.u64("log generation")?;
+    let cut_lsn = Lsn(reader.u64("cut LSN")?);
+    let leader_id = NodeId(reader.array("leader id")?);
+    let leader_address = reader.text16("leader address", ADDRESS_SIZE_MAX)?.to_owned();
+    let own_address = reader.text16("own address", ADDRESS_SIZE_MAX)?.to_owned();
+    let peers = read_peers(&mut reader)?;
+    let meta = Meta {
+        cluster_id,
+        node_id,
+        term,
+        vote,
+        role,
+        leader_id,
+        leader_address,
+        peers,
+        own_address,
+        in_sync: flags & FLAG_IN_SYNC != 0,
+        log_generation,
+        cut_lsn,
+        discard_allowed: flags & FLAG_DISCARD_ALLOWED != 0,
+    };
+    Ok(Decoded::Record { version, meta })
+}
+
+fn read_peers(reader: &mut Reader<'_>) -> Result<Vec<String>, DecodeError> {
+    let at_count = reader.clone();
+    let count = reader.u8("peer count")?;
+    if usize::from(count) > PEERS_MAX {
+        let problem = DecodeProblem::TooLarge { value: count.into(), limit: PEERS_MAX as u64 };
+        return Err(at_count.error("peer count", problem));
+    }
+    (0..count).map(|_| Ok(reader.text16("peer", ADDRESS_SIZE_MAX)?.to_owned())).collect()
+}
+
+fn role_to_byte(role: StoredRole) -> u8 {
+    match role {
+        StoredRole::Unset => 0,
+        StoredRole::LeaderByFlags => 1,
+        StoredRole::FollowerByFlags => 2,
+        StoredRole::LeaderByPromotion => 3,
+        StoredRole::FollowerByCommand => 4,
+        StoredRole::Deposed => 5,
+    }
+}
+
+fn read_role(reader: &mut Reader<'_>) -> Result<StoredRole, DecodeError> {
+    let at_role = reader.clone();
+    Ok(match reader.u8("role")? {
+        0 => StoredRole::Unset,
+        1 => StoredRole::LeaderByFlags,
+        2 => StoredRole::FollowerByFlags,
+        3 => StoredRole::LeaderByPromotion,
+        4 => StoredRole::FollowerByCommand,
+        5 => StoredRole::Deposed,
+        other => return Err(at_role.error("role", DecodeProblem::Invalid(other.into()))),
+    })
+}
