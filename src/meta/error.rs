@@ -117,8 +117,8 @@ impl fmt::Display for MetaNotice {
             }
             MetaNotice::CaughtUp { file, from, version } => write!(
                 f,
-                "{file} was of version {from}, the other copy of {version}: an update was interrupted; \
-                 version {version} is used"
+                "{file} was of version {from}, the other copy of {version}: an update was interrupted, or a write \
+                 to {file} was lost; version {version} is used"
             ),
         }
     }
