@@ -89,6 +89,16 @@ fn a_failed_sync_shows_data_that_no_later_sync_saves() {
 }
 
 #[test]
+fn a_failed_sync_may_have_written_some_sectors() {
+    let (mut disk, file) = with_file(1024);
+    disk.write_all_at(file, 0, &[1; 1024]).unwrap();
+    disk.fail_sync_keeping(0, EIO, Keep::Mask(0b10));
+    disk.sync_data(file).unwrap_err();
+    disk.crash(Keep::All);
+    assert_eq!(first_bytes(&disk, 2), [0, 1]);
+}
+
+#[test]
 fn from_the_crash_point_on_nothing_works_and_nothing_changes() {
     let (mut disk, file) = with_file(512);
     disk.crash_before(disk.op_count() + 1);

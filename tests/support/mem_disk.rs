@@ -8,14 +8,15 @@
 //!   subset of them, in their order. The data of a file is durable apart from its name, and the other way round.
 //! - A file keeps the size it was created with; a size that grew by a write is durable with the write.
 //! - A failed `sync_data` drops the dirty marks as the page cache does: reads still show the data, a later sync
-//!   that succeeds proves nothing about it, and the crash takes it.
+//!   that succeeds proves nothing about it, and the crash takes it, but for the sectors that the failed one
+//!   wrote after all (none, unless the test says which).
 //!
 //! Two ways to end: [`MemDisk::crash`] is a power loss, [`MemDisk::kill_process`] leaves the page cache as it
 //! is. Both invalidate all handles. Nothing here is random but by a seed that the test gives.
 //!
 //! A `MemDisk` is a handle: its clones are the same disk, [`MemDisk::fork`] is another one.
 
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::cell::{RefCell, RefMut};
 use std::collections::BTreeMap;
@@ -25,8 +26,9 @@ use std::rc::Rc;
 
 use kvstore::disk::{Disk, FileId, Flush};
 
-/// The unit that a power loss keeps or loses.
-pub const SECTOR_SIZE: usize = 512;
+mod mem_file;
+use mem_file::{Chooser, DirOp, File, Inode, Sector};
+pub use mem_file::{Keep, SECTOR_SIZE, SplitMix64};
 
 /// `errno` values as Linux has them, so that tests need no further crate.
 pub const EIO: i32 = 5;
@@ -80,19 +82,6 @@ impl fmt::Display for Op {
     }
 }
 
-/// Which of the unsynced sectors, or of the unsynced directory operations, a crash keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    None,
-    All,
-    /// The first so many.
-    Prefix(usize),
-    /// The i-th if bit i is set: for tests that go through all subsets of at most 64.
-    Mask(u64),
-    /// A subset by seed; of a sector that was written more than once, any version.
-    Random(u64),
-}
-
 /// The error of every operation from the crash point on.
 #[derive(Debug)]
 pub struct SimulatedCrash;
@@ -110,149 +99,13 @@ pub fn is_simulated_crash(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<SimulatedCrash>())
 }
 
-/// splitmix64 (Steele, Lea, Flood 2014): small, and good enough to choose subsets.
-#[derive(Clone, Debug)]
-pub struct SplitMix64(pub u64);
-
-impl SplitMix64 {
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`; the bias of the remainder does not matter here.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next_u64() % bound
-    }
-}
-
-/// Decides element by element what is kept.
-struct Chooser {
-    keep: Keep,
-    index: usize,
-    random: SplitMix64,
-}
-
-impl Chooser {
-    fn new(keep: Keep) -> Chooser {
-        let seed = if let Keep::Random(seed) = keep { seed } else { 0 };
-        Chooser { keep, index: 0, random: SplitMix64(seed) }
-    }
-
-    /// How many of the `versions` of the next element reached the disk: 0 is none, `versions` the last.
-    fn next(&mut self, versions: usize) -> usize {
-        let index = self.index;
-        self.index += 1;
-        let kept = match self.keep {
-            Keep::None => false,
-            Keep::All => true,
-            Keep::Prefix(count) => index < count,
-            Keep::Mask(mask) => {
-                assert!(index < 64, "a mask names at most 64 unsynced elements");
-                mask >> index & 1 == 1
-            }
-            Keep::Random(_) => return self.random.below(versions as u64 + 1) as usize,
-        };
-        if kept { versions } else { 0 }
-    }
-}
-
-type Inode = usize;
-type Sector = u64;
-
-#[derive(Clone, Debug, Default)]
-struct File {
-    /// The name it had last, for the log.
-    name: String,
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    /// Unsynced sectors with every content they had since the last sync, oldest first.
-    dirty: BTreeMap<Sector, Vec<Vec<u8>>>,
-}
-
-impl File {
-    fn sector(&self, sector: Sector) -> Vec<u8> {
-        let start = sector as usize * SECTOR_SIZE;
-        self.live[start..self.live.len().min(start + SECTOR_SIZE)].to_vec()
-    }
-
-    fn write(&mut self, offset: usize, bytes: &[u8]) {
-        let end = offset + bytes.len();
-        let first_changed = offset.min(self.live.len());
-        if end > self.live.len() {
-            self.live.resize(end, 0);
-        }
-        self.live[offset..end].copy_from_slice(bytes);
-        for sector in (first_changed / SECTOR_SIZE)..end.div_ceil(SECTOR_SIZE) {
-            let content = self.sector(sector as Sector);
-            self.dirty.entry(sector as Sector).or_default().push(content);
-        }
-    }
-
-    fn persist(&mut self, sector: Sector, content: &[u8]) {
-        let start = sector as usize * SECTOR_SIZE;
-        let end = start + content.len();
-        if self.durable.len() < end {
-            self.durable.resize(end, 0);
-        }
-        self.durable[start..end].copy_from_slice(content);
-    }
-
-    fn sync(&mut self) {
-        for (sector, versions) in std::mem::take(&mut self.dirty) {
-            self.persist(sector, versions.last().expect("a dirty sector has a version"));
-        }
-    }
-
-    fn crash(&mut self, chooser: &mut Chooser) {
-        for (sector, versions) in std::mem::take(&mut self.dirty) {
-            if let Some(kept) = chooser.next(versions.len()).checked_sub(1) {
-                self.persist(sector, &versions[kept]);
-            }
-        }
-        self.live.clone_from(&self.durable);
-    }
-}
-
-#[derive(Clone, Debug)]
-enum DirOp {
-    Link(String, Inode),
-    Rename(String, String, Inode),
-    Unlink(String, Inode),
-}
-
-impl DirOp {
-    fn apply(&self, names: &mut BTreeMap<String, Inode>) {
-        match self {
-            DirOp::Link(name, inode) => {
-                names.insert(name.clone(), *inode);
-            }
-            DirOp::Rename(from, to, inode) => {
-                // An earlier operation may be lost, so the old name need not be there.
-                if names.get(from) == Some(inode) {
-                    names.remove(from);
-                }
-                names.insert(to.clone(), *inode);
-            }
-            DirOp::Unlink(name, inode) => {
-                if names.get(name) == Some(inode) {
-                    names.remove(name);
-                }
-            }
-        }
-    }
-}
-
 /// A flush that was begun and not completed: what it covers is what was written before it began.
 #[derive(Clone, Debug)]
 struct HeldFlush {
     inode: Inode,
     /// Sectors with the number of their versions at the beginning.
     covers: Vec<(Sector, usize)>,
-    failure: Option<i32>,
+    failure: Option<Failing>,
 }
 
 #[derive(Clone, Debug)]
@@ -260,8 +113,16 @@ struct Failure {
     kind: OpKind,
     /// So many of the kind succeed first.
     after: u64,
-    errno: i32,
     forever: bool,
+    how: Failing,
+}
+
+/// How an operation fails.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    errno: i32,
+    /// The sectors that a failing sync makes durable all the same.
+    keep: Keep,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -288,13 +149,13 @@ fn os_error(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-fn outcome(failure: Option<i32>) -> io::Result<()> {
-    failure.map_or(Ok(()), |errno| Err(os_error(errno)))
+fn outcome(failure: Option<Failing>) -> io::Result<()> {
+    failure.map_or(Ok(()), |how| Err(os_error(how.errno)))
 }
 
 impl State {
-    /// Counts and logs an operation; `Ok(Some(errno))` if it is to fail.
-    fn begin(&mut self, kind: OpKind, name: &str, offset: u64, size: u64) -> io::Result<Option<i32>> {
+    /// Counts and logs an operation; says how if it is to fail.
+    fn begin(&mut self, kind: OpKind, name: &str, offset: u64, size: u64) -> io::Result<Option<Failing>> {
         if kind.is_mutating() && !self.crashed && self.crash_before == Some(self.log.len() as u64) {
             self.crashed = true;
         }
@@ -309,8 +170,8 @@ impl State {
         if self.crashed { Err(io::Error::other(SimulatedCrash)) } else { Ok(()) }
     }
 
-    fn take_failure(&mut self, kind: OpKind) -> Option<i32> {
-        let mut errno = None;
+    fn take_failure(&mut self, kind: OpKind) -> Option<Failing> {
+        let mut taken = None;
         self.failures.retain_mut(|failure| {
             if failure.kind != kind {
                 return true;
@@ -319,10 +180,10 @@ impl State {
                 failure.after -= 1;
                 return true;
             }
-            errno = Some(failure.errno);
+            taken = Some(failure.how);
             failure.forever
         });
-        errno
+        taken
     }
 
     fn inode(&self, file: FileId) -> io::Result<Inode> {
@@ -375,6 +236,7 @@ impl State {
     /// Ends a flush: the data it covers is durable, or will never be.
     fn finish_flush(&mut self, flush: HeldFlush) -> Result<(), i32> {
         let file = self.file(flush.inode);
+        let mut chooser = Chooser::new(flush.failure.map_or(Keep::All, |how| how.keep));
         for (sector, count) in flush.covers {
             // A sync of the same file in between has done it already.
             let Some(versions) = file.dirty.get_mut(&sector) else { continue };
@@ -382,11 +244,11 @@ impl State {
             if versions.is_empty() {
                 file.dirty.remove(&sector);
             }
-            if let (Some(content), None) = (covered.last(), flush.failure) {
-                file.persist(sector, content);
+            if let Some(kept) = chooser.next(covered.len()).checked_sub(1) {
+                file.persist(sector, &covered[kept]);
             }
         }
-        flush.failure.map_or(Ok(()), Err)
+        flush.failure.map_or(Ok(()), |how| Err(how.errno))
     }
 
     /// The process is gone: nothing it held, asked for or was told about remains.
@@ -487,12 +349,20 @@ impl MemDisk {
     /// One operation of the kind fails: the next one after `after` of them went well.
     /// A `Sync` that fails drops the dirty marks.
     pub fn fail(&self, kind: OpKind, after: u64, errno: i32) {
-        self.state().failures.push(Failure { kind, after, errno, forever: false });
+        let how = Failing { errno, keep: Keep::None };
+        self.state().failures.push(Failure { kind, after, forever: false, how });
+    }
+
+    /// A `Sync` as in [`MemDisk::fail`] that has made some sectors durable before it fails.
+    pub fn fail_sync_keeping(&self, after: u64, errno: i32, keep: Keep) {
+        let how = Failing { errno, keep };
+        self.state().failures.push(Failure { kind: OpKind::Sync, after, forever: false, how });
     }
 
     /// All operations of the kind fail until [`MemDisk::heal`].
     pub fn fail_always(&self, kind: OpKind, errno: i32) {
-        self.state().failures.push(Failure { kind, after: 0, errno, forever: true });
+        let how = Failing { errno, keep: Keep::None };
+        self.state().failures.push(Failure { kind, after: 0, forever: true, how });
     }
 
     /// No injected failure is left.
@@ -664,10 +534,8 @@ impl Disk for MemDisk {
         if let Some(held) = state.held.as_mut().filter(|held| held.inode == inode) {
             held.covers.clear();
         }
-        match failure {
-            None => state.file(inode).sync(),
-            Some(_) => state.file(inode).dirty.clear(),
-        }
+        let keep = failure.map_or(Keep::All, |how| how.keep);
+        state.file(inode).settle(&mut Chooser::new(keep));
         outcome(failure)
     }
 

@@ -1,0 +1,154 @@
+//! What a power loss leaves of one file and of the names, by a given choice. See `mem_disk`.
+
+use std::collections::BTreeMap;
+
+/// The unit that a power loss keeps or loses.
+pub const SECTOR_SIZE: usize = 512;
+
+/// Which of the unsynced sectors, or of the unsynced directory operations, a crash keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    None,
+    All,
+    /// The first so many.
+    Prefix(usize),
+    /// The i-th if bit i is set: for tests that go through all subsets of at most 64.
+    Mask(u64),
+    /// A subset by seed; of a sector that was written more than once, any version.
+    Random(u64),
+}
+
+/// splitmix64 (Steele, Lea, Flood 2014): small, and good enough to choose subsets.
+#[derive(Clone, Debug)]
+pub struct SplitMix64(pub u64);
+
+impl SplitMix64 {
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`; the bias of the remainder does not matter here.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next_u64() % bound
+    }
+}
+
+/// Decides element by element what is kept.
+pub struct Chooser {
+    keep: Keep,
+    index: usize,
+    random: SplitMix64,
+}
+
+impl Chooser {
+    pub fn new(keep: Keep) -> Chooser {
+        let seed = if let Keep::Random(seed) = keep { seed } else { 0 };
+        Chooser { keep, index: 0, random: SplitMix64(seed) }
+    }
+
+    /// How many of the `versions` of the next element reached the disk: 0 is none, `versions` the last.
+    pub fn next(&mut self, versions: usize) -> usize {
+        let index = self.index;
+        self.index += 1;
+        let kept = match self.keep {
+            Keep::None => false,
+            Keep::All => true,
+            Keep::Prefix(count) => index < count,
+            Keep::Mask(mask) => {
+                assert!(index < 64, "a mask names at most 64 unsynced elements");
+                mask >> index & 1 == 1
+            }
+            Keep::Random(_) => return self.random.below(versions as u64 + 1) as usize,
+        };
+        if kept { versions } else { 0 }
+    }
+}
+
+pub type Inode = usize;
+pub type Sector = u64;
+
+#[derive(Clone, Debug, Default)]
+pub struct File {
+    /// The name it had last, for the log.
+    pub name: String,
+    pub live: Vec<u8>,
+    pub durable: Vec<u8>,
+    /// Unsynced sectors with every content they had since the last sync, oldest first.
+    pub dirty: BTreeMap<Sector, Vec<Vec<u8>>>,
+}
+
+impl File {
+    fn sector(&self, sector: Sector) -> Vec<u8> {
+        let start = sector as usize * SECTOR_SIZE;
+        self.live[start..self.live.len().min(start + SECTOR_SIZE)].to_vec()
+    }
+
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        let first_changed = offset.min(self.live.len());
+        if end > self.live.len() {
+            self.live.resize(end, 0);
+        }
+        self.live[offset..end].copy_from_slice(bytes);
+        for sector in (first_changed / SECTOR_SIZE)..end.div_ceil(SECTOR_SIZE) {
+            let content = self.sector(sector as Sector);
+            self.dirty.entry(sector as Sector).or_default().push(content);
+        }
+    }
+
+    pub fn persist(&mut self, sector: Sector, content: &[u8]) {
+        let start = sector as usize * SECTOR_SIZE;
+        let end = start + content.len();
+        if self.durable.len() < end {
+            self.durable.resize(end, 0);
+        }
+        self.durable[start..end].copy_from_slice(content);
+    }
+
+    /// Persists the chosen sectors; none is dirty any more.
+    pub fn settle(&mut self, chooser: &mut Chooser) {
+        for (sector, versions) in std::mem::take(&mut self.dirty) {
+            if let Some(kept) = chooser.next(versions.len()).checked_sub(1) {
+                self.persist(sector, &versions[kept]);
+            }
+        }
+    }
+
+    pub fn crash(&mut self, chooser: &mut Chooser) {
+        self.settle(chooser);
+        self.live.clone_from(&self.durable);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum DirOp {
+    Link(String, Inode),
+    Rename(String, String, Inode),
+    Unlink(String, Inode),
+}
+
+impl DirOp {
+    pub fn apply(&self, names: &mut BTreeMap<String, Inode>) {
+        match self {
+            DirOp::Link(name, inode) => {
+                names.insert(name.clone(), *inode);
+            }
+            DirOp::Rename(from, to, inode) => {
+                // An earlier operation may be lost, so the old name need not be there.
+                if names.get(from) == Some(inode) {
+                    names.remove(from);
+                }
+                names.insert(to.clone(), *inode);
+            }
+            DirOp::Unlink(name, inode) => {
+                if names.get(name) == Some(inode) {
+                    names.remove(name);
+                }
+            }
+        }
+    }
+}
