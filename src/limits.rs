@@ -85,6 +85,8 @@ pub const REDIAL_MS_MAX: u64 = 1_000;
 pub const REFUSED_RETRY_MS: u64 = 2_000;
 /// Milliseconds in which the peers must answer a promotion.
 pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
+/// Log lines about single replication events at info, per kind and second; the rest is summed up.
+pub const REPLICATION_LINES_PER_S: u32 = 10;
 /// Milliseconds a node takes at most to end after SIGTERM.
 pub const SHUTDOWN_DEADLINE_MS: u64 = 4_000;
 

@@ -72,6 +72,8 @@ pub struct FrameBuffer {
     head: usize,
     tail: usize,
     invalid: Option<FrameError>,
+    /// Bytes still to come of a frame that is thrown away.
+    discard: usize,
 }
 
 impl FrameBuffer {
@@ -101,6 +103,18 @@ impl FrameBuffer {
     pub fn filled(&mut self, size: usize) {
         assert!(size <= self.bytes.len() - self.tail, "more bytes filled than there was room");
         self.tail += size;
+        let discarded = self.discard.min(self.pending());
+        self.head += discarded;
+        self.discard -= discarded;
+    }
+
+    /// Throws away the frame under way, as far as it is here and as it will come: nothing is allocated
+    /// for it, and the frames behind it are read as ever.
+    pub fn discard_frame(&mut self) {
+        let size = self.frame_size().expect("only a frame of known size is discarded");
+        let here = self.pending().min(size);
+        self.head += here;
+        self.discard = size - here;
     }
 
     /// The next complete frame, if there is one. Its bytes are consumed with the next call.
@@ -214,6 +228,23 @@ mod tests {
         assert!(buffer.capacity() <= INPUT_BUFFER_SIZE);
         push(&mut buffer, &[0, 0, 0, 1, 6]);
         assert_eq!(buffer.next_frame(), Err(error));
+    }
+
+    #[test]
+    fn a_discarded_frame_costs_no_memory_and_the_next_one_is_read() {
+        let mut bytes = Vec::new();
+        let start = begin_frame(&mut bytes, MessageType::Put);
+        bytes.resize(1 << 20, 7);
+        end_frame(&mut bytes, start);
+        let start = begin_frame(&mut bytes, MessageType::Ping);
+        end_frame(&mut bytes, start);
+        let mut buffer = FrameBuffer::new();
+        push(&mut buffer, &bytes[..100]);
+        assert_eq!(buffer.next_frame(), Ok(None));
+        buffer.discard_frame();
+        push(&mut buffer, &bytes[100..]);
+        assert_eq!(buffer.next_frame(), Ok(Some(Frame { type_byte: 6, body: b"" })));
+        assert!(buffer.capacity() <= INPUT_BUFFER_SIZE);
     }
 
     #[test]

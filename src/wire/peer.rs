@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! HELLO, HELLO_REPLY = [version_min u16][version_max u16][features u64][cmd_types u64][cluster_id 16]
-//!                      [node_id 16][term u64][address_len u16][address][auth_len u16][auth] trailer
+//!                      [node_id 16][term u64][address_len u16][address][leader_id 16]
+//!                      [leader_address_len u16][leader_address][auth_len u16][auth] trailer
 //! REFUSE             = [code u16][term u64][leader_id 16][address_len u16][leader address]
 //!                      [message_len u16][message] trailer
 //! OPEN               = [term u64][leader_id 16][your_address][address_count u16][address]...
@@ -48,6 +49,10 @@ pub struct Hello {
     pub term: Term,
     /// Where it listens; an empty host (`:PORT`) means "the address you see me come from".
     pub address: String,
+    /// Who leads in that term as far as it knows, or none.
+    pub leader: NodeId,
+    /// Where that one listens, or empty.
+    pub leader_address: String,
     /// Opaque authentication data; empty today.
     pub auth: Vec<u8>,
 }
@@ -238,6 +243,8 @@ impl Hello {
             out.extend_from_slice(&self.node_id.0);
             out.put_u64(self.term.as_u64());
             out.put_bytes16(self.address.as_bytes());
+            out.extend_from_slice(&self.leader.0);
+            out.put_bytes16(self.leader_address.as_bytes());
             out.put_bytes16(&self.auth);
             out.put_trailer(0, |_| {});
         });
@@ -266,6 +273,8 @@ impl Hello {
             node_id: NodeId(reader.array("node_id")?),
             term: Term::from_u64(reader.u64("term")?),
             address: decode_address(&mut reader, "address")?,
+            leader: NodeId(reader.array("leader_id")?),
+            leader_address: decode_address(&mut reader, "leader address")?,
             auth: reader.bytes16("auth", AUTH_SIZE_MAX)?.to_vec(),
         };
         finish(reader)?;

@@ -1,0 +1,87 @@
+//! Bytes that wait to be written to a socket.
+
+/// An output buffer: filled at the end, emptied from the front. Memory of a burst is given back once the
+/// buffer runs empty.
+#[derive(Debug, Default)]
+pub struct OutBuf {
+    bytes: Vec<u8>,
+    head: usize,
+}
+
+/// Bytes of capacity an empty buffer keeps.
+const KEPT_CAPACITY: usize = 64 << 10;
+
+impl OutBuf {
+    /// Where frames are appended.
+    pub fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        if self.head == self.bytes.len() {
+            self.bytes.clear();
+            self.head = 0;
+        }
+        &mut self.bytes
+    }
+
+    /// What is to be written next.
+    pub fn pending(&self) -> &[u8] {
+        &self.bytes[self.head..]
+    }
+
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.head
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first `size` pending bytes were taken by the socket.
+    pub fn written(&mut self, size: usize) {
+        assert!(size <= self.len(), "more bytes written than waited");
+        self.head += size;
+        if self.is_empty() {
+            self.head = 0;
+            self.bytes.clear();
+            if self.bytes.capacity() > KEPT_CAPACITY {
+                self.bytes = Vec::new();
+            }
+        } else if self.head >= self.bytes.len() / 2 && self.head >= KEPT_CAPACITY {
+            // A reader that is slow for long must not make the buffer grow by what it has taken already.
+            // The copy moves at most as many bytes as were written since the last one.
+            self.bytes.copy_within(self.head.., 0);
+            self.bytes.truncate(self.bytes.len() - self.head);
+            self.head = 0;
+        }
+    }
+
+    /// Drops what waits.
+    pub fn clear(&mut self) {
+        self.bytes = Vec::new();
+        self.head = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_leave_in_the_order_they_came_whatever_the_socket_takes() {
+        let (mut buffer, mut expected, mut seen) = (OutBuf::default(), Vec::new(), Vec::new());
+        for round in 0..2_000_u32 {
+            let chunk = round.to_be_bytes().repeat(40);
+            buffer.bytes_mut().extend_from_slice(&chunk);
+            expected.extend_from_slice(&chunk);
+            let take = buffer.len().min(150);
+            seen.extend_from_slice(&buffer.pending()[..take]);
+            buffer.written(take);
+            assert!(buffer.bytes.len() <= 2 * (buffer.len() + KEPT_CAPACITY));
+        }
+        seen.extend_from_slice(buffer.pending());
+        let rest = buffer.len();
+        buffer.written(rest);
+        assert_eq!(seen, expected);
+        assert!(buffer.bytes.capacity() <= KEPT_CAPACITY);
+    }
+}

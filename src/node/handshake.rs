@@ -1,0 +1,255 @@
+//! Hellos and refusals: who is at the other end of a connection between nodes.
+
+use super::fatal::{fence, malformed};
+use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
+use crate::conn::{Close, ConnId, Io};
+use crate::ids::{ClusterId, NodeId, Term};
+use crate::meta::StoredRole;
+use crate::wire::CMD_TYPES_KNOWN;
+use crate::wire::peer::{Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
+use crate::{log_info, log_warn};
+
+/// A node that dialled us and said hello.
+#[derive(Debug)]
+pub(super) struct PeerIn {
+    pub node_id: NodeId,
+    pub cluster_id: ClusterId,
+    pub address: String,
+}
+
+/// A node that we dialled.
+#[derive(Debug)]
+pub(super) struct PeerOut {
+    pub purpose: DialPurpose,
+    /// Known once it has answered the hello.
+    pub node_id: Option<NodeId>,
+}
+
+impl Node {
+    fn hello(&self) -> Hello {
+        let meta = self.meta.get();
+        Hello {
+            versions: PROTOCOL_VERSIONS,
+            features: 0,
+            cmd_types: CMD_TYPES_KNOWN,
+            cluster_id: meta.cluster_id,
+            node_id: meta.node_id,
+            term: meta.term,
+            address: self.config.own_address.clone(),
+            leader: meta.leader_id,
+            leader_address: meta.leader_address.clone(),
+            auth: Vec::new(),
+        }
+    }
+
+    /// We dialled: say hello first.
+    pub(super) fn greet(&mut self, io: &mut dyn Io, conn: ConnId, purpose: DialPurpose) {
+        self.conns.insert(conn, Conn::PeerOut(PeerOut { purpose, node_id: None }));
+        self.hello().encode(false, io.output(conn).bytes_mut());
+        if let DialPurpose::Session(index) = purpose {
+            self.peer_dialled(index, conn);
+        }
+    }
+
+    pub(super) fn on_hello(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        remote_ip: &str,
+        body: &[u8],
+    ) -> Result<(), Stop> {
+        let hello = match self.checked_hello(body)? {
+            Ok(hello) => hello,
+            Err((code, why)) => {
+                log_warn!("peer", "refused a node at {remote_ip}: {why}");
+                self.refuse(io, conn, code, why);
+                return Ok(());
+            }
+        };
+        let address = visible_address(&hello.address, remote_ip);
+        self.note_higher_term(io, &hello, &address)?;
+        *self.conns.get_mut(conn).expect("the frame came from it") =
+            Conn::PeerIn(PeerIn { node_id: hello.node_id, cluster_id: hello.cluster_id, address });
+        self.hello().encode(true, io.output(conn).bytes_mut());
+        Ok(())
+    }
+
+    pub(super) fn on_hello_reply(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+        let Some(Conn::PeerOut(peer)) = self.conns.get(conn) else { return Ok(()) };
+        let purpose = peer.purpose;
+        if peer.node_id.is_some() {
+            return fence("a second hello");
+        }
+        let address = self.dialled_address(purpose);
+        let hello = match self.checked_hello(body)? {
+            Ok(hello) => hello,
+            Err((code, why)) => {
+                self.refuse(io, conn, code, why.clone());
+                self.dialled_peer_refused(io, purpose, &why)?;
+                return Ok(());
+            }
+        };
+        if let Some(Conn::PeerOut(peer)) = self.conns.get_mut(conn) {
+            peer.node_id = Some(hello.node_id);
+        }
+        self.note_higher_term(io, &hello, &address)?;
+        match purpose {
+            DialPurpose::Session(index) => self.open_session(io, conn, index, &hello),
+            DialPurpose::Promotion(index) => self.send_probe(io, conn, index),
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_refuse(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+        let refuse = Refuse::decode(body).map_err(malformed("REFUSE"))?;
+        let Some(Conn::PeerOut(peer)) = self.conns.get(conn) else { return Ok(()) };
+        let purpose = peer.purpose;
+        self.close(io, conn, Close::Now);
+        if refuse.term > self.meta.get().term && self.leader().is_some() {
+            self.depose(io, refuse.term, refuse.leader, &refuse.leader_address)?;
+        }
+        self.dialled_peer_refused(io, purpose, &refuse.message)?;
+        Ok(())
+    }
+
+    fn dialled_peer_refused(
+        &mut self,
+        io: &mut dyn Io,
+        purpose: DialPurpose,
+        why: &str,
+    ) -> Result<(), FatalReason> {
+        match purpose {
+            DialPurpose::Session(index) => self.peer_refused(io, index, why),
+            DialPurpose::Promotion(index) => self.promotion_silent(io, index, why)?,
+        }
+        Ok(())
+    }
+
+    fn dialled_address(&self, purpose: DialPurpose) -> String {
+        match purpose {
+            DialPurpose::Session(index) => {
+                self.leader().map_or_else(String::new, |leader| leader.peers[index].address.clone())
+            }
+            DialPurpose::Promotion(index) => self.promotion_address(index),
+        }
+    }
+
+    /// The hello, or why its sender is refused.
+    #[allow(clippy::type_complexity)]
+    fn checked_hello(&self, body: &[u8]) -> Result<Result<Hello, (RefuseCode, String)>, Stop> {
+        let hello = match Hello::decode(body) {
+            Ok(hello) => hello,
+            Err(HelloError::Malformed(error)) => return Err(malformed("HELLO")(error)),
+            Err(HelloError::Version { theirs }) => {
+                let (ours, theirs_text) = (PROTOCOL_VERSIONS, format!("{} to {}", theirs.0, theirs.1));
+                let why = format!(
+                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds that share one",
+                    ours.0, ours.1
+                );
+                return Ok(Err((RefuseCode::Version, why)));
+            }
+        };
+        let meta = self.meta.get();
+        let both_known = !hello.cluster_id.is_none() && !meta.cluster_id.is_none();
+        if both_known && hello.cluster_id != meta.cluster_id {
+            let why = format!(
+                "node {} at {} belongs to cluster {}, node {} at {} to cluster {}; a data directory cannot change its \
+                 cluster: correct the address, or start the follower with an empty --data-dir",
+                hello.node_id, hello.address, hello.cluster_id, meta.node_id, self.config.own_address, meta.cluster_id
+            );
+            return Ok(Err((RefuseCode::Cluster, why)));
+        }
+        if hello.node_id == meta.node_id {
+            let why = format!(
+                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct --peers, \
+                 or start the copy with an empty --data-dir",
+                meta.node_id
+            );
+            return Ok(Err((RefuseCode::Identity, why)));
+        }
+        Ok(Ok(hello))
+    }
+
+    /// Refuses in words and closes.
+    pub(super) fn refuse(&mut self, io: &mut dyn Io, conn: ConnId, code: RefuseCode, message: String) {
+        let meta = self.meta.get();
+        let refuse = Refuse {
+            code,
+            term: meta.term,
+            leader: meta.leader_id,
+            leader_address: meta.leader_address.clone(),
+            message,
+        };
+        refuse.encode(io.output(conn).bytes_mut());
+        self.close(io, conn, Close::AfterOutput);
+    }
+
+    /// A leader that meets a higher term stops taking writes at that moment.
+    fn note_higher_term(&mut self, io: &mut dyn Io, hello: &Hello, address: &str) -> Result<(), FatalReason> {
+        if self.leader().is_none() || hello.term <= self.meta.get().term {
+            return Ok(());
+        }
+        let leads_itself = hello.leader == hello.node_id;
+        let leader_address = if leads_itself { address } else { &hello.leader_address };
+        self.depose(io, hello.term, hello.leader, leader_address)
+    }
+
+    /// Stops leading: a higher term exists.
+    pub(super) fn depose(
+        &mut self,
+        io: &mut dyn Io,
+        term: Term,
+        leader: NodeId,
+        leader_address: &str,
+    ) -> Result<(), FatalReason> {
+        assert!(term > self.meta.get().term, "deposed only by a higher term");
+        let itself = leader == self.meta.get().node_id;
+        self.step_down(io, "this node stopped leading before the write was acknowledged")?;
+        self.role = Role::Deposed;
+        self.meta.update(self.disk.as_mut(), |meta| {
+            meta.term = term;
+            meta.role = StoredRole::Deposed;
+            meta.leader_id = leader;
+            meta.leader_address = leader_address.to_owned();
+            meta.in_sync = false;
+        })?;
+        let port = self.config.port;
+        if itself {
+            log_warn!(
+                "node",
+                "stopped leading: a peer knows term {term} of this very node; the data directory is older than what it \
+                 had (restored from a backup?). Promote the node with the most records instead"
+            );
+        } else {
+            log_warn!(
+                "node",
+                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. To follow \
+                 it run `kv_client --port {port} follow {leader_address}`"
+            );
+        }
+        Ok(())
+    }
+
+    /// Leaves the leader's role: what waits is answered, every session closed.
+    pub(super) fn step_down(&mut self, io: &mut dyn Io, why: &str) -> Result<(), FatalReason> {
+        let Role::Leader(leader) = std::mem::replace(&mut self.role, Role::Deposed) else { return Ok(()) };
+        for conn in leader.connections() {
+            self.close(io, conn, Close::Now);
+        }
+        self.dials.retain(|(_, purpose)| !matches!(purpose, DialPurpose::Session(_)));
+        let token = self.settle(io)?;
+        self.apply_up_to(io, token.lsn());
+        self.release_clients(io, why);
+        log_info!("node", "no longer leads; log ends at LSN {}, committed are at least {}", token.lsn(), self.commit);
+        Ok(())
+    }
+}
+
+/// The address to reach a node at: an empty host stands for the one it is seen at.
+fn visible_address(address: &str, remote_ip: &str) -> String {
+    match address.strip_prefix(':') {
+        Some(port) if remote_ip.contains(':') => format!("[{remote_ip}]:{port}"),
+        Some(port) => format!("{remote_ip}:{port}"),
+        None => address.to_owned(),
+    }
+}

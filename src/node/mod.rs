@@ -1,0 +1,302 @@
+//! A node: one turn of the loop, without sockets and without the operating system's files.
+//!
+//! The loop (or the simulator) tells a node what happened, frame by frame, and then runs the turn:
+//!
+//! ```text
+//! on_frame, on_accept, on_dialed, on_closed    step: decode, decide, append to the batch
+//! on_timers                                    heartbeats, deadlines, who is in sync
+//! before_sync                                  this turn's records into every follower's buffer
+//!   (the loop writes those buffers out)        they overlap the followers' disks with ours
+//! sync                                         ONE write, ONE fdatasync; then release what waited for it:
+//!                                              ACKs, commit, apply, replies
+//! after_sync                                   feed followers that are behind from the log files
+//! ```
+//!
+//! Invariants:
+//! - Nothing that claims durability is built without a token of the log or of the identity record.
+//! - `applied <= durable`; on a leader `applied` grows with `commit` only (the state it began with aside).
+//! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
+//! - A write is in `inflight` from its append until it is applied.
+
+mod conn_table;
+mod fatal;
+pub mod follower;
+mod handshake;
+mod inflight;
+pub mod leader;
+mod promote;
+mod replog;
+mod requests;
+mod role;
+mod start;
+mod status;
+mod timers;
+mod turn;
+
+use crate::conn::{Close, ConnId, DialId, Io};
+use crate::ids::{Lsn, NodeId, Term};
+use crate::keyspace::Keyspace;
+use crate::limits::{BATCH_SIZE_MAX, CLIENT_REQUESTS_IN_FLIGHT_MAX};
+use crate::meta::MetaStore;
+use crate::replication::commit::AckPolicy;
+use crate::rng::Rng;
+use crate::time::{Clock, LoopClock, Time};
+use crate::wal::{Wal, WalConfig};
+use crate::wire::{Authority, Frame, MessageType};
+
+use conn_table::ConnTable;
+pub use fatal::{FatalReason, Fence, Stop};
+use fatal::fence;
+use handshake::{PeerIn, PeerOut};
+use inflight::Inflight;
+use promote::PromotionRun;
+use replog::LineLimit;
+use requests::ClientConn;
+pub use role::{Role, RoleFlag};
+
+/// What a node is told when it starts. Validated; nothing in it is checked again.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The port clients and peers reach it at (for messages to the operator).
+    pub port: u16,
+    /// Where it says it listens; an empty host means "where you see me".
+    pub own_address: String,
+    /// The role a new data directory takes.
+    pub role: RoleFlag,
+    /// The followers of a leader, as `HOST:PORT`.
+    pub peers: Vec<String>,
+    /// The leader of a follower, or empty: where to send writers before the first session.
+    pub leader: String,
+    /// When a write is acknowledged.
+    pub ack: AckPolicy,
+    /// How many nodes in sync must have a write.
+    pub min_insync: usize,
+    /// When a follower leaves the in-sync set.
+    pub insync_timeout_ms: u64,
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// The log.
+    pub wal: WalConfig,
+}
+
+/// Counts of what happened, for `status`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections closed for what their other side sent.
+    pub fenced: u64,
+    /// Cuts of this node's log.
+    pub cuts: u64,
+    /// Records cut away.
+    pub cut_records: u64,
+    /// Sessions opened (both roles).
+    pub sessions: u64,
+    /// Frames that belonged to a dead session.
+    pub dead_session_frames: u64,
+    /// Writes refused for want of memory.
+    pub busy: u64,
+    /// Writes refused for want of disk.
+    pub disk_full: u64,
+    /// Followers that left the in-sync set.
+    pub insync_left: u64,
+    /// Log syncs.
+    pub syncs: u64,
+    /// Writes acknowledged.
+    pub writes_acked: u64,
+    /// Connections refused for want of descriptors or slots.
+    pub accepts_refused: u64,
+}
+
+/// What this node knows of the other side of a connection.
+#[derive(Debug)]
+enum Conn {
+    /// Accepted, nothing received yet. Its address.
+    New(String),
+    Client(ClientConn),
+    PeerIn(PeerIn),
+    PeerOut(PeerOut),
+}
+
+/// The node.
+pub struct Node {
+    config: NodeConfig,
+    disk: Box<dyn crate::disk::Disk>,
+    clock: Box<dyn Clock>,
+    rng: Rng,
+    meta: MetaStore,
+    wal: Wal,
+    keyspace: Keyspace,
+    inflight: Inflight,
+    applied: Lsn,
+    commit: Lsn,
+    role: Role,
+    conns: ConnTable<Conn>,
+    dials: Vec<(DialId, DialPurpose)>,
+    next_dial: u64,
+    promotion: Option<PromotionRun>,
+    loop_clock: LoopClock,
+    now: Time,
+    started: Time,
+    sent_lines: LineLimit,
+    received_lines: LineLimit,
+    ack_lines: LineLimit,
+    shutdown: Option<Time>,
+    /// What happened so far.
+    pub counters: Counters,
+}
+
+/// What a dial is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DialPurpose {
+    /// A session with the leader's n-th peer.
+    Session(usize),
+    /// An answer of the promotion's n-th peer.
+    Promotion(usize),
+}
+
+impl Node {
+    /// A connection was accepted from `remote_ip`.
+    pub fn on_accept(&mut self, conn: ConnId, remote_ip: String) {
+        self.conns.insert(conn, Conn::New(remote_ip));
+    }
+
+    /// A dial succeeded.
+    pub fn on_dialed(&mut self, io: &mut dyn Io, dial: DialId, conn: ConnId) {
+        match self.take_dial(dial) {
+            Some(purpose) => self.greet(io, conn, purpose),
+            None => io.close(conn, Close::Now),
+        }
+    }
+
+    /// A dial failed.
+    pub fn on_dial_failed(&mut self, io: &mut dyn Io, dial: DialId, why: &str) -> Result<(), FatalReason> {
+        match self.take_dial(dial) {
+            Some(DialPurpose::Session(peer)) => self.peer_down(io, peer, why),
+            Some(DialPurpose::Promotion(peer)) => self.promotion_silent(io, peer, why)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// A connection that the node did not close is gone.
+    pub fn on_closed(&mut self, io: &mut dyn Io, conn: ConnId, why: &str) -> Result<(), FatalReason> {
+        match self.conns.remove(conn) {
+            Some(Conn::PeerOut(peer)) => match peer.purpose {
+                DialPurpose::Session(index) => self.peer_down(io, index, why),
+                DialPurpose::Promotion(index) => self.promotion_silent(io, index, why)?,
+            },
+            Some(Conn::PeerIn(_)) => self.session_lost(conn, why),
+            Some(Conn::New(_) | Conn::Client(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// A frame arrived. `Err(Stop::Fence)`: the caller closes the connection and calls [`Node::on_closed`].
+    pub fn on_frame(&mut self, io: &mut dyn Io, conn: ConnId, frame: Frame<'_>) -> Result<(), Stop> {
+        let Some(message_type) = MessageType::from_u8(frame.type_byte) else {
+            return fence(format!("unknown message type 0x{:02x}", frame.type_byte));
+        };
+        let Some(known) = self.conns.get(conn) else { return Ok(()) };
+        match (known, message_type) {
+            (Conn::Client(_), _) => self.on_request(io, conn, message_type, frame.body),
+            (Conn::New(remote_ip), MessageType::Hello) => {
+                let remote_ip = remote_ip.clone();
+                self.on_hello(io, conn, &remote_ip, frame.body)
+            }
+            (Conn::New(_), _) if message_type.authority() != Authority::Peer => {
+                *self.conns.get_mut(conn).expect("it was found above") = Conn::Client(ClientConn::default());
+                self.on_request(io, conn, message_type, frame.body)
+            }
+            (Conn::PeerIn(_), MessageType::Open) => self.on_open(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::AppendEntries) => self.on_append_entries(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
+            (Conn::New(_), _) => fence(format!("{message_type:?} before a hello")),
+            (Conn::PeerIn(_) | Conn::PeerOut(_), _) => fence(format!("{message_type:?} is not expected here")),
+        }
+    }
+
+    /// Whether the node takes another frame of this connection now. If not, the loop leaves it unread.
+    pub fn wants_input(&self, conn: ConnId) -> bool {
+        if self.inflight.size() > 0 && self.wal.batch_bytes() >= BATCH_SIZE_MAX {
+            return false;
+        }
+        match self.conns.get(conn) {
+            Some(Conn::Client(client)) => client.waiting_count() < CLIENT_REQUESTS_IN_FLIGHT_MAX,
+            _ => true,
+        }
+    }
+
+    /// Whether the connection is a peer's (a larger read budget, timers wait for what it sent).
+    pub fn is_peer(&self, conn: ConnId) -> bool {
+        matches!(self.conns.get(conn), Some(Conn::PeerIn(_) | Conn::PeerOut(_)))
+    }
+
+    /// The role's word.
+    pub fn role_name(&self) -> &'static str {
+        self.role.name()
+    }
+
+    /// The term.
+    pub fn term(&self) -> Term {
+        self.meta.get().term
+    }
+
+    /// The node's identity.
+    pub fn node_id(&self) -> NodeId {
+        self.meta.get().node_id
+    }
+
+    /// Last, commit and applied LSN.
+    pub fn positions(&self) -> (Lsn, Lsn, Lsn) {
+        (self.wal.last_lsn(), self.commit, self.applied)
+    }
+
+    /// The state.
+    pub fn keyspace(&self) -> &Keyspace {
+        &self.keyspace
+    }
+
+    /// The turn begins: what is decided in it is decided at this time.
+    pub fn begin_turn(&mut self, now: Time) {
+        self.now = now;
+        self.loop_clock.advance(now);
+    }
+
+    fn dial(&mut self, io: &mut dyn Io, purpose: DialPurpose, address: &str) -> DialId {
+        let dial = DialId(self.next_dial);
+        self.next_dial += 1;
+        self.dials.push((dial, purpose));
+        io.dial(dial, address);
+        dial
+    }
+
+    fn take_dial(&mut self, dial: DialId) -> Option<DialPurpose> {
+        let index = self.dials.iter().position(|(id, _)| *id == dial)?;
+        Some(self.dials.swap_remove(index).1)
+    }
+
+    /// Closes a connection from this side.
+    fn close(&mut self, io: &mut dyn Io, conn: ConnId, how: Close) {
+        if self.conns.remove(conn).is_some() {
+            io.close(conn, how);
+        }
+    }
+
+    fn leader(&self) -> Option<&leader::Leader> {
+        match &self.role {
+            Role::Leader(leader) => Some(leader),
+            _ => None,
+        }
+    }
+
+    fn leader_mut(&mut self) -> Option<&mut leader::Leader> {
+        match &mut self.role {
+            Role::Leader(leader) => Some(leader),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! An operator's commands: promote, follow.
+
+use super::fatal::malformed;
+use super::follower::Follower;
+use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
+use crate::address::parse_address;
+use crate::conn::{Close, ConnId, Io};
+use crate::ids::Term;
+use crate::limits::PROMOTION_DEADLINE_MS;
+use crate::meta::StoredRole;
+use crate::replication::promotion::{Answer, Objections, PeerAnswer, Position, judge, term_to_lead_in};
+use crate::time::Time;
+use crate::wire::client::Status;
+use crate::wire::peer::{Fence, FenceReply};
+use crate::{log_info, log_warn};
+
+/// A promotion under way.
+#[derive(Debug)]
+pub(super) struct PromotionRun {
+    operator: ConnId,
+    force: bool,
+    phase: Phase,
+    deadline: Time,
+    peers: Vec<PeerAnswer>,
+    conns: Vec<Option<ConnId>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Asking, changing nothing.
+    Probe,
+    /// Making the term durable everywhere.
+    Fence(Term),
+}
+
+impl PromotionRun {
+    fn is_complete(&self) -> bool {
+        self.peers.iter().all(|peer| peer.answer != Answer::Waiting)
+    }
+}
+
+impl Node {
+    pub(super) fn on_promote(&mut self, io: &mut dyn Io, conn: ConnId, force: bool) -> Result<(), FatalReason> {
+        if self.leader().is_some() {
+            let message = self.promoted_document("this node leads already");
+            self.reply(io, conn, Status::Ok, message.as_bytes());
+            return Ok(());
+        }
+        if self.promotion.is_some() {
+            self.reply(io, conn, Status::Refused, b"a promotion is under way already");
+            return Ok(());
+        }
+        let addresses = self.peers_to_ask();
+        if addresses.is_empty() && !force {
+            let message = "this node never had a session with a leader, so it knows no peers to compare with; with --force \
+                           it leads alone, and what other nodes hold is lost";
+            self.reply(io, conn, Status::Refused, message.as_bytes());
+            return Ok(());
+        }
+        log_info!("node", "promotion asked for (force: {force}); asking {}", addresses.join(", "));
+        self.begin_command(conn);
+        let old_leader = self.meta.get().leader_address.clone();
+        let peer = |address: &String| PeerAnswer {
+            address: address.clone(),
+            is_old_leader: *address == old_leader,
+            answer: Answer::Waiting,
+        };
+        self.promotion = Some(PromotionRun {
+            operator: conn,
+            force,
+            phase: Phase::Probe,
+            deadline: self.now.after_ms(PROMOTION_DEADLINE_MS),
+            peers: addresses.iter().map(peer).collect(),
+            conns: vec![None; addresses.len()],
+        });
+        for (index, address) in addresses.iter().enumerate() {
+            self.dial(io, DialPurpose::Promotion(index), address);
+        }
+        self.promotion_step(io)
+    }
+
+    /// All other nodes as this one knows them: from its leader's session, else from its flags.
+    fn peers_to_ask(&self) -> Vec<String> {
+        let meta = self.meta.get();
+        let mut addresses = meta.peers.clone();
+        addresses.extend(self.config.peers.iter().cloned());
+        if meta.leader_id != meta.node_id && !meta.leader_address.is_empty() {
+            addresses.push(meta.leader_address.clone());
+        }
+        let own = [&meta.own_address, &self.config.own_address];
+        addresses.retain(|address| !own.contains(&address));
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
+    pub(super) fn promotion_address(&self, index: usize) -> String {
+        self.promotion.as_ref().map_or_else(String::new, |run| run.peers[index].address.clone())
+    }
+
+    pub(super) fn promotion_silent(&mut self, io: &mut dyn Io, index: usize, why: &str) -> Result<(), FatalReason> {
+        let Some(run) = &mut self.promotion else { return Ok(()) };
+        run.conns[index] = None;
+        // In the fence phase the probe's answer must not stand for the fence's.
+        if run.peers[index].answer == Answer::Waiting {
+            run.peers[index].answer = Answer::Silent(why.to_owned());
+        }
+        self.promotion_step(io)
+    }
+
+    pub(super) fn send_probe(&mut self, io: &mut dyn Io, conn: ConnId, index: usize) {
+        let Some(run) = &mut self.promotion else { return self.close(io, conn, Close::Now) };
+        run.conns[index] = Some(conn);
+        let term = self.meta.get().term;
+        self.send_fence(io, conn, true, term);
+    }
+
+    fn send_fence(&mut self, io: &mut dyn Io, conn: ConnId, probe: bool, term: Term) {
+        let fence = Fence { probe, term, candidate: self.meta.get().node_id, address: self.config.own_address.clone() };
+        fence.encode(io.output(conn).bytes_mut());
+    }
+
+    /// A node about to lead asks where this one stands.
+    pub(super) fn on_fence(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+        let fence = Fence::decode(body).map_err(malformed("FENCE"))?;
+        let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
+        let address = peer.address.clone();
+        let leads = self.leader().is_some();
+        let token = self.settle(io)?;
+        let meta = self.meta.get();
+        let again = fence.term == meta.term && meta.leader_id == fence.candidate;
+        let accepted = fence.probe || fence.term > meta.term || again;
+        if accepted && !fence.probe && !again {
+            self.accept_fence(io, &fence, &address)?;
+        }
+        let reply = FenceReply {
+            accepted,
+            term: self.meta.get().term,
+            last_term: self.wal.history().term_at(token.lsn()),
+            last_lsn: token.lsn(),
+            commit_lsn: self.effective_commit(),
+            leads,
+        };
+        reply.encode(io.output(conn).bytes_mut());
+        Ok(())
+    }
+
+    fn accept_fence(&mut self, io: &mut dyn Io, fence: &Fence, address: &str) -> Result<(), FatalReason> {
+        if self.leader().is_some() {
+            return self.depose(io, fence.term, fence.candidate, address);
+        }
+        self.meta.update(self.disk.as_mut(), |meta| {
+            meta.term = fence.term;
+            meta.leader_id = fence.candidate;
+            meta.leader_address = address.to_owned();
+        })?;
+        self.drop_session(io, "a promotion moved the term on");
+        if self.promotion.is_some() {
+            self.promotion_fails(io, &format!("{address} is being promoted at the same time, in term {}", fence.term));
+        }
+        log_info!("node", "term {} promised to {address} (node {})", fence.term, fence.candidate);
+        Ok(())
+    }
+
+    pub(super) fn on_fence_reply(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+        let reply = FenceReply::decode(body).map_err(malformed("FENCE_REPLY"))?;
+        let Some(run) = &mut self.promotion else { return Ok(()) };
+        let Some(index) = run.conns.iter().position(|known| *known == Some(conn)) else { return Ok(()) };
+        run.peers[index].answer = Answer::Position {
+            accepted: reply.accepted,
+            term: reply.term,
+            position: Position { last_term: reply.last_term, last_lsn: reply.last_lsn, commit_lsn: reply.commit_lsn },
+            leads: reply.leads,
+        };
+        Ok(self.promotion_step(io)?)
+    }
+
+    pub(super) fn promotion_timers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        let Some(run) = &mut self.promotion else { return Ok(()) };
+        if self.now < run.deadline {
+            return Ok(());
+        }
+        for peer in run.peers.iter_mut().filter(|peer| peer.answer == Answer::Waiting) {
+            peer.answer = Answer::Silent("no answer in time".to_owned());
+        }
+        self.promotion_step(io)
+    }
+
+    pub(super) fn promotion_deadline(&self) -> Option<Time> {
+        self.promotion.as_ref().map(|run| run.deadline)
+    }
+
+    /// Goes on once everybody has answered or is silent.
+    fn promotion_step(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        let Some(run) = &self.promotion else { return Ok(()) };
+        if !run.is_complete() {
+            return Ok(());
+        }
+        let (force, phase) = (run.force, run.phase);
+        let token = self.settle(io)?;
+        let me = Position {
+            last_term: self.wal.history().term_at(token.lsn()),
+            last_lsn: token.lsn(),
+            commit_lsn: self.effective_commit(),
+        };
+        let in_sync = self.meta.get().in_sync;
+        let Some(run) = &mut self.promotion else { return Ok(()) };
+        let objections = judge(&me, in_sync, &run.peers);
+        let outranked = run.peers.iter().any(|peer| matches!(peer.answer, Answer::Position { accepted: false, .. }));
+        if !objections.0.is_empty() && (!force || outranked) {
+            let fenced = if phase == Phase::Probe { "nothing was changed" } else { "the old leader is fenced: promote the node named" };
+            let why = format!("refused: {} ({fenced}; `promote --force` leads all the same)", objections.text());
+            self.promotion_fails(io, &why);
+            return Ok(());
+        }
+        let Some(term) = term_to_lead_in(self.meta.get().term, &run.peers) else { return Err(FatalReason::TermsExhausted) };
+        match phase {
+            Phase::Probe => self.begin_fence(io, term),
+            Phase::Fence(term) => self.promoted(io, term, &objections),
+        }
+    }
+
+    fn begin_fence(&mut self, io: &mut dyn Io, term: Term) -> Result<(), FatalReason> {
+        let deadline = self.now.after_ms(PROMOTION_DEADLINE_MS);
+        let Some(run) = &mut self.promotion else { return Ok(()) };
+        run.phase = Phase::Fence(term);
+        run.deadline = deadline;
+        let conns: Vec<(usize, ConnId)> =
+            run.conns.iter().enumerate().filter_map(|(index, conn)| conn.map(|conn| (index, conn))).collect();
+        conns.iter().for_each(|(index, _)| run.peers[*index].answer = Answer::Waiting);
+        conns.iter().for_each(|(_, conn)| self.send_fence(io, *conn, false, term));
+        // With every peer silent nobody will answer the fence.
+        if conns.is_empty() { self.promotion_step(io) } else { Ok(()) }
+    }
+
+    fn promoted(&mut self, io: &mut dyn Io, term: Term, objections: &Objections) -> Result<(), FatalReason> {
+        let Some(run) = self.promotion.take() else { return Ok(()) };
+        self.close_promotion(io, &run);
+        self.drop_session(io, "this node leads now");
+        let token = self.settle(io)?;
+        self.apply_up_to(io, token.lsn());
+        let peers = run.peers.iter().map(|peer| peer.address.clone()).collect();
+        self.lead(term, StoredRole::LeaderByPromotion, peers)?;
+        let message = if objections.0.is_empty() {
+            format!("leads in term {term} from LSN {}", self.wal.last_lsn())
+        } else {
+            log_warn!("node", "forced promotion; what may be lost: {}", objections.text());
+            format!("leads in term {term} by force; what may be lost: {}", objections.text())
+        };
+        let document = self.promoted_document(&message);
+        self.finish_command(io, run.operator, Status::Ok, &document);
+        Ok(())
+    }
+
+    fn promotion_fails(&mut self, io: &mut dyn Io, why: &str) {
+        let Some(run) = self.promotion.take() else { return };
+        self.close_promotion(io, &run);
+        log_warn!("node", "promotion {why}");
+        self.finish_command(io, run.operator, Status::Refused, why);
+    }
+
+    fn close_promotion(&mut self, io: &mut dyn Io, run: &PromotionRun) {
+        self.dials.retain(|(_, purpose)| !matches!(purpose, DialPurpose::Promotion(_)));
+        run.conns.iter().flatten().for_each(|conn| self.close(io, *conn, Close::AfterOutput));
+        // Connections still in their handshake are not in `conns` of the run yet.
+        let strays: Vec<ConnId> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| matches!(conn, Conn::PeerOut(peer) if matches!(peer.purpose, DialPurpose::Promotion(_))))
+            .map(|(id, _)| id)
+            .collect();
+        strays.into_iter().for_each(|conn| self.close(io, conn, Close::Now));
+    }
+
+    fn promoted_document(&self, message: &str) -> String {
+        let term = self.meta.get().term;
+        serde_json::json!({
+            "term": term.as_u64(),
+            "term_text": term.to_string(),
+            "lsn": self.wal.last_lsn().0,
+            "message": message,
+        })
+        .to_string()
+    }
+
+    /// `follow ADDR [--discard]`: whatever this node was, it is a follower now and waits for that leader.
+    pub(super) fn on_follow(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        address: &str,
+        discard: bool,
+    ) -> Result<(), FatalReason> {
+        let address = match parse_address(address) {
+            Ok(address) => address,
+            Err(error) => {
+                self.reply(io, conn, Status::BadRequest, error.to_string().as_bytes());
+                return Ok(());
+            }
+        };
+        if address == self.config.own_address {
+            let why = format!("{address} is this node itself; name the node that leads");
+            self.reply(io, conn, Status::BadRequest, why.as_bytes());
+            return Ok(());
+        }
+        if self.promotion.is_some() {
+            self.reply(io, conn, Status::Refused, b"a promotion of this node is under way; wait for its end");
+            return Ok(());
+        }
+        self.step_down(io, "an operator told this node to follow before the write was acknowledged")?;
+        self.drop_session(io, "an operator's follow");
+        self.meta.update(self.disk.as_mut(), |meta| {
+            meta.role = StoredRole::FollowerByCommand;
+            meta.leader_address.clone_from(&address);
+            meta.discard_allowed = discard;
+            // Its own term no longer names it as leader; a leader of a term not below it may come.
+            if meta.leader_id == meta.node_id {
+                meta.leader_id = crate::ids::NodeId::NONE;
+            }
+        })?;
+        let token = self.settle(io)?;
+        self.apply_up_to(io, token.lsn());
+        self.role = Role::Follower(Follower::new(self.meta.get().in_sync));
+        log_info!("node", "following {address} from now on (discard: {discard}); it must have this node among its peers");
+        self.reply(io, conn, Status::Ok, format!("following {address}").as_bytes());
+        Ok(())
+    }
+}

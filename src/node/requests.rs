@@ -1,0 +1,244 @@
+//! Clients: their requests in order, their replies in order.
+//!
+//! A write is answered when it is committed and applied. What a client asks behind its own unanswered
+//! write waits for it, so that a connection sees its requests executed in the order it sent them. A read
+//! that arrives before the leader's first record of its term is committed waits for that: what was
+//! acknowledged before a restart must not be missing after it.
+
+use std::collections::VecDeque;
+
+use super::fatal::{fence, malformed};
+use super::{Conn, Node, Role, Stop};
+use crate::conn::{ConnId, Io};
+use crate::ids::Lsn;
+use crate::limits::IN_FLIGHT_SIZE_MAX;
+use crate::wal::ReserveError;
+use crate::wire::client::{Reply, Request, Status};
+use crate::wire::{Effect, MessageType, Record, record_size};
+
+/// A client's unanswered requests, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct ClientConn {
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    /// A write, answered when its LSN is applied.
+    Write(Lsn),
+    /// A read behind a write or behind the term's first record.
+    Read(Box<[u8]>),
+    /// An operator's command under way.
+    Command,
+    /// An answer behind an unanswered request: its frame.
+    Ready(Vec<u8>),
+}
+
+impl ClientConn {
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+impl Node {
+    pub(super) fn on_request(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        message_type: MessageType,
+        body: &[u8],
+    ) -> Result<(), Stop> {
+        let request = match Request::decode(message_type, body).map_err(malformed("request"))? {
+            Some(request) => request,
+            None => return fence(format!("{message_type:?} is not a request")),
+        };
+        if let Some(problem) = request.size_problem() {
+            self.reply(io, conn, Status::TooLarge, problem.to_string().as_bytes());
+            return Ok(());
+        }
+        match request {
+            Request::Get { key } => self.on_get(io, conn, key),
+            Request::Put { key, value } => return self.on_write(io, conn, Effect::Put { key, value }),
+            Request::Delete { key } => return self.on_write(io, conn, Effect::Delete { key }),
+            Request::Ping => self.reply(io, conn, Status::Ok, b""),
+            Request::Status => {
+                let document = self.status_document(io);
+                self.reply(io, conn, Status::Ok, document.as_bytes());
+            }
+            Request::Promote { force } => return Ok(self.on_promote(io, conn, force)?),
+            Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
+        }
+        Ok(())
+    }
+
+    fn on_get(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
+        let barred = self.leader().is_some_and(|leader| self.applied < leader.term_lsn);
+        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+        if client.waiting.is_empty() && !barred {
+            return self.answer_read(io, conn, key);
+        }
+        client.waiting.push_back(Waiting::Read(key.into()));
+        if let (true, Role::Leader(leader)) = (barred, &mut self.role) {
+            leader.barred_readers.push(conn);
+        }
+    }
+
+    fn answer_read(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
+        let (lsn, term) = (self.applied, self.meta.get().term);
+        let (status, payload) = match self.keyspace.get(key) {
+            Some(value) => (Status::Ok, value),
+            None => (Status::NotFound, &b""[..]),
+        };
+        Reply { status, lsn, term, payload }.encode(io.output(conn).bytes_mut());
+    }
+
+    fn on_write(&mut self, io: &mut dyn Io, conn: ConnId, effect: Effect<'_>) -> Result<(), Stop> {
+        if let Some((status, message)) = self.write_refusal() {
+            self.reply(io, conn, status, message.as_bytes());
+            return Ok(());
+        }
+        let size = record_size(&effect);
+        if self.inflight.size() + size > IN_FLIGHT_SIZE_MAX {
+            self.counters.busy += 1;
+            let message = format!("{} bytes of writes wait for replicas or disk; try again", self.inflight.size());
+            self.reply(io, conn, Status::Busy, message.as_bytes());
+            return Ok(());
+        }
+        match self.wal.reserve(self.disk.as_mut(), size) {
+            Ok(()) => {}
+            Err(ReserveError::Failed(error)) => return Err(error.into()),
+            Err(ReserveError::NoRoom(error)) => {
+                self.counters.disk_full += 1;
+                let message = format!("no room for a log segment in {}: {error}", self.disk.describe());
+                self.reply(io, conn, Status::DiskFull, message.as_bytes());
+                return Ok(());
+            }
+        }
+        let lsn = self.append(effect);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.writers.push_back((lsn, conn));
+        }
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.waiting.push_back(Waiting::Write(lsn));
+        }
+        Ok(())
+    }
+
+    /// Gives the effect the next LSN. Room for it must be reserved.
+    pub(super) fn append(&mut self, effect: Effect<'_>) -> Lsn {
+        let record = Record { lsn: self.wal.last_lsn().next(), effect };
+        let bytes = self.inflight.push(&record);
+        let chain = self.wal.append(bytes, &record);
+        self.inflight.pushed(chain);
+        record.lsn
+    }
+
+    fn write_refusal(&self) -> Option<(Status, String)> {
+        if self.shutdown.is_some() {
+            return Some((Status::ShuttingDown, "this node is about to end".to_owned()));
+        }
+        match self.role {
+            Role::Leader(_) => None,
+            Role::Follower(_) | Role::Deposed => Some((Status::NotLeader, self.leader_address_for_clients())),
+        }
+    }
+
+    /// The leader's address as far as this node knows; empty if the only one it knows is its own.
+    pub(super) fn leader_address_for_clients(&self) -> String {
+        let meta = self.meta.get();
+        if meta.leader_id == meta.node_id { String::new() } else { meta.leader_address.clone() }
+    }
+
+    /// Answers the write with this LSN, which has just been applied, and what waited behind it.
+    pub(super) fn answer_write(&mut self, io: &mut dyn Io, lsn: Lsn, found: bool) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.writers.front().is_none_or(|(first, _)| *first != lsn) {
+            return;
+        }
+        let (_, conn) = leader.writers.pop_front().expect("it was looked at");
+        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+        let first = client.waiting.pop_front();
+        assert!(matches!(first, Some(Waiting::Write(waiting)) if waiting == lsn), "replies keep the order of requests");
+        self.counters.writes_acked += 1;
+        let status = if found { Status::Ok } else { Status::NotFound };
+        let term = self.meta.get().term;
+        Reply { status, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
+        self.drain_waiting(io, conn);
+    }
+
+    /// Answers what stands in front of a client's queue and waits for nothing any more.
+    pub(super) fn drain_waiting(&mut self, io: &mut dyn Io, conn: ConnId) {
+        loop {
+            let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+            match client.waiting.front() {
+                None | Some(Waiting::Write(_) | Waiting::Command) => return,
+                Some(Waiting::Read(_) | Waiting::Ready(_)) => {}
+            }
+            match client.waiting.pop_front() {
+                Some(Waiting::Ready(frame)) => io.output(conn).bytes_mut().extend_from_slice(&frame),
+                Some(Waiting::Read(key)) => self.answer_read(io, conn, &key),
+                _ => unreachable!("looked at above"),
+            }
+        }
+    }
+
+    /// This node no longer leads: its unanswered writes may survive or not, its waiting reads are served
+    /// from what it has.
+    pub(super) fn release_clients(&mut self, io: &mut dyn Io, why: &str) {
+        let clients: Vec<ConnId> =
+            self.conns.iter().filter(|(_, conn)| matches!(conn, Conn::Client(_))).map(|(id, _)| id).collect();
+        let (lsn, term) = (self.applied, self.meta.get().term);
+        for conn in clients {
+            let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { continue };
+            for waiting in &mut client.waiting {
+                if let Waiting::Write(_) = waiting {
+                    let mut frame = Vec::new();
+                    Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }.encode(&mut frame);
+                    *waiting = Waiting::Ready(frame);
+                }
+            }
+            self.drain_waiting(io, conn);
+        }
+    }
+
+    /// Answers a request that needs no more waiting, behind those that do.
+    pub(super) fn reply(&mut self, io: &mut dyn Io, conn: ConnId, status: Status, payload: &[u8]) {
+        let reply = Reply { status, lsn: self.applied, term: self.meta.get().term, payload };
+        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+        if client.waiting.is_empty() {
+            reply.encode(io.output(conn).bytes_mut());
+        } else {
+            let mut frame = Vec::new();
+            reply.encode(&mut frame);
+            client.waiting.push_back(Waiting::Ready(frame));
+        }
+    }
+
+    /// A request is refused before it is read, for want of memory.
+    pub fn refuse_unread(&mut self, io: &mut dyn Io, conn: ConnId, size: usize) {
+        if let Some(known @ Conn::New(_)) = self.conns.get_mut(conn) {
+            *known = Conn::Client(ClientConn::default());
+        }
+        self.counters.busy += 1;
+        let message = format!("no memory for a request of {size} bytes now; try again");
+        self.reply(io, conn, Status::Busy, message.as_bytes());
+    }
+
+    /// An operator's command will be answered with [`Node::finish_command`].
+    pub(super) fn begin_command(&mut self, conn: ConnId) {
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.waiting.push_back(Waiting::Command);
+        }
+    }
+
+    pub(super) fn finish_command(&mut self, io: &mut dyn Io, conn: ConnId, status: Status, payload: &str) {
+        let reply = Reply { status, lsn: self.applied, term: self.meta.get().term, payload: payload.as_bytes() };
+        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+        let mut frame = Vec::new();
+        reply.encode(&mut frame);
+        if let Some(waiting) = client.waiting.iter_mut().find(|waiting| matches!(waiting, Waiting::Command)) {
+            *waiting = Waiting::Ready(frame);
+        }
+        self.drain_waiting(io, conn);
+    }
+}

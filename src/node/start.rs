@@ -1,0 +1,189 @@
+//! From a data directory to a node.
+
+use super::follower::Follower;
+use super::leader::Leader;
+use super::replog::LineLimit;
+use super::role::{StartRole, start_role};
+use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
+use crate::disk::Disk;
+use crate::ids::{ClusterId, Lsn, NodeId};
+use crate::keyspace::Keyspace;
+use crate::meta::{Meta, MetaStore, StoredRole};
+use crate::rng::Rng;
+use crate::time::{Clock, LoopClock};
+use crate::wal::{Opened, RecoveryReport, Wal};
+use crate::{log_info, log_warn};
+
+/// The first log generation of a data directory.
+const FIRST_GENERATION: u64 = 1;
+
+impl Node {
+    /// Opens or creates the node in this directory. What it returns has told nobody anything yet, and all
+    /// of its log is durable. `seed` makes ids, salts and jitter.
+    pub fn open(
+        mut disk: Box<dyn Disk>,
+        clock: Box<dyn Clock>,
+        seed: u64,
+        config: NodeConfig,
+    ) -> Result<Node, FatalReason> {
+        let mut rng = Rng::new(seed);
+        let meta = open_meta(disk.as_mut(), &mut rng, &config)?;
+        let (start, warning) = start_role(meta.get().role, config.role, config.port).map_err(FatalReason::Role)?;
+        if let Some(warning) = warning {
+            log_warn!("node", "{warning}");
+        }
+        let identity = meta.get();
+        let Opened { mut wal, report } = Wal::open(
+            disk.as_mut(),
+            identity.cluster_id,
+            identity.log_generation,
+            identity.cut_lsn,
+            rng.next_u64(),
+            config.wal.clone(),
+        )
+        .map_err(FatalReason::Open)?;
+        log_recovery(&report);
+        let mut keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
+        replay(&mut keyspace, &mut wal, disk.as_mut())?;
+        let (now, last) = (clock.now(), wal.last_lsn());
+        log_info!("node", "loaded {} key(s) up to LSN {last}", keyspace.len());
+        let follower = Follower::new(meta.get().in_sync);
+        let credit_max_ns = (config.heartbeat_ms.min(config.insync_timeout_ms / 4)).max(1) * 1_000_000;
+        let mut node = Node {
+            disk,
+            clock,
+            rng,
+            meta,
+            wal,
+            keyspace,
+            inflight: Inflight::default(),
+            applied: last,
+            commit: report.commit_lsn.min(last),
+            role: Role::Follower(follower),
+            conns: ConnTable::new(),
+            dials: Vec::new(),
+            next_dial: 1,
+            promotion: None,
+            loop_clock: LoopClock::new(now, credit_max_ns),
+            now,
+            started: now,
+            sent_lines: LineLimit::default(),
+            received_lines: LineLimit::default(),
+            ack_lines: LineLimit::default(),
+            shutdown: None,
+            counters: Counters::default(),
+            config,
+        };
+        match start {
+            StartRole::Follow => node.start_following()?,
+            StartRole::Deposed => node.role = Role::Deposed,
+            StartRole::Lead => node.start_leading()?,
+        }
+        Ok(node)
+    }
+
+    fn start_following(&mut self) -> Result<(), FatalReason> {
+        if self.meta.get().role == StoredRole::Unset {
+            let leader = self.config.leader.clone();
+            self.meta.update(self.disk.as_mut(), |meta| {
+                meta.role = StoredRole::FollowerByFlags;
+                meta.leader_address = leader;
+            })?;
+        }
+        Ok(())
+    }
+
+    fn start_leading(&mut self) -> Result<(), FatalReason> {
+        let term = self.meta.get().term.restarted().ok_or(FatalReason::TermsExhausted)?;
+        let role = match self.meta.get().role {
+            StoredRole::LeaderByPromotion => StoredRole::LeaderByPromotion,
+            _ => StoredRole::LeaderByFlags,
+        };
+        // A promoted node has its peers from its old leader's session, unless the flags name some.
+        let promoted = role == StoredRole::LeaderByPromotion && self.config.peers.is_empty();
+        let peers = if promoted { self.meta.get().peers.clone() } else { self.config.peers.clone() };
+        self.lead(term, role, peers)
+    }
+
+    /// Leads in `term` from now on: durable first, then the term's first record.
+    pub(super) fn lead(
+        &mut self,
+        term: crate::ids::Term,
+        role: StoredRole,
+        peers: Vec<String>,
+    ) -> Result<(), FatalReason> {
+        let own_address = self.config.own_address.clone();
+        let (stored, cluster_id) = (peers.clone(), ClusterId(self.rng.bytes16()));
+        self.meta.update(self.disk.as_mut(), |meta| {
+            meta.term = term;
+            meta.role = role;
+            meta.leader_id = meta.node_id;
+            meta.leader_address = own_address;
+            meta.peers = stored;
+            meta.in_sync = true;
+            if meta.cluster_id.is_none() {
+                meta.cluster_id = cluster_id;
+            }
+        })?;
+        self.wal.set_cluster(self.meta.get().cluster_id);
+        log_info!("node", "leading in term {term} with {} peer(s): {}", peers.len(), peers.join(", "));
+        self.role = Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));
+        self.append_term_record(term)
+    }
+}
+
+fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<MetaStore, FatalReason> {
+    if let Some(loaded) = MetaStore::load(disk)? {
+        return Ok(loaded);
+    }
+    let cluster_id = match config.role {
+        RoleFlag::Leader => ClusterId(rng.bytes16()),
+        RoleFlag::Follower => ClusterId::NONE,
+    };
+    let fresh = Meta {
+        cluster_id,
+        node_id: NodeId(rng.bytes16()),
+        term: crate::ids::Term::ZERO,
+        vote: NodeId::NONE,
+        role: StoredRole::Unset,
+        leader_id: NodeId::NONE,
+        leader_address: String::new(),
+        peers: Vec::new(),
+        own_address: String::new(),
+        in_sync: false,
+        log_generation: FIRST_GENERATION,
+        cut_lsn: Lsn::ZERO,
+        discard_allowed: false,
+    };
+    log_info!("node", "new data directory {}, node id {}", disk.describe(), fresh.node_id);
+    Ok(MetaStore::create(disk, fresh)?)
+}
+
+/// Brings an empty keyspace to the end of the log.
+pub(super) fn replay(keyspace: &mut Keyspace, wal: &mut Wal, disk: &mut dyn Disk) -> Result<(), FatalReason> {
+    let (first, last) = (wal.first_lsn(), wal.last_lsn());
+    if last >= first {
+        wal.replay(disk, first, last, &mut |record| {
+            keyspace.apply(&record.effect);
+        })?;
+    }
+    Ok(())
+}
+
+fn log_recovery(report: &RecoveryReport) {
+    if let Some(kept) = &report.completed_cut {
+        log_warn!("wal", "completed a cut that was interrupted: {kept}");
+    }
+    if let Some(tail) = &report.cut_tail {
+        log_warn!("wal", "{tail}");
+    }
+    log_info!(
+        "wal",
+        "log opened segments={} lsn={}..{} commit_at_least={} rewritten_bytes={}",
+        report.segments,
+        report.first_lsn,
+        report.last_lsn,
+        report.commit_lsn,
+        report.rewritten_bytes
+    );
+}

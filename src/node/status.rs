@@ -1,0 +1,119 @@
+//! The status document: the node as its operator sees it.
+
+use serde_json::{Value, json};
+
+use super::leader::{Link, Peer};
+use super::{Node, Role};
+use crate::conn::Io;
+use crate::ids::Lsn;
+
+impl Node {
+    /// The document as JSON text. LSNs, terms and counts are numbers; the term of a u64 is also given as
+    /// text, `PROMOTION.START`.
+    pub(super) fn status_document(&mut self, io: &mut dyn Io) -> String {
+        let meta = self.meta.get();
+        let leader_id = (!meta.leader_id.is_none()).then(|| meta.leader_id.to_string());
+        let leads = self.leader().is_some();
+        let in_sync = match &self.role {
+            Role::Leader(_) => true,
+            Role::Follower(follower) => follower.session.is_some() && follower.in_sync,
+            Role::Deposed => false,
+        };
+        let address = if leads { &self.config.own_address } else { &meta.leader_address };
+        let durability = match self.config.wal.durability {
+            crate::wal::Durability::Fsync => "fsync",
+            crate::wal::Durability::Os => "os",
+        };
+        json!({
+            "node_id": meta.node_id.to_string(),
+            "cluster_id": (!meta.cluster_id.is_none()).then(|| meta.cluster_id.to_string()),
+            "address": self.config.own_address,
+            "role": self.role.name(),
+            "term": meta.term.as_u64(),
+            "term_text": meta.term.to_string(),
+            "leader": (!address.is_empty()).then_some(address),
+            "leader_id": leader_id,
+            "in_sync": in_sync,
+            "in_sync_nodes": self.leader().map(super::leader::Leader::in_sync_count),
+            "first_lsn": self.wal.first_lsn().0,
+            "last_lsn": self.wal.last_lsn().0,
+            "durable_lsn": self.wal.durable().lsn().0,
+            "commit_lsn": self.effective_commit().0,
+            "applied_lsn": self.applied.0,
+            "log_generation": self.wal.generation(),
+            "keys": self.keyspace.len(),
+            "data_bytes": self.keyspace.data_bytes(),
+            "memory_bytes": self.keyspace.memory_bytes(),
+            "state_hash": format!("{:032x}", self.keyspace.state_hash()),
+            "in_flight_bytes": self.inflight.size(),
+            "ack": self.config.ack.name(),
+            "min_insync": self.config.min_insync,
+            "insync_timeout_ms": self.config.insync_timeout_ms,
+            "durability": durability,
+            "read_only_reason": self.read_only_reason(),
+            "uptime_s": self.now.since(self.started) / 1_000_000_000,
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "connections": self.conns.len(),
+            "counters": self.counters_document(),
+            "peers": self.peers_document(io),
+        })
+        .to_string()
+    }
+
+    fn read_only_reason(&self) -> Option<String> {
+        match &self.role {
+            Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
+            Role::Leader(_) => None,
+            Role::Follower(_) => Some("follower: writes go to the leader".to_owned()),
+            Role::Deposed => Some(format!(
+                "deposed: it led until it met term {}; `kv_client --port {} follow ADDR` makes it a follower",
+                self.meta.get().term,
+                self.config.port
+            )),
+        }
+    }
+
+    fn counters_document(&self) -> Value {
+        let counters = &self.counters;
+        json!({
+            "writes_acked": counters.writes_acked,
+            "syncs": counters.syncs,
+            "sessions": counters.sessions,
+            "cuts": counters.cuts,
+            "cut_records": counters.cut_records,
+            "fenced": counters.fenced,
+            "dead_session_frames": counters.dead_session_frames,
+            "insync_left": counters.insync_left,
+            "busy": counters.busy,
+            "disk_full": counters.disk_full,
+            "accepts_refused": counters.accepts_refused,
+        })
+    }
+
+    fn peers_document(&self, io: &mut dyn Io) -> Value {
+        let last = self.wal.last_lsn();
+        let peers = self.leader().map_or(&[][..], |leader| &leader.peers);
+        peers.iter().map(|peer| self.peer_document(io, peer, last)).collect()
+    }
+
+    fn peer_document(&self, io: &mut dyn Io, peer: &Peer, last: Lsn) -> Value {
+        let match_lsn = peer.progress.match_lsn();
+        let buffered_bytes = match &peer.link {
+            Link::Streaming(stream) => io.output(stream.conn).len(),
+            _ => 0,
+        };
+        json!({
+            "address": peer.address,
+            "node_id": peer.node_id.map(|id| id.to_string()),
+            "state": peer.state_name(),
+            "in_sync": peer.progress.in_sync(),
+            "match_lsn": match_lsn.0,
+            "lag": last.0.saturating_sub(match_lsn.0),
+            "lag_bytes": Value::Null,
+            "buffered_bytes": buffered_bytes,
+            "last_ack_ms_ago": peer.last_ack.map(|time| self.now.since(time) / 1_000_000),
+            "last_error": peer.last_error,
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! What a node does because time passed, and when the next such moment is. Also its orderly end.
+
+use super::{Conn, FatalReason, Node, Role};
+use crate::conn::Io;
+use crate::limits::SHUTDOWN_DEADLINE_MS;
+use crate::log_info;
+use crate::time::Time;
+
+impl Node {
+    /// Runs what is due. `input_left`: peers sent more than this turn read, so nobody is judged for silence.
+    pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
+        self.leader_timers(io, input_left);
+        self.follower_timers(io, input_left);
+        self.promotion_timers(io)?;
+        self.summarize_lines();
+        Ok(())
+    }
+
+    /// When [`Node::on_timers`] wants to run again. Now, while something waits for a sync.
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.wal.batch_bytes() > 0 {
+            return Some(self.now);
+        }
+        let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
+        let deadlines = [self.leader_deadline(), self.follower_deadline(), self.promotion_deadline()];
+        deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
+    }
+
+    fn summarize_lines(&mut self) {
+        let now = self.now;
+        if let Some((lines, records)) = self.sent_lines.summary(now) {
+            log_info!("replication", "sent AppendEntries, {records} record(s) in {lines} more batch(es) in the last second");
+        }
+        if let Some((lines, records)) = self.received_lines.summary(now) {
+            log_info!("replication", "received AppendEntries, applied {records} record(s) in {lines} more batch(es) in the last second");
+        }
+        if let Some((lines, _)) = self.ack_lines.summary(now) {
+            log_info!("replication", "{lines} more ACK(s) in the last second, commit_lsn={}", self.commit);
+        }
+    }
+
+    /// The process was asked to end: no new write is taken from now on.
+    pub fn begin_shutdown(&mut self) {
+        if self.shutdown.is_none() {
+            self.shutdown = Some(self.now.after_ms(SHUTDOWN_DEADLINE_MS));
+            log_info!("node", "ending: no new writes; those under way are finished first");
+        }
+    }
+
+    /// Whether the node has finished what it can finish, or has waited long enough for it.
+    pub fn may_end(&self) -> bool {
+        let Some(deadline) = self.shutdown else { return false };
+        let unanswered = match &self.role {
+            Role::Leader(leader) => !leader.writers.is_empty(),
+            _ => false,
+        };
+        !(unanswered || self.wal.batch_bytes() > 0 || self.wal.flush_pending()) || self.now >= deadline
+    }
+
+    /// When an ending node ends whatever is left.
+    pub fn shutdown_deadline(&self) -> Option<Time> {
+        self.shutdown
+    }
+
+    /// The last words to the disk: a mark, so that the next start knows how much of the log is durable.
+    pub fn close_log(&mut self) -> Result<(), FatalReason> {
+        let commit = self.effective_commit();
+        if self.wal.last_lsn() > crate::ids::Lsn::ZERO {
+            self.wal.write_mark(self.disk.as_mut(), commit)?;
+        }
+        let unanswered = self.leader().map_or(0, |leader| leader.writers.len());
+        let clients = self.conns.iter().filter(|(_, conn)| matches!(conn, Conn::Client(_))).count();
+        log_info!(
+            "node",
+            "ended at last_lsn={} commit_lsn={commit}; {clients} client(s) connected, {unanswered} write(s) unanswered",
+            self.wal.last_lsn()
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! The second half of a turn: send, make durable, release, apply, reply, feed.
+
+use super::{FatalReason, Node, Role};
+use crate::conn::Io;
+use crate::ids::Lsn;
+use crate::wal::Durable;
+use crate::wire::Effect;
+
+/// What one sync cost, in nanoseconds; a follower tells its leader.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SyncCost {
+    pub write_ns: u64,
+    pub sync_ns: u64,
+}
+
+impl Node {
+    /// Puts this turn's records into the buffers of the followers that are up to date. The loop writes them
+    /// out before it calls [`Node::sync`].
+    pub fn before_sync(&mut self, io: &mut dyn Io) {
+        if matches!(self.role, Role::Leader(_)) {
+            self.send_current_batch(io);
+        }
+    }
+
+    /// Whether [`Node::sync`] has something to do beyond looking.
+    pub fn needs_sync(&self) -> bool {
+        self.wal.batch_bytes() > 0 || self.wal.needs_flush()
+    }
+
+    /// Makes the turn durable and releases what waited for that.
+    pub fn sync(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        let mut cost = SyncCost::default();
+        let begin = self.clock.now();
+        let mut written = begin;
+        if self.wal.batch_bytes() > 0 {
+            self.wal.write(self.disk.as_mut(), self.effective_commit())?;
+            written = self.clock.now();
+            cost.write_ns = written.since(begin);
+        }
+        self.inflight.seal();
+        if self.wal.needs_flush() {
+            self.counters.syncs += 1;
+            let token = self.wal.flush_begin(self.disk.as_mut())?;
+            cost.sync_ns = self.clock.now().since(written);
+            if let Some(token) = token {
+                self.on_durable(io, token, cost)?;
+            }
+        } else if let Some(token) = self.wal.flush_poll(self.disk.as_mut()) {
+            self.on_durable(io, token?, cost)?;
+        }
+        self.send_due_ack(io);
+        self.advance_commit(io);
+        Ok(())
+    }
+
+    /// Feeds followers that are behind, and prepares the next segment when there is time for it.
+    pub fn after_sync(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        self.feed_followers(io)?;
+        if self.wal.wants_spare() {
+            // A full disk shows when a record needs the room; trying early is only a courtesy.
+            match self.wal.prepare_spare(self.disk.as_mut()) {
+                Ok(()) | Err(crate::wal::ReserveError::NoRoom(_)) => {}
+                Err(crate::wal::ReserveError::Failed(error)) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
+    /// where the durable log ends: opening a session, answering a fence, changing the role.
+    pub(super) fn settle(&mut self, io: &mut dyn Io) -> Result<Durable, FatalReason> {
+        self.sync(io)?;
+        while self.wal.flush_pending() {
+            if let Some(token) = self.wal.flush_poll(self.disk.as_mut()) {
+                self.on_durable(io, token?, SyncCost::default())?;
+            }
+        }
+        Ok(self.wal.durable())
+    }
+
+    fn on_durable(&mut self, io: &mut dyn Io, token: Durable, cost: SyncCost) -> Result<(), FatalReason> {
+        if token.generation() != self.wal.generation() {
+            return Ok(());
+        }
+        if matches!(self.role, Role::Leader(_)) {
+            self.advance_commit(io);
+        } else {
+            self.apply_up_to(io, token.lsn());
+            self.note_ack_due(cost);
+        }
+        Ok(())
+    }
+
+    /// The commit LSN to tell: never beyond this node's own durable log.
+    pub(super) fn effective_commit(&self) -> Lsn {
+        self.commit.min(self.wal.durable().lsn())
+    }
+
+    /// Applies the records up to `to`, and answers the writers among them one by one.
+    pub(super) fn apply_up_to(&mut self, io: &mut dyn Io, to: Lsn) {
+        if to <= self.applied {
+            return;
+        }
+        let mut inflight = std::mem::take(&mut self.inflight);
+        inflight.apply(self.applied.next(), to, |record| {
+            let existed = self.keyspace.apply(&record.effect).existed;
+            self.applied = record.lsn;
+            if matches!(self.role, Role::Leader(_)) {
+                let found = existed || !matches!(record.effect, Effect::Delete { .. });
+                self.answer_write(io, record.lsn, found);
+            }
+        });
+        self.inflight = inflight;
+        assert!(self.applied == to, "records up to {to} were to be applied, and end at {}", self.applied);
+    }
+}

@@ -1,0 +1,131 @@
+//! What is committed: the one place that turns durable LSNs into a commit LSN.
+
+use crate::ids::Lsn;
+use crate::wal::Durable;
+
+/// When a write of a fixed leader is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckPolicy {
+    /// On the leader's disk and on every in-sync follower's.
+    InSync,
+    /// On the leader's disk and on enough followers' to make a majority of all nodes.
+    Quorum,
+    /// On the leader's disk alone.
+    Leader,
+}
+
+impl AckPolicy {
+    /// The flag's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            AckPolicy::InSync => "insync",
+            AckPolicy::Quorum => "quorum",
+            AckPolicy::Leader => "leader",
+        }
+    }
+}
+
+/// The rule in force.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitRule {
+    /// The policy.
+    pub policy: AckPolicy,
+    /// Nodes in sync, the leader among them, that must have a write on disk.
+    pub min_insync: usize,
+}
+
+/// Proof that everything up to an LSN is committed. Only [`CommitRule::committed`] makes one, so a write's
+/// reply cannot leave before the rule was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Committed(Lsn);
+
+impl Committed {
+    /// The commit LSN.
+    pub fn lsn(self) -> Lsn {
+        self.0
+    }
+}
+
+/// What counts of a follower.
+#[derive(Clone, Copy, Debug)]
+pub struct FollowerState {
+    /// Whether it is in the in-sync set.
+    pub in_sync: bool,
+    /// The last LSN known to be on its disk.
+    pub match_lsn: Lsn,
+}
+
+impl CommitRule {
+    /// The highest LSN that is acknowledged with the leader's own disk at `own` and these followers.
+    pub fn committed(&self, own: &Durable, followers: &[FollowerState]) -> Committed {
+        let own = own.lsn();
+        let in_sync = followers.iter().filter(|follower| follower.in_sync);
+        let by_policy = match self.policy {
+            AckPolicy::Leader => own,
+            AckPolicy::InSync => in_sync.clone().map(|follower| follower.match_lsn).min().unwrap_or(own),
+            AckPolicy::Quorum => {
+                let followers_needed = followers.len().div_ceil(2);
+                nth_highest(followers.iter().map(|follower| follower.match_lsn), followers_needed).unwrap_or(own)
+            }
+        };
+        let min_followers = self.min_insync.saturating_sub(1);
+        let by_min_insync = match min_followers {
+            0 => own,
+            needed => nth_highest(in_sync.map(|follower| follower.match_lsn), needed).unwrap_or(Lsn::ZERO),
+        };
+        Committed(own.min(by_policy).min(by_min_insync))
+    }
+}
+
+/// The `n`-th highest (n = 1: the highest); `None` if there are fewer, or n is 0.
+fn nth_highest(lsns: impl Iterator<Item = Lsn>, n: usize) -> Option<Lsn> {
+    let mut sorted: Vec<Lsn> = lsns.collect();
+    sorted.sort_unstable_by(|a, b| b.cmp(a));
+    sorted.get(n.checked_sub(1)?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn committed(policy: AckPolicy, min_insync: usize, own: u64, followers: &[(bool, u64)]) -> u64 {
+        let followers: Vec<_> = followers
+            .iter()
+            .map(|&(in_sync, lsn)| FollowerState { in_sync, match_lsn: Lsn(lsn) })
+            .collect();
+        let own = Durable::for_tests(1, Lsn(own));
+        CommitRule { policy, min_insync }.committed(&own, &followers).lsn().0
+    }
+
+    #[test]
+    fn insync_waits_for_every_follower_in_the_set_and_for_no_other() {
+        assert_eq!(committed(AckPolicy::InSync, 1, 10, &[(true, 8), (true, 9)]), 8);
+        assert_eq!(committed(AckPolicy::InSync, 1, 10, &[(false, 3), (true, 9)]), 9);
+        assert_eq!(committed(AckPolicy::InSync, 1, 10, &[(false, 3), (false, 4)]), 10);
+        assert_eq!(committed(AckPolicy::InSync, 1, 7, &[(true, 8), (true, 9)]), 7);
+    }
+
+    #[test]
+    fn quorum_is_the_leader_and_enough_followers_for_a_majority() {
+        assert_eq!(committed(AckPolicy::Quorum, 1, 10, &[(true, 4), (true, 9)]), 9);
+        assert_eq!(committed(AckPolicy::Quorum, 1, 10, &[(true, 4)]), 4);
+        assert_eq!(committed(AckPolicy::Quorum, 1, 10, &[(true, 4), (true, 5), (true, 6)]), 5);
+        assert_eq!(committed(AckPolicy::Quorum, 1, 10, &[(true, 4), (true, 5), (true, 6), (true, 7)]), 6);
+        assert_eq!(committed(AckPolicy::Quorum, 1, 3, &[(true, 4), (true, 9)]), 3);
+    }
+
+    #[test]
+    fn leader_alone_needs_only_its_own_disk() {
+        assert_eq!(committed(AckPolicy::Leader, 1, 10, &[(true, 0), (true, 0)]), 10);
+        assert_eq!(committed(AckPolicy::InSync, 1, 10, &[]), 10);
+        assert_eq!(committed(AckPolicy::Quorum, 1, 10, &[]), 10);
+    }
+
+    #[test]
+    fn min_insync_holds_writes_back_that_too_few_nodes_have() {
+        assert_eq!(committed(AckPolicy::InSync, 2, 10, &[(false, 9), (false, 9)]), 0);
+        assert_eq!(committed(AckPolicy::InSync, 2, 10, &[(true, 9), (false, 3)]), 9);
+        assert_eq!(committed(AckPolicy::Leader, 3, 10, &[(true, 4), (true, 5)]), 4);
+        assert_eq!(committed(AckPolicy::InSync, 2, 10, &[]), 0);
+    }
+}

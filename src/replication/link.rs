@@ -1,0 +1,45 @@
+//! When to dial a peer again: exponential backoff with jitter, so that a peer that restarts is found within
+//! a second and one that is gone costs one connect a second.
+
+use crate::limits::{REDIAL_MS_MAX, REDIAL_MS_MIN};
+use crate::rng::Rng;
+use crate::time::Time;
+
+/// Backoff of one peer.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The moment of the next try after a failure: the step doubles from [`REDIAL_MS_MIN`] to
+    /// [`REDIAL_MS_MAX`], and a quarter of it is random.
+    pub fn on_failure(&mut self, now: Time, rng: &mut Rng) -> Time {
+        let step_ms = REDIAL_MS_MIN.saturating_mul(1 << self.failures.min(16)).min(REDIAL_MS_MAX);
+        self.failures += 1;
+        now.after_ms(step_ms - rng.below(step_ms / 4 + 1))
+    }
+
+    /// A session stands: the next failure begins with the first step.
+    pub fn on_success(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_grow_to_the_maximum_and_never_beyond() {
+        let (mut backoff, mut rng) = (Backoff::default(), Rng::new(1));
+        let first = backoff.on_failure(Time(0), &mut rng);
+        assert!(first <= Time(0).after_ms(REDIAL_MS_MIN));
+        for _ in 0..100 {
+            assert!(backoff.on_failure(Time(0), &mut rng) <= Time(0).after_ms(REDIAL_MS_MAX));
+        }
+        assert!(backoff.on_failure(Time(0), &mut rng) >= Time(0).after_ms(REDIAL_MS_MAX * 3 / 4));
+        backoff.on_success();
+        assert!(backoff.on_failure(Time(0), &mut rng) <= Time(0).after_ms(REDIAL_MS_MIN));
+    }
+}

@@ -1,0 +1,184 @@
+//! What a leader knows of one follower's log, and whether it is in sync.
+//!
+//! A follower leaves the in-sync set when it does not reach, within the timeout, the end that the log had
+//! when the wait began. So one that is far behind and catching up does not hold writes for longer than one
+//! that is dead. A lost connection alone removes nobody; nothing outstanding, nothing to time out.
+//!
+//! Invariants: within a session the match LSN never goes back; a target is above the match LSN.
+
+use crate::ids::Lsn;
+use crate::replication::commit::FollowerState;
+use crate::time::LoopTime;
+
+/// Progress of one follower.
+#[derive(Debug)]
+pub struct Progress {
+    match_lsn: Lsn,
+    in_sync: bool,
+    target: Option<Target>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    lsn: Lsn,
+    since: LoopTime,
+}
+
+/// An ACK that cannot be: above what was sent, or below what was acknowledged in this session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImpossibleAck {
+    /// What it says.
+    pub acked: Lsn,
+    /// What was acknowledged before.
+    pub match_lsn: Lsn,
+    /// What was sent.
+    pub sent: Lsn,
+}
+
+impl Progress {
+    /// At start and after a promotion every peer is in the set.
+    pub fn new() -> Progress {
+        Progress { match_lsn: Lsn::ZERO, in_sync: true, target: None }
+    }
+
+    /// What the commit rule needs.
+    pub fn state(&self) -> FollowerState {
+        FollowerState { in_sync: self.in_sync, match_lsn: self.match_lsn }
+    }
+
+    /// The last LSN known to be on its disk.
+    pub fn match_lsn(&self) -> Lsn {
+        self.match_lsn
+    }
+
+    /// Whether it is in the in-sync set.
+    pub fn in_sync(&self) -> bool {
+        self.in_sync
+    }
+
+    /// The log ends at `last` now.
+    pub fn on_appended(&mut self, last: Lsn, now: LoopTime) {
+        if self.target.is_none() && last > self.match_lsn {
+            self.target = Some(Target { lsn: last, since: now });
+        }
+    }
+
+    /// A session opened with this match LSN; it may be lower than before (a replaced disk).
+    pub fn on_session(&mut self, match_lsn: Lsn, last: Lsn, now: LoopTime) {
+        self.match_lsn = match_lsn;
+        self.retarget(last, now);
+    }
+
+    /// An ACK arrived in the session. `Ok(true)`: the match LSN rose.
+    pub fn on_ack(&mut self, acked: Lsn, sent: Lsn, last: Lsn, now: LoopTime) -> Result<bool, ImpossibleAck> {
+        if acked < self.match_lsn || acked > sent {
+            return Err(ImpossibleAck { acked, match_lsn: self.match_lsn, sent });
+        }
+        let rose = acked > self.match_lsn;
+        self.match_lsn = acked;
+        self.retarget(last, now);
+        Ok(rose)
+    }
+
+    /// Takes the follower out of the set if its time is over. True if that happened now.
+    pub fn expire(&mut self, now: LoopTime, timeout_ns: u64) -> bool {
+        let over = self.target.is_some_and(|target| now.0 - target.since.0 >= timeout_ns);
+        let left = over && self.in_sync;
+        if left {
+            self.in_sync = false;
+        }
+        left
+    }
+
+    /// Nanoseconds of running until [`Progress::expire`] would take it out.
+    pub fn expires_in(&self, now: LoopTime, timeout_ns: u64) -> Option<u64> {
+        let target = self.target.filter(|_| self.in_sync)?;
+        Some((target.since.0 + timeout_ns).saturating_sub(now.0))
+    }
+
+    /// Takes it back if it holds everything committed. True if that happened now.
+    pub fn rejoin(&mut self, commit: Lsn) -> bool {
+        let back = !self.in_sync && self.match_lsn >= commit;
+        if back {
+            self.in_sync = true;
+        }
+        back
+    }
+
+    fn retarget(&mut self, last: Lsn, now: LoopTime) {
+        if self.target.is_none_or(|target| self.match_lsn >= target.lsn) {
+            self.target = (last > self.match_lsn).then_some(Target { lsn: last, since: now });
+        }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT_NS: u64 = 500;
+
+    #[test]
+    fn an_unreachable_follower_leaves_once_and_by_the_timeout() {
+        let mut progress = Progress::new();
+        progress.on_appended(Lsn(1), LoopTime(0));
+        progress.on_appended(Lsn(2), LoopTime(400));
+        assert!(!progress.expire(LoopTime(499), TIMEOUT_NS));
+        assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
+        assert!(!progress.expire(LoopTime(600), TIMEOUT_NS));
+        assert!(!progress.in_sync());
+    }
+
+    #[test]
+    fn an_idle_follower_never_leaves() {
+        let mut progress = Progress::new();
+        assert!(!progress.expire(LoopTime(u64::MAX), TIMEOUT_NS));
+    }
+
+    #[test]
+    fn one_that_catches_up_but_is_far_behind_does_not_hold_writes() {
+        let mut progress = Progress::new();
+        progress.on_session(Lsn(0), Lsn(1000), LoopTime(0));
+        for step in 1..5 {
+            progress.on_ack(Lsn(step), Lsn(1000), Lsn(1000 + step), LoopTime(step * 100)).unwrap();
+        }
+        assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
+    }
+
+    #[test]
+    fn reaching_the_target_starts_a_new_wait() {
+        let mut progress = Progress::new();
+        progress.on_appended(Lsn(1), LoopTime(0));
+        assert_eq!(progress.on_ack(Lsn(1), Lsn(2), Lsn(2), LoopTime(450)), Ok(true));
+        assert!(!progress.expire(LoopTime(600), TIMEOUT_NS));
+        assert_eq!(progress.expires_in(LoopTime(600), TIMEOUT_NS), Some(350));
+        assert!(progress.expire(LoopTime(950), TIMEOUT_NS));
+    }
+
+    #[test]
+    fn it_comes_back_when_it_holds_what_is_committed() {
+        let mut progress = Progress::new();
+        progress.on_appended(Lsn(5), LoopTime(0));
+        assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
+        progress.on_session(Lsn(4), Lsn(5), LoopTime(600));
+        assert!(!progress.rejoin(Lsn(5)));
+        progress.on_ack(Lsn(5), Lsn(5), Lsn(5), LoopTime(700)).unwrap();
+        assert!(progress.rejoin(Lsn(5)));
+        assert!(!progress.rejoin(Lsn(5)));
+    }
+
+    #[test]
+    fn an_ack_beyond_what_was_sent_or_going_back_is_impossible() {
+        let mut progress = Progress::new();
+        progress.on_session(Lsn(4), Lsn(9), LoopTime(0));
+        assert!(progress.on_ack(Lsn(6), Lsn(5), Lsn(9), LoopTime(0)).is_err());
+        assert!(progress.on_ack(Lsn(3), Lsn(5), Lsn(9), LoopTime(0)).is_err());
+        assert_eq!(progress.on_ack(Lsn(4), Lsn(5), Lsn(9), LoopTime(0)), Ok(false));
+    }
+}
