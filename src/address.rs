@@ -40,6 +40,8 @@ pub enum AddressProblem {
     NoBrackets,
     /// Longer than [`ADDRESS_SIZE_MAX`].
     TooLong,
+    /// Where host and port are given apart, the host has a colon and is no IPv6 address.
+    ColonInHost,
 }
 
 impl fmt::Display for AddressError {
@@ -54,6 +56,9 @@ impl fmt::Display for AddressError {
             AddressProblem::BadHost => f.write_str("the host is neither a name nor an IPv4 address")?,
             AddressProblem::BadIpv6 => f.write_str("what stands in brackets is not an IPv6 address")?,
             AddressProblem::NoBrackets => f.write_str("an IPv6 address must stand in brackets")?,
+            AddressProblem::ColonInHost => {
+                return f.write_str("a host is wanted here, without a port");
+            }
             AddressProblem::TooLong => {
                 write!(f, "it has {} bytes, allowed are {ADDRESS_SIZE_MAX}", self.text.len())?;
             }
@@ -71,8 +76,11 @@ pub fn parse_address(text: &str) -> Result<String, AddressError> {
 
 /// The normal form of a host and a port that were given apart. An IPv6 host may lack its brackets.
 pub fn join_address(host: &str, port: u16) -> Result<String, AddressError> {
-    let bare_ipv6 = host.contains(':') && !host.starts_with('[');
-    parse_address(&if bare_ipv6 { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+    if !host.contains(':') || host.starts_with('[') {
+        return parse_address(&format!("{host}:{port}"));
+    }
+    parse_address(&format!("[{host}]:{port}"))
+        .map_err(|_| AddressError { text: host.to_owned(), problem: AddressProblem::ColonInHost })
 }
 
 fn normal_form(text: &str) -> Result<String, AddressProblem> {
@@ -188,6 +196,8 @@ mod tests {
         assert_eq!(join_address("::1", 9001).as_deref(), Ok("[::1]:9001"));
         assert_eq!(join_address("[::1]", 9001).as_deref(), Ok("[::1]:9001"));
         assert_eq!(join_address("localhost", 9001).as_deref(), Ok("localhost:9001"));
+        assert_eq!(join_address("fe80::1%2", 9001).as_deref(), Ok("[fe80::1%2]:9001"));
         assert_eq!(join_address("", 9001).unwrap_err().problem, AddressProblem::NoHost);
+        assert_eq!(join_address("localhost:9002", 9001).unwrap_err().problem, AddressProblem::ColonInHost);
     }
 }

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -23,7 +23,8 @@ Exit codes:
   4  a condition failed: nothing was written
   5  no leader, not enough replicas, or refused: nothing was written
   6  timed out or connection lost after sending: for a write the outcome is unknown
-  7  server error: busy, disk full, loading, shutting down, no sensible answer
+  7  server error: busy, disk full, loading, shutting down, no sensible answer;
+     or the command was done and its result cannot be printed
 
 Examples:
   kv_client put hello world
@@ -49,7 +50,14 @@ struct Global {
     #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_HOST", default_value = "127.0.0.1")]
     host: String,
     /// Port of the node.
-    #[arg(long, short, global = true, help_heading = "Where", env = "KV_CLIENT_PORT", default_value_t = 9001)]
+    #[arg(
+        long,
+        short,
+        global = true,
+        help_heading = "Where",
+        env = "KV_CLIENT_PORT",
+        default_value_t = 9001
+    )]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Show NOT_LEADER (exit 5) instead of sending a write on to the leader it names.
@@ -148,7 +156,7 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Put { value, .. } if value == OsStr::new("-") => Some(read_stdin()?),
         _ => None,
     };
-    let mut client = connect(&global)?;
+    let mut client = client_of(&global)?;
     Ok(match command {
         Command::Put { key, value } => {
             let value = stdin_value.as_deref().unwrap_or(value.as_bytes());
@@ -163,16 +171,12 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
     })
 }
 
-fn connect(global: &Global) -> Result<Client, Failure> {
+/// It connects with its one call, so that call's deadline is that of the command.
+fn client_of(global: &Global) -> Result<Client, Failure> {
     let address = join_address(&global.host, global.port).map_err(ClientError::Address)?;
     let timeout = Duration::from_millis(global.timeout_ms.into());
-    let started = Instant::now();
-    let mut client = Client::connect(&address, timeout)?;
-    if global.no_follow {
-        client = client.no_follow();
-    }
-    client.set_timeout(timeout.saturating_sub(started.elapsed()));
-    Ok(client)
+    let client = Client::new(&address, timeout)?;
+    Ok(if global.no_follow { client.no_follow() } else { client })
 }
 
 /// The value on stdin. One byte beyond the limit is enough to know that it is too large.

@@ -75,8 +75,8 @@ impl Connection {
     /// Connects to an address in normal form. The resolver keeps its own time: the deadline bounds what
     /// comes after it, and an IP address needs none.
     pub(super) fn dial(address: &str, deadline: Deadline) -> Result<Connection, ClientError> {
-        let stream =
-            dial(address, deadline).map_err(|why| ClientError::Connect { address: address.to_owned(), why })?;
+        let stream = dial(address, deadline)
+            .map_err(|why| ClientError::Connect { address: address.to_owned(), why })?;
         Ok(Connection {
             stream,
             address: address.to_owned(),

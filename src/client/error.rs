@@ -173,7 +173,9 @@ impl fmt::Display for Loss {
             Loss::Closed => f.write_str("the node closed the connection"),
             Loss::Io(error) => write!(f, "the connection broke: {error}"),
             Loss::NotFrames(error) => write!(f, "no kvstore node answers there: {error}"),
-            Loss::NotReply(type_byte) => write!(f, "a frame of type {type_byte:#04x} came instead of a reply"),
+            Loss::NotReply(type_byte) => {
+                write!(f, "a frame of type {type_byte:#04x} came instead of a reply")
+            }
             Loss::BadReply(error) => write!(f, "the reply cannot be read: {error}"),
             Loss::BadPayload(why) => write!(f, "the reply makes no sense: {why}"),
         }
@@ -203,9 +205,7 @@ fn fmt_status(f: &mut fmt::Formatter<'_>, address: &str, status: Status, message
         }
         Status::Ok => ("answered OK where that makes no sense", ""),
         Status::NotFound => ("has no such key", ""),
-        Status::BadRequest => {
-            ("does not understand the request", "Are client and node of the same version?")
-        }
+        Status::BadRequest => ("does not understand the request", "Are client and node of the same version?"),
         Status::TooLarge => ("refuses the size", "Nothing was written"),
         Status::ConditionFailed => ("did not write: the condition does not hold", ""),
         Status::NotEnoughReplicas => (

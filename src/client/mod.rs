@@ -16,15 +16,16 @@ pub mod cli;
 pub mod output;
 pub mod status_text;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::address::parse_address;
 use crate::ids::{Lsn, Term};
-use crate::wire::client::{Request, Status};
-use connection::{Connection, Deadline};
+use crate::limits::{FRAME_SIZE_MAX, FRAME_SLACK};
+use crate::wire::client::{Request, SizeProblem, Status};
 pub use connection::OwnedReply;
+use connection::{Connection, Deadline};
 pub use error::{ClientError, DeadEnd, Loss};
 
 /// NOT_LEADER answers that one call follows, at most. Two are usual while leadership moves.
@@ -56,9 +57,15 @@ pub struct Client {
 impl Client {
     /// Connects to `PORT`, `HOST:PORT` or `[IPV6]:PORT`. `timeout` bounds this and every later call.
     pub fn connect(address: &str, timeout: Duration) -> Result<Client, ClientError> {
+        let mut client = Client::new(address, timeout)?;
+        client.connected(Deadline::after(timeout))?;
+        Ok(client)
+    }
+
+    /// A client that connects with its first call, under that call's deadline.
+    pub fn new(address: &str, timeout: Duration) -> Result<Client, ClientError> {
         let address = parse_address(address).map_err(ClientError::Address)?;
-        let connection = Connection::dial(&address, Deadline::after(timeout))?;
-        Ok(Client { address, timeout, follow_leader: true, connection: Some(connection) })
+        Ok(Client { address, timeout, follow_leader: true, connection: None })
     }
 
     /// The same client, which returns NOT_LEADER instead of going to the leader.
@@ -100,10 +107,12 @@ impl Client {
         Ok(served(reply.status == Status::Ok, &reply))
     }
 
-    /// Asks whether the node is there; says how long the answer took.
+    /// Asks whether the node is there; says how long the answer took, connecting not counted.
     pub fn ping(&mut self) -> Result<Served<Duration>, ClientError> {
-        let started = std::time::Instant::now();
-        let reply = self.call(&Request::Ping)?;
+        let deadline = Deadline::after(self.timeout);
+        self.connected(deadline)?;
+        let started = Instant::now();
+        let reply = self.call_by(&Request::Ping, deadline)?;
         let round_trip = started.elapsed();
         self.expect(&[Status::Ok], &reply)?;
         Ok(served(round_trip, &reply))
@@ -139,16 +148,7 @@ impl Client {
     /// Sends one request and returns its answer, whatever the status. A PUT or DELETE goes where NOT_LEADER
     /// points. Panics if pipelined replies are still to be received: whose answer would it be?
     pub fn call(&mut self, request: &Request<'_>) -> Result<OwnedReply, ClientError> {
-        if let Some(problem) = request.size_problem() {
-            return Err(ClientError::TooLarge(problem));
-        }
-        let deadline = Deadline::after(self.timeout);
-        let reply = self.exchange(request, deadline)?;
-        let is_routed = matches!(request, Request::Put { .. } | Request::Delete { .. });
-        if self.follow_leader && is_routed && points_elsewhere(&reply) {
-            return self.call_leader(request, reply, deadline);
-        }
-        Ok(reply)
+        self.call_by(request, Deadline::after(self.timeout))
     }
 
     /// Puts a request behind those that wait to be sent. Its sizes may be beyond the limits as long as it
@@ -179,6 +179,18 @@ impl Client {
     /// Requests sent, or waiting to be sent, that have no answer yet.
     pub fn replies_due(&self) -> usize {
         self.connection.as_ref().map_or(0, Connection::replies_due)
+    }
+
+    fn call_by(&mut self, request: &Request<'_>, deadline: Deadline) -> Result<OwnedReply, ClientError> {
+        if let Some(problem) = request.size_problem() {
+            return Err(ClientError::TooLarge(problem));
+        }
+        let reply = self.exchange(request, deadline)?;
+        let is_routed = matches!(request, Request::Put { .. } | Request::Delete { .. });
+        if self.follow_leader && is_routed && points_elsewhere(&reply) {
+            return self.call_leader(request, reply, deadline);
+        }
+        Ok(reply)
     }
 
     fn connected(&mut self, deadline: Deadline) -> Result<&mut Connection, ClientError> {
@@ -282,10 +294,10 @@ fn next_hop(path: &[String], named: &str) -> Result<String, DeadEnd> {
     }
 }
 
-fn fits_into_a_frame(problem: &crate::wire::client::SizeProblem, request: &Request<'_>) -> bool {
+fn fits_into_a_frame(problem: &SizeProblem, request: &Request<'_>) -> bool {
     let other = match request {
         Request::Put { key, value } => key.len() + value.len() - problem.size,
         _ => 0,
     };
-    problem.size + other + crate::limits::FRAME_SLACK <= crate::limits::FRAME_SIZE_MAX
+    problem.size + other + FRAME_SLACK <= FRAME_SIZE_MAX
 }

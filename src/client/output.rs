@@ -28,7 +28,7 @@ pub const EXIT_CONDITION_FAILED: u8 = 4;
 pub const EXIT_NO_LEADER: u8 = 5;
 /// Exit code: no answer to what was sent.
 pub const EXIT_OUTCOME_UNKNOWN: u8 = 6;
-/// Exit code: the node is there and cannot do it, or makes no sense.
+/// Exit code: the node is there and cannot do it, or makes no sense; or the result cannot be printed.
 pub const EXIT_SERVER_ERROR: u8 = 7;
 
 /// Characters of a key shown in a message.
@@ -173,10 +173,9 @@ fn failed(code: &str, message: &str, exit_code: u8, fields: Map<String, Value>, 
 
 fn not_found<T>(key: &[u8], served: &Served<T>, format: Format) -> Printed {
     let mut printed = match format {
-        Format::Text => Printed {
-            stderr: format!("not found: \"{}\"\n", printable_key(key)),
-            ..Printed::default()
-        },
+        Format::Text => {
+            Printed { stderr: format!("not found: \"{}\"\n", printable_key(key)), ..Printed::default() }
+        }
         Format::Json => Printed::json(&json!({"ok": false, "error": "not_found", "lsn": served.lsn.0})),
     };
     printed.exit_code = EXIT_NOT_FOUND;

@@ -145,7 +145,9 @@ fn follower_verdict(status: Status<'_>, term: &str, leader: Option<String>) -> S
     };
     match status.flag("in_sync") {
         Some(true) => format!("{whose} — in sync when it last heard its leader"),
-        Some(false) => format!("{whose} — NOT in sync: reads may be old, and it may lack acknowledged writes"),
+        Some(false) => {
+            format!("{whose} — NOT in sync: reads may be old, and it may lack acknowledged writes")
+        }
         None => whose,
     }
 }
@@ -162,10 +164,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
         line("address", vec![status.text("address"), with("pid ", status.number("pid").map(plain))]),
         line("node id", vec![status.text("node_id")]),
         line("cluster id", vec![status.text("cluster_id")]),
-        line(
-            "version",
-            vec![status.text("version"), with("up ", status.number("uptime_s").map(lasting))],
-        ),
+        line("version", vec![status.text("version"), with("up ", status.number("uptime_s").map(lasting))]),
         line("leader", vec![status.text("leader"), with("id ", status.text("leader_id"))]),
         line(
             "log",
@@ -203,7 +202,8 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
 
 fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    (!parts.is_empty()).then(|| vec![label.to_owned(), parts.join(", ")])
+    // Not by commas: these group the digits.
+    (!parts.is_empty()).then(|| vec![label.to_owned(), parts.join("; ")])
 }
 
 fn peer_table(peers: &[Value]) -> String {
