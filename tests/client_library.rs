@@ -123,6 +123,28 @@ fn after_a_redirect_the_client_stays_with_the_leader() {
     assert_eq!(follower.seen().len(), 2);
 }
 
+/// A client outlives a failover: it asks the node it was made for who leads now.
+#[test]
+fn a_leader_that_is_lost_does_not_hold_its_clients() {
+    let old_leader = FakeNode::start(|request| match request {
+        Seen::Put(key, _) if key == b"last" => Answer::Close,
+        _ => reply(Status::Ok, ""),
+    });
+    let new_leader = FakeNode::start(|_| reply(Status::Ok, ""));
+    let (old, new) = (old_leader.address.clone(), new_leader.address.clone());
+    let follower = FakeNode::start(move |request| match request {
+        Seen::Put(key, _) if key == b"first" => reply(Status::NotLeader, old.as_str()),
+        _ => reply(Status::NotLeader, new.as_str()),
+    });
+    let mut client = Client::connect(&follower.address, LONG).unwrap();
+    client.put(b"first", b"").unwrap();
+    assert_eq!(client.address(), old_leader.address);
+    assert!(client.put(b"last", b"").unwrap_err().is_outcome_unknown());
+    assert_eq!(client.address(), follower.address);
+    client.put(b"next", b"").unwrap();
+    assert_eq!(client.address(), new_leader.address);
+}
+
 #[test]
 fn after_a_redirect_into_the_void_the_client_is_where_it_was() {
     let (_socket, dead) = refusing_address();

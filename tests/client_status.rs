@@ -103,7 +103,10 @@ fn the_verdict_says_what_an_acknowledgement_means() {
 fn the_verdict_names_the_role_and_what_is_wrong() {
     let (follower, deposed) = (("role", json!("follower")), ("role", json!("deposed")));
     let follows = "follower of 127.0.0.1:9001 in term 0.3";
-    assert_eq!(first_line(&[follower.clone()]), format!("{follows} — in sync when it last heard its leader"));
+    assert_eq!(
+        first_line(std::slice::from_ref(&follower)),
+        format!("{follows} — in sync when it last heard its leader")
+    );
     assert!(
         first_line(&[follower.clone(), ("in_sync", json!(false))])
             .starts_with(&format!("{follows} — NOT in sync"))

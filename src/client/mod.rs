@@ -44,10 +44,13 @@ pub struct Served<T> {
 
 /// A client of one node, and of the leader that node names.
 ///
-/// After a lost connection the next call connects again. A write that was sent on to the leader leaves the
-/// client there: later calls, reads too, go to [`Client::address`].
+/// A write that was sent on to the leader leaves the client there: later calls, reads too, go to
+/// [`Client::address`]. After a lost connection the next call connects again, to the node the client was
+/// made for: a leader that is gone must not hold its clients.
 #[derive(Debug)]
 pub struct Client {
+    home: String,
+    /// That of `connection`; without one it is `home`.
     address: String,
     timeout: Duration,
     follow_leader: bool,
@@ -64,8 +67,8 @@ impl Client {
 
     /// A client that connects with its first call, under that call's deadline.
     pub fn new(address: &str, timeout: Duration) -> Result<Client, ClientError> {
-        let address = parse_address(address).map_err(ClientError::Address)?;
-        Ok(Client { address, timeout, follow_leader: true, connection: None })
+        let home = parse_address(address).map_err(ClientError::Address)?;
+        Ok(Client { address: home.clone(), home, timeout, follow_leader: true, connection: None })
     }
 
     /// The same client, which returns NOT_LEADER instead of going to the leader.
@@ -206,13 +209,16 @@ impl Client {
             Some(connection) => connection,
             None => Connection::dial(&self.address, deadline)?,
         };
-        let reply = connection.exchange(request, deadline)?;
-        self.connection = Some(connection);
-        Ok(reply)
+        let result = connection.exchange(request, deadline);
+        match result {
+            Ok(_) => self.connection = Some(connection),
+            Err(_) => self.go_home(),
+        }
+        result
     }
 
     /// Goes where NOT_LEADER points. Each node on the way said that it wrote nothing, so asking the next
-    /// one is no repetition. If that fails, the client is back at the node it came from.
+    /// one is no repetition.
     fn call_leader(
         &mut self,
         request: &Request<'_>,
@@ -226,13 +232,13 @@ impl Client {
                 Ok(next) => next,
                 Err(why) => return Err(self.no_leader(path, named, why)),
             };
-            self.connection = match Connection::dial(&next, deadline) {
-                Ok(connection) => Some(connection),
+            match Connection::dial(&next, deadline) {
+                Ok(connection) => self.connection = Some(connection),
                 Err(ClientError::Connect { why, .. }) => {
                     return Err(self.no_leader(path, named, DeadEnd::Unreachable(why)));
                 }
                 Err(other) => return Err(other),
-            };
+            }
             self.address = next;
             reply = self.exchange(request, deadline)?;
             if !points_elsewhere(&reply) {
@@ -243,11 +249,15 @@ impl Client {
     }
 
     fn no_leader(&mut self, path: Vec<String>, named: String, why: DeadEnd) -> ClientError {
-        if self.address != path[0] {
-            self.address.clone_from(&path[0]);
-            self.connection = None;
+        if self.address != self.home {
+            self.go_home();
         }
         ClientError::NoLeader { path, named, why }
+    }
+
+    fn go_home(&mut self) {
+        self.connection = None;
+        self.address.clone_from(&self.home);
     }
 
     fn expect(&self, wanted: &[Status], reply: &OwnedReply) -> Result<(), ClientError> {
