@@ -3,6 +3,8 @@
 //! Follow the life of a PUT by module name: `net` reads bytes, [`wire`] makes messages, `node` runs one
 //! turn, `wal` makes it durable, [`replication`] decides what may be said to whom, `keyspace` applies.
 
+pub mod address;
+pub mod client;
 pub mod disk;
 pub mod ids;
 pub mod limits;

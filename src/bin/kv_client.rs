@@ -1,1 +1,10 @@
-fn main() {}
+//! `kv_client`: arguments in, exit code out. See `kvstore::client::cli`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kvstore::client::cli::{Arguments, run};
+
+fn main() -> ExitCode {
+    run(Arguments::parse()).into()
+}

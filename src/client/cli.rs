@@ -1,0 +1,206 @@
+//! The command line of `kv_client`: arguments to calls, results to output and exit codes.
+//!
+//! One deadline covers the whole command, connecting included; reading a value from stdin comes before it.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use super::output::{self, Printed};
+use super::{Client, ClientError};
+use crate::address::{join_address, parse_address};
+use crate::limits::VALUE_SIZE_MAX;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the key was not found
+  2  usage: a bad argument, or a key or value beyond its limit
+  3  cannot connect, or the request did not leave whole: nothing was done
+  4  a condition failed: nothing was written
+  5  no leader, not enough replicas, or refused: nothing was written
+  6  timed out or connection lost after sending: for a write the outcome is unknown
+  7  server error: busy, disk full, loading, shutting down, no sensible answer;
+     or the command was done and its result cannot be printed
+
+Examples:
+  kv_client put hello world
+  kv_client --port 9002 get hello
+  kv_client put photo - < photo.jpg
+  kv_client -o json status
+  kv_client get -- -key-that-begins-with-a-dash";
+
+/// A client for kvstore nodes.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kv_client", version, after_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true, max_term_width = 100)]
+pub struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct Global {
+    /// Host of the node: a name, an IPv4 or an IPv6 address.
+    #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Port of the node.
+    #[arg(
+        long,
+        short,
+        global = true,
+        help_heading = "Where",
+        env = "KV_CLIENT_PORT",
+        default_value_t = 9001
+    )]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Show NOT_LEADER (exit 5) instead of sending a write on to the leader it names.
+    #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_NO_FOLLOW")]
+    #[arg(value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    no_follow: bool,
+    /// Milliseconds for the whole command.
+    #[arg(long, global = true, help_heading = "How", env = "KV_CLIENT_TIMEOUT_MS", value_name = "N")]
+    #[arg(default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
+    timeout_ms: u32,
+    /// Format of what is printed.
+    #[arg(long, short, global = true, help_heading = "How", env = "KV_CLIENT_OUTPUT", value_name = "FORMAT")]
+    #[arg(value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people; `get` prints the value's bytes and a newline.
+    Text,
+    /// One JSON object on stdout, also for an error.
+    Json,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Set a key.
+    Put {
+        /// 1 to 65535 bytes, any bytes.
+        #[arg(allow_negative_numbers = true)]
+        key: OsString,
+        /// 0 to 8388608 bytes, any bytes; `-` reads them from stdin, to its end and unchanged.
+        #[arg(allow_negative_numbers = true)]
+        value: OsString,
+    },
+    /// Print the value of a key.
+    Get {
+        /// 1 to 65535 bytes, any bytes.
+        #[arg(allow_negative_numbers = true)]
+        key: OsString,
+    },
+    /// Remove a key; exit 1 if it was not there.
+    Delete {
+        /// 1 to 65535 bytes, any bytes.
+        #[arg(allow_negative_numbers = true)]
+        key: OsString,
+    },
+    /// Ask whether the node is there, and how long its answer takes.
+    Ping,
+    /// Show the node's state, and its peers.
+    Status,
+    /// Make the node lead: it fences the others, compares, then leads. A failover is this command.
+    Promote {
+        /// Lead even where acknowledged writes may be lost by it; prints what may be.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make the node stop leading and follow another.
+    Follow {
+        /// The leader: PORT, HOST:PORT or [IPV6]:PORT, as the node can dial it.
+        #[arg(value_name = "ADDR", value_parser = parse_address)]
+        address: String,
+        /// Allow the node to cut records off its log that were committed here; they are kept in a file.
+        #[arg(long)]
+        discard: bool,
+    },
+}
+
+/// Runs the command, prints what came of it, and returns the exit code.
+pub fn run(arguments: Arguments) -> u8 {
+    let format = arguments.global.output;
+    let printed = match execute(arguments) {
+        Ok(printed) => printed,
+        Err(Failure::Client(error)) => output::error(&error, format),
+        Err(Failure::Usage(message)) => output::usage(&message, format),
+    };
+    output::emit(&printed)
+}
+
+enum Failure {
+    Client(ClientError),
+    Usage(String),
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        Failure::Client(error)
+    }
+}
+
+fn execute(arguments: Arguments) -> Result<Printed, Failure> {
+    let Arguments { global, command } = arguments;
+    let format = global.output;
+    let stdin_value = match &command {
+        Command::Put { value, .. } if value == OsStr::new("-") => Some(read_stdin()?),
+        _ => None,
+    };
+    let mut client = client_of(&global)?;
+    Ok(match command {
+        Command::Put { key, value } => {
+            let value = stdin_value.as_deref().unwrap_or(value.as_bytes());
+            output::written(&client.put(key.as_bytes(), value)?, format)
+        }
+        Command::Get { key } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
+        Command::Delete { key } => output::deleted(key.as_bytes(), &client.delete(key.as_bytes())?, format),
+        Command::Ping => output::pong(&client.ping()?, format),
+        Command::Status => output::status(&client.status()?.value, format),
+        Command::Promote { force } => output::account(&client.promote(force)?, format),
+        Command::Follow { address, discard } => output::account(&client.follow(&address, discard)?, format),
+    })
+}
+
+/// It connects with its one call, so that call's deadline is that of the command.
+fn client_of(global: &Global) -> Result<Client, Failure> {
+    let address = join_address(&global.host, global.port).map_err(ClientError::Address)?;
+    let timeout = Duration::from_millis(global.timeout_ms.into());
+    let client = Client::new(&address, timeout)?;
+    Ok(if global.no_follow { client.no_follow() } else { client })
+}
+
+/// The value on stdin. One byte beyond the limit is enough to know that it is too large.
+fn read_stdin() -> Result<Vec<u8>, Failure> {
+    let mut value = Vec::new();
+    io::stdin()
+        .lock()
+        .take(VALUE_SIZE_MAX as u64 + 1)
+        .read_to_end(&mut value)
+        .map_err(|error| Failure::Usage(format!("cannot read the value from stdin: {error}")))?;
+    if value.len() > VALUE_SIZE_MAX {
+        let message = format!("the value on stdin has more than {VALUE_SIZE_MAX} bytes; nothing was sent");
+        return Err(Failure::Usage(message));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,313 @@
+//! The blocking client: what `kv_client`, tests and benchmarks speak to a node with.
+//!
+//! A call sends one request and waits for its answer under one deadline, which also covers connecting
+//! again and going where a NOT_LEADER answer points. What a failed call means for a write is in
+//! [`ClientError`]: nothing is ever sent a second time unless the first one was surely not executed.
+//!
+//! [`Client::send`], [`Client::flush`] and [`Client::receive`] pipeline: requests are answered in order.
+//!
+//! What is left out: no pool, no threads, no retry of a lost answer. A caller that wants those knows
+//! better which of its writes may be repeated.
+
+mod connection;
+mod error;
+
+pub mod cli;
+pub mod output;
+pub mod status_text;
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::address::parse_address;
+use crate::ids::{Lsn, Term};
+use crate::limits::{FRAME_SIZE_MAX, FRAME_SLACK};
+use crate::wire::client::{Request, SizeProblem, Status};
+pub use connection::OwnedReply;
+use connection::{Connection, Deadline};
+pub use error::{ClientError, DeadEnd, Loss};
+
+/// NOT_LEADER answers that one call follows, at most. Two are usual while leadership moves.
+pub const HOPS_MAX: usize = 5;
+
+/// A result, and where in the log it was served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served<T> {
+    /// The result.
+    pub value: T,
+    /// A write's own LSN, for a read the last one applied.
+    pub lsn: Lsn,
+    /// The term of the node that answered.
+    pub term: Term,
+}
+
+/// A client of one node, and of the leader that node names.
+///
+/// A write that was sent on to the leader leaves the client there: later calls, reads too, go to
+/// [`Client::address`]. After a lost connection the next call connects again, to the node the client was
+/// made for: a leader that is gone must not hold its clients.
+#[derive(Debug)]
+pub struct Client {
+    home: String,
+    /// That of `connection`; without one it is `home`.
+    address: String,
+    timeout: Duration,
+    follow_leader: bool,
+    connection: Option<Connection>,
+}
+
+impl Client {
+    /// Connects to `PORT`, `HOST:PORT` or `[IPV6]:PORT`. `timeout` bounds this and every later call.
+    pub fn connect(address: &str, timeout: Duration) -> Result<Client, ClientError> {
+        let mut client = Client::new(address, timeout)?;
+        client.connected(Deadline::after(timeout))?;
+        Ok(client)
+    }
+
+    /// A client that connects with its first call, under that call's deadline.
+    pub fn new(address: &str, timeout: Duration) -> Result<Client, ClientError> {
+        let home = parse_address(address).map_err(ClientError::Address)?;
+        Ok(Client { address: home.clone(), home, timeout, follow_leader: true, connection: None })
+    }
+
+    /// The same client, which returns NOT_LEADER instead of going to the leader.
+    #[must_use]
+    pub fn no_follow(mut self) -> Client {
+        self.follow_leader = false;
+        self
+    }
+
+    /// Bounds later calls anew.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// The node that the next call goes to, in normal form.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sets a key.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<Served<()>, ClientError> {
+        let reply = self.call(&Request::Put { key, value })?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served((), &reply))
+    }
+
+    /// Reads a key; `None` if it is absent.
+    pub fn get(&mut self, key: &[u8]) -> Result<Served<Option<Vec<u8>>>, ClientError> {
+        let mut reply = self.call(&Request::Get { key })?;
+        self.expect(&[Status::Ok, Status::NotFound], &reply)?;
+        let value = (reply.status == Status::Ok).then(|| std::mem::take(&mut reply.payload));
+        Ok(served(value, &reply))
+    }
+
+    /// Removes a key; says whether it was there. The removal of an absent key has an LSN as well.
+    pub fn delete(&mut self, key: &[u8]) -> Result<Served<bool>, ClientError> {
+        let reply = self.call(&Request::Delete { key })?;
+        self.expect(&[Status::Ok, Status::NotFound], &reply)?;
+        Ok(served(reply.status == Status::Ok, &reply))
+    }
+
+    /// Asks whether the node is there; says how long the answer took, connecting not counted.
+    pub fn ping(&mut self) -> Result<Served<Duration>, ClientError> {
+        let deadline = Deadline::after(self.timeout);
+        self.connected(deadline)?;
+        let started = Instant::now();
+        let reply = self.call_by(&Request::Ping, deadline)?;
+        let round_trip = started.elapsed();
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(round_trip, &reply))
+    }
+
+    /// The node's state as a JSON object.
+    pub fn status(&mut self) -> Result<Served<Value>, ClientError> {
+        let reply = self.call(&Request::Status)?;
+        self.expect(&[Status::Ok], &reply)?;
+        match serde_json::from_slice(&reply.payload) {
+            Ok(document @ Value::Object(_)) => Ok(served(document, &reply)),
+            Ok(_) => Err(self.bad_payload("the status is not a JSON object".to_owned())),
+            Err(error) => Err(self.bad_payload(format!("the status is not JSON: {error}"))),
+        }
+    }
+
+    /// Makes the node fence, compare, then lead; with `force` even where writes may be lost by it. Returns
+    /// the node's account of it: an object, or the text where it is none.
+    pub fn promote(&mut self, force: bool) -> Result<Served<Value>, ClientError> {
+        let reply = self.call(&Request::Promote { force })?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(account(&reply), &reply))
+    }
+
+    /// Makes the node stop leading and follow another; with `discard` it may cut below its commit LSN once.
+    pub fn follow(&mut self, leader: &str, discard: bool) -> Result<Served<Value>, ClientError> {
+        let leader = parse_address(leader).map_err(ClientError::Address)?;
+        let reply = self.call(&Request::Follow { address: &leader, discard })?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(account(&reply), &reply))
+    }
+
+    /// Sends one request and returns its answer, whatever the status. A PUT or DELETE goes where NOT_LEADER
+    /// points. Panics if pipelined replies are still to be received: whose answer would it be?
+    pub fn call(&mut self, request: &Request<'_>) -> Result<OwnedReply, ClientError> {
+        self.call_by(request, Deadline::after(self.timeout))
+    }
+
+    /// Puts a request behind those that wait to be sent. Its sizes may be beyond the limits as long as it
+    /// fits into a frame, so that a node's answer to that can be seen.
+    pub fn send(&mut self, request: &Request<'_>) -> Result<(), ClientError> {
+        if let Some(problem) = request.size_problem().filter(|problem| !fits_into_a_frame(problem, request)) {
+            return Err(ClientError::TooLarge(problem));
+        }
+        self.connected(Deadline::after(self.timeout))?.push(request);
+        Ok(())
+    }
+
+    /// Sends what waits to be sent. It does not receive meanwhile: a node reads no further while a client
+    /// takes no replies ([`crate::limits::CLIENT_OUTPUT_HIGH_WATER`]), so receive before that many are due.
+    /// After a timeout the rest still waits.
+    pub fn flush(&mut self) -> Result<(), ClientError> {
+        let deadline = Deadline::after(self.timeout);
+        self.connected(deadline)?.flush(deadline)
+    }
+
+    /// Receives the answer to the oldest request sent. Panics if none is due. After a timeout it is still
+    /// due.
+    pub fn receive(&mut self) -> Result<OwnedReply, ClientError> {
+        let deadline = Deadline::after(self.timeout);
+        self.connected(deadline)?.receive(deadline)
+    }
+
+    /// Requests sent, or waiting to be sent, that have no answer yet.
+    pub fn replies_due(&self) -> usize {
+        self.connection.as_ref().map_or(0, Connection::replies_due)
+    }
+
+    fn call_by(&mut self, request: &Request<'_>, deadline: Deadline) -> Result<OwnedReply, ClientError> {
+        if let Some(problem) = request.size_problem() {
+            return Err(ClientError::TooLarge(problem));
+        }
+        let reply = self.exchange(request, deadline)?;
+        let is_routed = matches!(request, Request::Put { .. } | Request::Delete { .. });
+        if self.follow_leader && is_routed && points_elsewhere(&reply) {
+            return self.call_leader(request, reply, deadline);
+        }
+        Ok(reply)
+    }
+
+    fn connected(&mut self, deadline: Deadline) -> Result<&mut Connection, ClientError> {
+        match &mut self.connection {
+            Some(connection) => Ok(connection),
+            none => Ok(none.insert(Connection::dial(&self.address, deadline)?)),
+        }
+    }
+
+    /// On failure the connection is dropped: a late answer must not be taken for that to another request.
+    fn exchange(&mut self, request: &Request<'_>, deadline: Deadline) -> Result<OwnedReply, ClientError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => Connection::dial(&self.address, deadline)?,
+        };
+        let result = connection.exchange(request, deadline);
+        match result {
+            Ok(_) => self.connection = Some(connection),
+            Err(_) => self.go_home(),
+        }
+        result
+    }
+
+    /// Goes where NOT_LEADER points. Each node on the way said that it wrote nothing, so asking the next
+    /// one is no repetition.
+    fn call_leader(
+        &mut self,
+        request: &Request<'_>,
+        mut reply: OwnedReply,
+        deadline: Deadline,
+    ) -> Result<OwnedReply, ClientError> {
+        let mut path = vec![self.address.clone()];
+        loop {
+            let named = reply.payload_text();
+            let next = match next_hop(&path, &named) {
+                Ok(next) => next,
+                Err(why) => return Err(self.no_leader(path, named, why)),
+            };
+            match Connection::dial(&next, deadline) {
+                Ok(connection) => self.connection = Some(connection),
+                Err(ClientError::Connect { why, .. }) => {
+                    return Err(self.no_leader(path, named, DeadEnd::Unreachable(why)));
+                }
+                Err(other) => return Err(other),
+            }
+            self.address = next;
+            reply = self.exchange(request, deadline)?;
+            if !points_elsewhere(&reply) {
+                return Ok(reply);
+            }
+            path.push(self.address.clone());
+        }
+    }
+
+    fn no_leader(&mut self, path: Vec<String>, named: String, why: DeadEnd) -> ClientError {
+        if self.address != self.home {
+            self.go_home();
+        }
+        ClientError::NoLeader { path, named, why }
+    }
+
+    fn go_home(&mut self) {
+        self.connection = None;
+        self.address.clone_from(&self.home);
+    }
+
+    fn expect(&self, wanted: &[Status], reply: &OwnedReply) -> Result<(), ClientError> {
+        if wanted.contains(&reply.status) {
+            return Ok(());
+        }
+        Err(ClientError::Server {
+            address: self.address.clone(),
+            status: reply.status,
+            lsn: reply.lsn,
+            term: reply.term,
+            message: reply.payload_text(),
+        })
+    }
+
+    fn bad_payload(&self, why: String) -> ClientError {
+        ClientError::ReadLost { address: self.address.clone(), why: Loss::BadPayload(why) }
+    }
+}
+
+fn served<T>(value: T, reply: &OwnedReply) -> Served<T> {
+    Served { value, lsn: reply.lsn, term: reply.term }
+}
+
+fn account(reply: &OwnedReply) -> Value {
+    match serde_json::from_slice(&reply.payload) {
+        Ok(document @ Value::Object(_)) => document,
+        _ => Value::String(reply.payload_text()),
+    }
+}
+
+fn points_elsewhere(reply: &OwnedReply) -> bool {
+    reply.status == Status::NotLeader && !reply.payload.is_empty()
+}
+
+fn next_hop(path: &[String], named: &str) -> Result<String, DeadEnd> {
+    let next = parse_address(named).map_err(DeadEnd::NotAnAddress)?;
+    if path.contains(&next) {
+        Err(DeadEnd::Loop)
+    } else if path.len() > HOPS_MAX {
+        Err(DeadEnd::TooManyHops)
+    } else {
+        Ok(next)
+    }
+}
+
+fn fits_into_a_frame(problem: &SizeProblem, request: &Request<'_>) -> bool {
+    let other = match request {
+        Request::Put { key, value } => key.len() + value.len() - problem.size,
+        _ => 0,
+    };
+    problem.size + other + FRAME_SLACK <= FRAME_SIZE_MAX
+}

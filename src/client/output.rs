@@ -1,0 +1,297 @@
+//! What `kv_client` prints: results on stdout, errors in words on stderr, and the exit code.
+//!
+//! With `-o json` there is one object on stdout whatever happens; `ok` says which kind. An absent key is a
+//! result and not an error, so it has no words on stderr there.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use base64::Engine;
+use serde_json::{Map, Value, json};
+
+use super::cli::Format;
+use super::error::printable;
+use super::{ClientError, Loss, Served, status_text};
+use crate::wire::client::Status;
+
+/// Exit code: done.
+pub const EXIT_DONE: u8 = 0;
+/// Exit code: the key was not found.
+pub const EXIT_NOT_FOUND: u8 = 1;
+/// Exit code: a bad argument, or a key or value beyond its limit.
+pub const EXIT_USAGE: u8 = 2;
+/// Exit code: nothing reached the node whole.
+pub const EXIT_CANNOT_CONNECT: u8 = 3;
+/// Exit code: a condition failed.
+pub const EXIT_CONDITION_FAILED: u8 = 4;
+/// Exit code: no leader, not enough replicas, or an operator's command was refused.
+pub const EXIT_NO_LEADER: u8 = 5;
+/// Exit code: no answer to what was sent.
+pub const EXIT_OUTCOME_UNKNOWN: u8 = 6;
+/// Exit code: the node is there and cannot do it, or makes no sense; or the result cannot be printed.
+pub const EXIT_SERVER_ERROR: u8 = 7;
+
+/// Characters of a key shown in a message.
+const KEY_SHOWN_MAX: usize = 200;
+
+/// What is to be printed, and the exit code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Printed {
+    /// For stdout.
+    pub stdout: Vec<u8>,
+    /// For stderr.
+    pub stderr: String,
+    /// The exit code.
+    pub exit_code: u8,
+}
+
+impl Printed {
+    fn text(text: impl Into<Vec<u8>>) -> Printed {
+        let mut stdout: Vec<u8> = text.into();
+        stdout.push(b'\n');
+        Printed { stdout, ..Printed::default() }
+    }
+
+    fn json(document: &Value) -> Printed {
+        Printed::text(document.to_string())
+    }
+}
+
+/// Prints, and returns the exit code. A reader that has seen enough (`| head`) is no error; a stdout that
+/// cannot be written is one, since the result did not get where it was wanted.
+pub fn emit(printed: &Printed) -> u8 {
+    // Nobody is left to tell when stderr is gone.
+    let _ = io::stderr().write_all(printed.stderr.as_bytes());
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(&printed.stdout).and_then(|()| stdout.flush()) {
+        Ok(()) => printed.exit_code,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => printed.exit_code,
+        Err(error) => {
+            let message =
+                format!("kv_client: the command was done, but its result cannot be printed: {error}\n");
+            let _ = io::stderr().write_all(message.as_bytes());
+            EXIT_SERVER_ERROR
+        }
+    }
+}
+
+/// A write that is done.
+pub fn written<T>(served: &Served<T>, format: Format) -> Printed {
+    match format {
+        Format::Text => Printed::text("OK"),
+        Format::Json => {
+            Printed::json(&json!({"ok": true, "lsn": served.lsn.0, "term": served.term.as_u64()}))
+        }
+    }
+}
+
+/// A removal: of a key that was there, or of one that was not.
+pub fn deleted(key: &[u8], served: &Served<bool>, format: Format) -> Printed {
+    if served.value { written(served, format) } else { not_found(key, served, format) }
+}
+
+/// The value of a key. In text these are its bytes and a newline, nothing escaped.
+pub fn got(key: &[u8], served: Served<Option<Vec<u8>>>, format: Format) -> Printed {
+    let (lsn, term) = (served.lsn.0, served.term.as_u64());
+    match (&served.value, format) {
+        (None, _) => not_found(key, &served, format),
+        (Some(_), Format::Text) => Printed::text(served.value.unwrap_or_default()),
+        (Some(value), Format::Json) => {
+            Printed::json(&json!({"ok": true, "value": bytes_as_json(value), "lsn": lsn, "term": term}))
+        }
+    }
+}
+
+/// The answer to a ping.
+pub fn pong(served: &Served<Duration>, format: Format) -> Printed {
+    let round_trip_us = u64::try_from(served.value.as_micros()).unwrap_or(u64::MAX);
+    match format {
+        Format::Text => Printed::text(format!("PONG {round_trip_us} us")),
+        Format::Json => Printed::json(&json!({
+            "ok": true, "round_trip_us": round_trip_us,
+            "lsn": served.lsn.0, "term": served.term.as_u64(),
+        })),
+    }
+}
+
+/// A node's state: as the node wrote it, or as a table.
+pub fn status(document: &Value, format: Format) -> Printed {
+    match format {
+        Format::Text => Printed { stdout: status_text::render(document).into_bytes(), ..Printed::default() },
+        Format::Json => Printed::json(document),
+    }
+}
+
+/// A node's account of an operator's command: its message, or the object it sent.
+pub fn account(served: &Served<Value>, format: Format) -> Printed {
+    let message = match &served.value {
+        Value::Object(fields) => fields.get("message").and_then(Value::as_str),
+        other => other.as_str(),
+    };
+    match format {
+        Format::Text => {
+            let message = message.filter(|message| !message.is_empty()).unwrap_or("done");
+            let message = printable_lines(message);
+            Printed::text(format!("OK: {message}\n(term {}, LSN {})", served.term, served.lsn))
+        }
+        Format::Json => {
+            let mut document = Map::new();
+            document.insert("ok".to_owned(), true.into());
+            match &served.value {
+                Value::Object(fields) => document.extend(fields.clone()),
+                other => drop(document.insert("message".to_owned(), other.clone())),
+            }
+            document.entry("lsn").or_insert_with(|| served.lsn.0.into());
+            document.entry("term").or_insert_with(|| served.term.as_u64().into());
+            Printed::json(&Value::Object(document))
+        }
+    }
+}
+
+/// A call that failed.
+pub fn error(error: &ClientError, format: Format) -> Printed {
+    failed(error_code(error), &error.to_string(), exit_code(error), error_fields(error), format)
+}
+
+/// Something wrong with what was given to the client itself.
+pub fn usage(message: &str, format: Format) -> Printed {
+    failed("usage", message, EXIT_USAGE, Map::new(), format)
+}
+
+fn failed(code: &str, message: &str, exit_code: u8, fields: Map<String, Value>, format: Format) -> Printed {
+    let mut stdout = Vec::new();
+    if format == Format::Json {
+        let mut document = Map::new();
+        document.insert("ok".to_owned(), false.into());
+        document.insert("error".to_owned(), code.into());
+        document.insert("message".to_owned(), message.into());
+        document.extend(fields);
+        stdout = Printed::json(&Value::Object(document)).stdout;
+    }
+    Printed { stdout, stderr: format!("kv_client: {message}\n"), exit_code }
+}
+
+fn not_found<T>(key: &[u8], served: &Served<T>, format: Format) -> Printed {
+    let mut printed = match format {
+        Format::Text => {
+            Printed { stderr: format!("not found: \"{}\"\n", printable_key(key)), ..Printed::default() }
+        }
+        Format::Json => Printed::json(&json!({"ok": false, "error": "not_found", "lsn": served.lsn.0})),
+    };
+    printed.exit_code = EXIT_NOT_FOUND;
+    printed
+}
+
+/// Bytes in JSON: a string where they are UTF-8, else `{"b64": ...}`.
+fn bytes_as_json(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({"b64": base64::engine::general_purpose::STANDARD.encode(bytes)}),
+    }
+}
+
+fn printable_key(key: &[u8]) -> String {
+    let escaped = match std::str::from_utf8(key) {
+        Ok(text) => text.escape_debug().collect::<String>(),
+        Err(_) => key.escape_ascii().to_string(),
+    };
+    match escaped.char_indices().nth(KEY_SHOWN_MAX) {
+        Some((cut, _)) => format!("{}... ({} bytes)", &escaped[..cut], key.len()),
+        None => escaped,
+    }
+}
+
+fn printable_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// The exit code of a failed call.
+pub fn exit_code(error: &ClientError) -> u8 {
+    match error {
+        ClientError::Address(_) | ClientError::TooLarge(_) => EXIT_USAGE,
+        ClientError::Connect { .. } | ClientError::NotSent { .. } => EXIT_CANNOT_CONNECT,
+        ClientError::OutcomeUnknown { .. } => EXIT_OUTCOME_UNKNOWN,
+        ClientError::ReadLost { why: Loss::TimedOut(_) | Loss::Closed | Loss::Io(_), .. } => {
+            EXIT_OUTCOME_UNKNOWN
+        }
+        ClientError::ReadLost { .. } => EXIT_SERVER_ERROR,
+        ClientError::NoLeader { .. } => EXIT_NO_LEADER,
+        ClientError::Server { status, .. } => match status {
+            Status::NotFound => EXIT_NOT_FOUND,
+            Status::BadRequest | Status::TooLarge => EXIT_USAGE,
+            Status::ConditionFailed => EXIT_CONDITION_FAILED,
+            Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
+            Status::OutcomeUnknown => EXIT_OUTCOME_UNKNOWN,
+            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown | Status::Loading => {
+                EXIT_SERVER_ERROR
+            }
+        },
+    }
+}
+
+/// The name of a failure, for programs.
+fn error_code(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Address(_) => "usage",
+        ClientError::TooLarge(_) => "too_large",
+        ClientError::Connect { .. } => "cannot_connect",
+        ClientError::NotSent { .. } => "not_sent",
+        ClientError::OutcomeUnknown { .. } => "outcome_unknown",
+        ClientError::ReadLost { .. } => "no_answer",
+        ClientError::NoLeader { .. } => "no_leader",
+        ClientError::Server { status, .. } => match status {
+            Status::Ok => "unexpected_ok",
+            Status::NotFound => "not_found",
+            Status::BadRequest => "bad_request",
+            Status::TooLarge => "too_large",
+            Status::ConditionFailed => "condition_failed",
+            Status::NotLeader => "not_leader",
+            Status::NotEnoughReplicas => "not_enough_replicas",
+            Status::Busy => "busy",
+            Status::DiskFull => "disk_full",
+            Status::OutcomeUnknown => "outcome_unknown",
+            Status::Refused => "refused",
+            Status::ShuttingDown => "shutting_down",
+            Status::Loading => "loading",
+        },
+    }
+}
+
+fn error_fields(error: &ClientError) -> Map<String, Value> {
+    let mut fields = Map::new();
+    match error {
+        ClientError::Connect { address, .. }
+        | ClientError::NotSent { address, .. }
+        | ClientError::OutcomeUnknown { address, .. }
+        | ClientError::ReadLost { address, .. } => {
+            fields.insert("address".to_owned(), address.as_str().into());
+        }
+        ClientError::Server { address, status, lsn, term, message } => {
+            fields.insert("address".to_owned(), address.as_str().into());
+            fields.insert("lsn".to_owned(), lsn.0.into());
+            fields.insert("term".to_owned(), term.as_u64().into());
+            if *status == Status::NotLeader {
+                let leader = Some(message.as_str()).filter(|leader| !leader.is_empty());
+                fields.insert("leader".to_owned(), leader.into());
+            }
+        }
+        ClientError::NoLeader { path, named, .. } => {
+            fields.insert("asked".to_owned(), path.as_slice().into());
+            fields.insert("leader".to_owned(), named.as_str().into());
+        }
+        ClientError::Address(_) | ClientError::TooLarge(_) => {}
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_key_is_shown_in_part_and_with_its_size() {
+        let shown = printable_key(&[b'k'; 65_535]);
+        assert!(shown.ends_with("k... (65535 bytes)"), "{shown}");
+        assert_eq!(printable_key(b"\xff\"\n"), "\\xff\\\"\\n");
+    }
+}

@@ -1,0 +1,353 @@
+//! A node's state as a table a person likes to read.
+//!
+//! First the verdict in one line: who leads, who is in sync, and what an acknowledgement means right now.
+//! Then the node, its log and data, a line per peer, and the counters. A field that is missing is left out
+//! or shown as `-`: the node may be older than this client. A field this client does not know is shown at
+//! the end: the node may be newer.
+
+use serde_json::{Map, Value};
+
+use super::error::printable;
+use crate::ids::Term;
+
+/// Fields that have a place of their own; any other is listed at the end.
+const FIELDS_KNOWN: &[&str] = &[
+    "node_id",
+    "cluster_id",
+    "role",
+    "term",
+    "term_text",
+    "last_lsn",
+    "durable_lsn",
+    "commit_lsn",
+    "applied_lsn",
+    "first_lsn",
+    "keys",
+    "data_bytes",
+    "memory_bytes",
+    "state_hash",
+    "leader",
+    "leader_id",
+    "in_sync",
+    "ack",
+    "min_insync",
+    "durability",
+    "read_only_reason",
+    "uptime_s",
+    "version",
+    "pid",
+    "address",
+    "connections",
+    "log_generation",
+    "counters",
+    "peers",
+];
+
+/// The table for a status document.
+pub fn render(document: &Value) -> String {
+    let status = Status(document);
+    let mut out = format!("{}\n\n", verdict(status));
+    out.push_str(&aligned(&facts(status), &[]));
+    if !status.peers().is_empty() {
+        out.push('\n');
+        out.push_str(&peer_table(status.peers()));
+    }
+    let empty = Map::new();
+    let counters = document.get("counters").and_then(Value::as_object).unwrap_or(&empty);
+    out.push_str(&section("counters", counters.iter()));
+    let fields = document.as_object().unwrap_or(&empty).iter();
+    out.push_str(&section("other", fields.filter(|(name, _)| !FIELDS_KNOWN.contains(&name.as_str()))));
+    out
+}
+
+/// The whole document, or that of one peer, with absence made easy.
+#[derive(Clone, Copy)]
+struct Status<'a>(&'a Value);
+
+impl<'a> Status<'a> {
+    fn text(self, field: &str) -> Option<String> {
+        self.0.get(field).and_then(Value::as_str).filter(|text| !text.is_empty()).map(printable)
+    }
+
+    fn number(self, field: &str) -> Option<u64> {
+        self.0.get(field).and_then(Value::as_u64)
+    }
+
+    fn flag(self, field: &str) -> Option<bool> {
+        self.0.get(field).and_then(Value::as_bool)
+    }
+
+    fn term(self) -> String {
+        let from_number = || self.number("term").map(|raw| Term::from_u64(raw).to_string());
+        self.text("term_text").or_else(from_number).unwrap_or_else(|| "?".to_owned())
+    }
+
+    fn peers(self) -> &'a [Value] {
+        self.0.get("peers").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+
+    fn peers_in_sync(self) -> usize {
+        self.peers().iter().filter(|peer| Status(peer).flag("in_sync") == Some(true)).count()
+    }
+}
+
+fn verdict(status: Status<'_>) -> String {
+    let (term, leader) = (status.term(), status.text("leader"));
+    let mut line = match status.text("role").as_deref() {
+        Some("leader") => leader_verdict(status, &term),
+        Some("follower") => follower_verdict(status, &term, leader),
+        Some("deposed") => match leader {
+            Some(leader) => format!(
+                "deposed in term {term} — takes no writes — {leader} leads — next: kv_client follow {leader}"
+            ),
+            None => format!("deposed in term {term} — takes no writes — another node leads, not known which"),
+        },
+        Some(role) => format!("{role} in term {term}"),
+        None => format!("a node in term {term} that does not say its role"),
+    };
+    if let Some(reason) = status.text("read_only_reason") {
+        line.push_str(&format!(" — TAKES NO WRITES: {reason}"));
+    }
+    line
+}
+
+fn leader_verdict(status: Status<'_>, term: &str) -> String {
+    let nodes = status.peers().len() + 1;
+    let in_sync = status.peers_in_sync() + 1;
+    let meaning = acknowledged_means(status, nodes, in_sync);
+    if nodes == 1 {
+        return format!("leader in term {term} — a single node, no peers — acknowledged means: {meaning}");
+    }
+    format!("leader in term {term} — {in_sync} of {nodes} nodes in sync — acknowledged means: {meaning}")
+}
+
+fn acknowledged_means(status: Status<'_>, nodes: usize, in_sync: usize) -> String {
+    let what = match status.text("durability").as_deref() {
+        Some("os") => "handed to the operating system, not synced to disk,",
+        _ => "on disk",
+    };
+    let whose = match status.text("ack").as_deref() {
+        _ if nodes == 1 => "on this node".to_owned(),
+        Some("insync") if in_sync == 1 => "on every in-sync node (now this one alone)".to_owned(),
+        Some("insync") => "on every in-sync node".to_owned(),
+        Some("quorum") => format!("on a majority, {} of {nodes} nodes", nodes / 2 + 1),
+        Some("leader") => "on this node alone".to_owned(),
+        Some(other) => format!("as --ack={other} says"),
+        None => return "not told".to_owned(),
+    };
+    format!("{what} {whose}")
+}
+
+fn follower_verdict(status: Status<'_>, term: &str, leader: Option<String>) -> String {
+    let whose = match leader {
+        Some(leader) => format!("follower of {leader} in term {term}"),
+        None => format!("follower in term {term} — has not heard of a leader"),
+    };
+    match status.flag("in_sync") {
+        Some(true) => format!("{whose} — in sync when it last heard its leader"),
+        Some(false) => {
+            format!("{whose} — NOT in sync: reads may be old, and it may lack acknowledged writes")
+        }
+        None => whose,
+    }
+}
+
+/// The labelled lines under the verdict. A line whose every part is missing is left out.
+fn facts(status: Status<'_>) -> Vec<Vec<String>> {
+    let with = |label: &str, text: Option<String>| text.map(|text| format!("{label}{text}"));
+    let count = |label: &str, field: &str| with(label, status.number(field).map(grouped));
+    let bytes = |field: &str, what: &str| status.number(field).map(|size| format!("{} {what}", sized(size)));
+    let records = (status.number("first_lsn").zip(status.number("last_lsn")))
+        .map(|(first, last)| format!("LSN {} to {}", grouped(first), grouped(last)))
+        .or_else(|| count("last LSN ", "last_lsn"));
+    [
+        line("address", vec![status.text("address"), with("pid ", status.number("pid").map(plain))]),
+        line("node id", vec![status.text("node_id")]),
+        line("cluster id", vec![status.text("cluster_id")]),
+        line("version", vec![status.text("version"), with("up ", status.number("uptime_s").map(lasting))]),
+        line("leader", vec![status.text("leader"), with("id ", status.text("leader_id"))]),
+        line(
+            "log",
+            vec![
+                records,
+                count("durable ", "durable_lsn"),
+                count("committed ", "commit_lsn"),
+                count("applied ", "applied_lsn"),
+                with("generation ", status.number("log_generation").map(plain)),
+            ],
+        ),
+        line(
+            "data",
+            vec![
+                status.number("keys").map(|keys| format!("{} key{}", grouped(keys), plural(keys))),
+                bytes("data_bytes", "of keys and values"),
+                bytes("memory_bytes", "of memory"),
+            ],
+        ),
+        line("state hash", vec![status.text("state_hash")]),
+        line(
+            "writes",
+            vec![
+                with("ack ", status.text("ack")),
+                with("min in-sync ", status.number("min_insync").map(plain)),
+                with("durability ", status.text("durability")),
+            ],
+        ),
+        line("connections", vec![status.number("connections").map(grouped)]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    // Not by commas: these group the digits.
+    (!parts.is_empty()).then(|| vec![label.to_owned(), parts.join("; ")])
+}
+
+fn peer_table(peers: &[Value]) -> String {
+    const HEADER: [&str; 9] = [
+        "peer",
+        "state",
+        "in sync",
+        "match LSN",
+        "lag (records)",
+        "lag (bytes)",
+        "to send",
+        "last ACK",
+        "last error",
+    ];
+    let mut rows = vec![HEADER.map(str::to_owned).to_vec()];
+    rows.extend(peers.iter().map(|peer| peer_row(Status(peer))));
+    aligned(&rows, &[3, 4, 5, 6, 7])
+}
+
+fn peer_row(peer: Status<'_>) -> Vec<String> {
+    let in_sync = peer.flag("in_sync").map(|flag| if flag { "yes" } else { "NO" }.to_owned());
+    let last_ack = peer.number("last_ack_ms_ago").map(|ms| format!("{} ago", lasting_ms(ms)));
+    [
+        peer.text("address"),
+        peer.text("state").map(|state| state.replace('_', " ")),
+        in_sync,
+        peer.number("match_lsn").map(grouped),
+        peer.number("lag").map(grouped),
+        peer.number("lag_bytes").map(sized),
+        peer.number("buffered_bytes").map(sized),
+        last_ack,
+        peer.text("last_error"),
+    ]
+    .map(|cell| cell.unwrap_or_else(|| "-".to_owned()))
+    .to_vec()
+}
+
+/// Names and values under a heading, numbers aligned; nothing at all if there are none.
+fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Value)>) -> String {
+    let rows: Vec<Vec<String>> = entries
+        .map(|(name, value)| {
+            let shown = match value {
+                Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), grouped),
+                Value::String(text) => printable(text),
+                other => other.to_string(),
+            };
+            vec![format!("  {}", printable(name)), shown]
+        })
+        .collect();
+    if rows.is_empty() { String::new() } else { format!("\n{heading}\n{}", aligned(&rows, &[1])) }
+}
+
+/// Rows as lines with columns two blanks apart, those in `right` flush right. Widths count characters:
+/// bytes would misplace what follows the first umlaut.
+fn aligned(rows: &[Vec<String>], right: &[usize]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width_of = |cell: &String| cell.chars().count();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(width_of).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> = (row.iter().zip(&widths).enumerate())
+            .map(|(column, (cell, width))| match right.contains(&column) {
+                true => format!("{cell:>width$}"),
+                false => format!("{cell:<width$}"),
+            })
+            .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn plain(number: u64) -> String {
+    number.to_string()
+}
+
+fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// A count with its digits in groups of three: 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A size in bytes, in binary units with one decimal.
+fn sized(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
+    // What would be shown as 1024.0 is shown as 1.0 of the next unit.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1024.0, unit + 1);
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A time in its two largest units.
+fn lasting(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{minutes} min {} s", seconds % 60),
+        3_600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+fn lasting_ms(ms: u64) -> String {
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+        _ => lasting(ms / 1_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_units_a_person_reads() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0, 1_023, 1_024, (1 << 20) - 1].map(sized), ["0 B", "1023 B", "1.0 KiB", "1.0 MiB"]);
+        assert_eq!(sized(u64::MAX), "16.0 EiB");
+        assert_eq!([59, 61, 3_700, 90_000].map(lasting), ["59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
+        assert_eq!([7, 1_250, 61_000].map(lasting_ms), ["7 ms", "1.2 s", "1 min 1 s"]);
+    }
+
+    #[test]
+    fn a_document_without_fields_is_no_reason_to_fail() {
+        let text = render(&serde_json::json!({}));
+        assert!(text.starts_with("a node in term ? that does not say its role\n"), "{text}");
+    }
+}
