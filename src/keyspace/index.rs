@@ -56,6 +56,8 @@ pub(super) struct Index {
     table_places: usize,
     /// Places of all tables.
     places: usize,
+    /// Where elements wait while their table is split.
+    moving: Vec<u64>,
     growth: Growth,
 }
 
@@ -68,6 +70,7 @@ impl Index {
             tables: vec![Table::new(table_places, 0)],
             table_places,
             places: table_places,
+            moving: Vec::with_capacity(capacity(table_places)),
             growth: Growth { table_places_max: table_places, ..Growth::default() },
         }
     }
@@ -102,7 +105,7 @@ impl Index {
     pub(super) fn memory_bytes(&self) -> u64 {
         let directory = self.directory.capacity() * size_of::<u32>();
         let tables = self.tables.capacity() * size_of::<Table>();
-        (directory + tables + self.places * size_of::<u64>()) as u64
+        (directory + tables + (self.places + self.moving.capacity()) * size_of::<u64>()) as u64
     }
 
     /// Every element, in an order that means nothing.
@@ -152,10 +155,11 @@ impl Index {
         if depth == self.depth {
             self.double_directory();
         }
-        let [zeros, ones] = self.tables[number].split(self.table_places);
-        self.places += zeros.places() + ones.places() - self.tables[number].places();
+        let table = &mut self.tables[number];
+        self.places -= table.places();
+        let ones = table.split(self.table_places, &mut self.moving);
+        self.places += table.places() + ones.places();
         let new_number = u32::try_from(self.tables.len()).expect("DEPTH_MAX bounds the number of tables");
-        self.tables[number] = zeros;
         self.tables.push(ones);
         let half = 1 << (self.depth - depth - 1);
         let first = hash.prefix(depth) * half * 2;
@@ -164,11 +168,11 @@ impl Index {
     }
 
     fn grow(&mut self, number: usize) {
-        let grown = self.tables[number].grown();
-        self.places += grown.places() - self.tables[number].places();
-        self.growth.table_places_max = self.growth.table_places_max.max(grown.places());
+        let table = &mut self.tables[number];
+        self.places += table.places();
+        table.grow(&mut self.moving);
+        self.growth.table_places_max = self.growth.table_places_max.max(table.places());
         self.growth.tables_grown += 1;
-        self.tables[number] = grown;
     }
 
     fn double_directory(&mut self) {
