@@ -1,12 +1,13 @@
 //! A durable, replicated, in-memory key-value node on one poll loop.
 //!
 //! Follow the life of a PUT by module name: `net` reads bytes, [`wire`] makes messages, `node` runs one
-//! turn, `wal` makes it durable, [`replication`] decides what may be said to whom, `keyspace` applies.
+//! turn, `wal` makes it durable, [`replication`] decides what may be said to whom, [`keyspace`] applies.
 
 pub mod address;
 pub mod client;
 pub mod disk;
 pub mod ids;
+pub mod keyspace;
 pub mod limits;
 pub mod meta;
 pub mod replication;

@@ -1,0 +1,210 @@
+//! The state that the log describes: a map from keys to values in memory, changed by effects alone.
+//!
+//! Pure: no clock, no file, no randomness but the seed that is passed in. Two keyspaces that applied the same
+//! records hold the same entries and have the same [`Keyspace::state_hash`], whatever their seeds and whatever
+//! order changes of different keys came in; an effect never reads state to decide anything.
+//!
+//! An entry costs its bytes, 2 for the length of the key, what malloc adds, 16 for its slot and 11 to 22 in
+//! the index. No change takes longer than its own bytes and one bounded step of growth: neither the index nor
+//! the slots ever move as a whole (see `index` and `slab`).
+//!
+//! On its way a lookup reads the directory and the list of chunks (both small, so cached), one or two cache
+//! lines of one table, one slot, and the entry. Hashes are SipHash-1-3 under a secret seed, so nobody can
+//! choose keys that collide.
+//!
+//! Left out on purpose: no expiry, no order of keys (nothing asks for ranges yet), and memory for slots and
+//! tables is kept for later keys after a mass deletion, until [`Keyspace::clear`].
+
+mod entry;
+mod index;
+mod slab;
+mod table;
+
+pub use index::Growth;
+
+use siphasher::sip::SipHasher13;
+
+use crate::wire::Effect;
+use entry::Totals;
+use index::{Index, TABLE_PLACES};
+use slab::Slab;
+use table::KeyHash;
+
+/// What an effect met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Applied {
+    /// Whether the key was there before. `false` for effects that name no key.
+    pub existed: bool,
+}
+
+/// All entries of a node.
+///
+/// Invariants: every entry in the slab is in the index once, under the hash of its key, and nothing else is;
+/// no key is there twice; the totals are those of the entries.
+pub struct Keyspace {
+    hasher: SipHasher13,
+    index: Index,
+    slab: Slab,
+    totals: Totals,
+    table_places: usize,
+}
+
+impl Keyspace {
+    /// An empty keyspace. The seed should be drawn at random at each start and told to nobody; it has no
+    /// influence on anything that two nodes compare.
+    pub fn new(seed: [u64; 2]) -> Keyspace {
+        Keyspace::with_table_places(seed, TABLE_PLACES)
+    }
+
+    /// With small tables a few hundred keys go through every step of growth.
+    fn with_table_places(seed: [u64; 2], table_places: usize) -> Keyspace {
+        Keyspace {
+            hasher: SipHasher13::new_with_keys(seed[0], seed[1]),
+            index: Index::new(table_places),
+            slab: Slab::new(),
+            totals: Totals::default(),
+            table_places,
+        }
+    }
+
+    /// Changes the state. Sizes were checked when the record was decoded or the request was taken.
+    pub fn apply(&mut self, effect: &Effect<'_>) -> Applied {
+        let existed = match effect {
+            Effect::Put { key, value } => self.put(key, value),
+            Effect::Delete { key } => self.delete(key),
+            Effect::Term { .. } => false,
+        };
+        Applied { existed }
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        // The value is taken out where keys are compared: no second way to the same entry.
+        let mut value = None;
+        self.index.find(self.hash(key), |slot| {
+            value = self.slab.get(slot).and_then(|entry| entry::value_of(entry, key));
+            value.is_some()
+        });
+        value
+    }
+
+    /// Keys.
+    pub fn len(&self) -> u64 {
+        self.totals.entries
+    }
+
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of all keys and values.
+    pub fn data_bytes(&self) -> u64 {
+        self.totals.data_bytes
+    }
+
+    /// Bytes held for them, with slots, index and what malloc adds. Takes no time: it is kept, not counted.
+    pub fn memory_bytes(&self) -> u64 {
+        self.totals.heap_bytes + self.slab.memory_bytes() + self.index.memory_bytes()
+    }
+
+    /// A hash of all entries: the wrapping sum of the XXH3-128 of each. Equal states have equal hashes on all
+    /// nodes; unequal ones differ but by a chance of 2^-128. (It finds faults, not forgers.)
+    pub fn state_hash(&self) -> u128 {
+        self.totals.hash
+    }
+
+    /// [`Keyspace::state_hash`], computed anew from every entry. Takes a second for ten million keys.
+    pub fn recompute_hash(&self) -> u128 {
+        self.recompute_totals().hash
+    }
+
+    /// Slots there are. Entries stay where they are, so a scan of all slots that lets changes happen in between
+    /// meets every entry that lives through all of it exactly once. Slots may be added meanwhile, at the end.
+    pub fn slot_count(&self) -> u32 {
+        self.slab.slot_count()
+    }
+
+    /// Key and value of the entry in a slot; `None` if it holds none.
+    pub fn entry(&self, slot: u32) -> Option<(&[u8], &[u8])> {
+        self.slab.get(slot).map(entry::decode)
+    }
+
+    /// Forgets every entry, and gives its memory back. Takes a second for ten million keys: for rebuilds only.
+    pub fn clear(&mut self) {
+        self.index = Index::new(self.table_places);
+        self.slab = Slab::new();
+        self.totals = Totals::default();
+    }
+
+    /// How the index grew and stands.
+    pub fn growth(&self) -> Growth {
+        self.index.growth()
+    }
+
+    /// Panics unless everything fits together. Visits every entry: for tests.
+    pub fn invariants(&self) {
+        self.slab.invariants();
+        self.index.invariants();
+        assert_eq!(self.totals, self.recompute_totals(), "totals kept and computed anew");
+        let mut indexed = vec![false; self.slot_count() as usize];
+        for (hash, slot) in self.index.elements() {
+            let (key, _) = self.entry(slot).expect("the index names slots in use");
+            assert_eq!(hash, self.hash(key), "slot {slot} stands under the hash of another key");
+            assert_eq!(self.find(hash, key), Some(slot), "the key of slot {slot} is there twice");
+            assert!(!std::mem::replace(&mut indexed[slot as usize], true), "slot {slot} is indexed twice");
+        }
+        let indexed_count = indexed.iter().filter(|&&indexed| indexed).count() as u64;
+        assert_eq!(indexed_count, self.len(), "an entry is not in the index");
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8]) -> bool {
+        let hash = self.hash(key);
+        if let Some(slot) = self.find(hash, key) {
+            self.replace(slot, key, value);
+            return true;
+        }
+        let entry = entry::encode(key, value);
+        self.totals.add(&entry);
+        let slot = self.slab.insert(entry);
+        self.index.insert(hash, slot);
+        false
+    }
+
+    fn replace(&mut self, slot: u32, key: &[u8], value: &[u8]) {
+        let entry = self.slab.used_mut(slot);
+        self.totals.take_away(entry);
+        // Values that are counters or states of fixed size never reach the allocator.
+        if !entry::overwrite(entry, value) {
+            *entry = entry::encode(key, value);
+        }
+        self.totals.add(entry);
+    }
+
+    fn delete(&mut self, key: &[u8]) -> bool {
+        let hash = self.hash(key);
+        let Some(slot) = self.find(hash, key) else { return false };
+        self.index.remove(hash, slot);
+        self.totals.take_away(&self.slab.remove(slot));
+        true
+    }
+
+    fn find(&self, hash: KeyHash, key: &[u8]) -> Option<u32> {
+        let is_key = |slot| self.slab.get(slot).is_some_and(|entry| entry::value_of(entry, key).is_some());
+        self.index.find(hash, is_key)
+    }
+
+    fn hash(&self, key: &[u8]) -> KeyHash {
+        KeyHash((self.hasher.hash(key) >> 32) as u32)
+    }
+
+    fn recompute_totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.slab.entries().for_each(|(_, entry)| totals.add(entry));
+        totals
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! Random operations against a `BTreeMap`, on tables so small that every step of growth is taken.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ids::{NodeId, Term};
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Put(Vec<u8>, Vec<u8>),
+    Delete(Vec<u8>),
+    Get(Vec<u8>),
+    Term,
+    Clear,
+}
+
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Few keys, so that most operations meet one that is there; with 0x00 and 0xff, prefixes of each other.
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    let number = (0..200u16).prop_map(|number| number.to_be_bytes().to_vec());
+    prop_oneof![8 => number, 1 => proptest::collection::vec(any::<u8>(), 1..4)]
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let value = proptest::collection::vec(any::<u8>(), 0..5);
+    prop_oneof![
+        400 => (key(), value).prop_map(|(key, value)| Operation::Put(key, value)),
+        250 => key().prop_map(Operation::Delete),
+        100 => key().prop_map(Operation::Get),
+        10 => Just(Operation::Term),
+        1 => Just(Operation::Clear),
+    ]
+}
+
+fn step(keyspace: &mut Keyspace, model: &mut Model, operation: &Operation) {
+    match operation {
+        Operation::Put(key, value) => {
+            let applied = keyspace.apply(&Effect::Put { key, value });
+            assert_eq!(applied.existed, model.insert(key.clone(), value.clone()).is_some());
+        }
+        Operation::Delete(key) => {
+            let applied = keyspace.apply(&Effect::Delete { key });
+            assert_eq!(applied.existed, model.remove(key).is_some());
+        }
+        Operation::Get(key) => {
+            assert_eq!(keyspace.get(key), model.get(key).map(Vec::as_slice));
+        }
+        Operation::Term => {
+            let effect = Effect::Term { term: Term { promotion: 1, start: 2 }, leader: NodeId([3; 16]) };
+            assert!(!keyspace.apply(&effect).existed);
+        }
+        Operation::Clear => {
+            keyspace.clear();
+            model.clear();
+        }
+    }
+}
+
+fn assert_equal(keyspace: &Keyspace, model: &Model) {
+    keyspace.invariants();
+    assert_eq!(keyspace.len(), model.len() as u64);
+    assert_eq!(keyspace.is_empty(), model.is_empty());
+    assert_eq!(
+        keyspace.data_bytes(),
+        model.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() as u64
+    );
+    let scanned: Model = (0..keyspace.slot_count())
+        .filter_map(|slot| keyspace.entry(slot))
+        .map(|(key, value)| (key.to_vec(), value.to_vec()))
+        .collect();
+    assert_eq!(&scanned, model);
+    for (key, value) in model {
+        assert_eq!(keyspace.get(key), Some(value.as_slice()));
+    }
+}
+
+/// The same entries, put in another order under another seed.
+fn rebuilt(model: &Model) -> Keyspace {
+    let mut keyspace = Keyspace::new([77, 78]);
+    for (key, value) in model.iter().rev() {
+        assert!(!keyspace.apply(&Effect::Put { key, value }).existed);
+    }
+    keyspace
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_like_a_map(
+        seed: [u64; 2],
+        table_places in prop_oneof![Just(4), Just(8), Just(32)],
+        operations in proptest::collection::vec(operation(), 1..800),
+    ) {
+        let mut keyspace = Keyspace::with_table_places(seed, table_places);
+        let mut model = Model::new();
+        for (count, operation) in operations.iter().enumerate() {
+            step(&mut keyspace, &mut model, operation);
+            if count % 50 == 0 {
+                keyspace.invariants();
+            }
+        }
+        assert_equal(&keyspace, &model);
+        prop_assert_eq!(keyspace.state_hash(), rebuilt(&model).state_hash());
+        prop_assert_eq!(keyspace.recompute_hash(), keyspace.state_hash());
+    }
+}
+
+#[test]
+fn small_tables_go_through_every_step_of_growth() {
+    let mut keyspace = Keyspace::with_table_places([1, 2], 4);
+    for number in 0..2_000u32 {
+        let _ = keyspace.apply(&Effect::Put { key: &number.to_be_bytes(), value: b"" });
+    }
+    let growth = keyspace.growth();
+    assert!(growth.splits > 0 && growth.doublings > 0 && growth.tables_grown > 0, "{growth:?}");
+    keyspace.invariants();
+}
