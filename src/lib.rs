@@ -7,4 +7,5 @@ pub mod disk;
 pub mod ids;
 pub mod limits;
 pub mod replication;
+pub mod wal;
 pub mod wire;
