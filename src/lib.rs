@@ -11,4 +11,5 @@ pub mod keyspace;
 pub mod limits;
 pub mod meta;
 pub mod replication;
+pub mod wal;
 pub mod wire;

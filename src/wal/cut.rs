@@ -1,0 +1,351 @@
+//! Cutting records off the end of the log, and keeping them aside.
+//!
+//! The node first makes its own record of (new generation, cut LSN) durable. From then on what stands behind the
+//! cut in an older generation is no part of the log, and the rest is tidying that the next open can complete
+//! after a crash at any point: keep the records aside, remove the later segments, zero the rest of the own one,
+//! all of it durably, before an LSN is used again.
+//!
+//! What is cut is kept in `cut-g<new generation>-<first>-<last>.kvcut`, for a person to look at; the program
+//! never reads one:
+//!
+//! ```text
+//!  0  magic            "KVSTOCUT"
+//!  8  format version   u32
+//! 12  generation       u64   begun by the cut
+//! 20  cluster id       16 bytes
+//! 36  first LSN        u64
+//! 44  last LSN         u64
+//! 52  chain before     u32   the first record
+//! 56  crc32 of bytes 0..56
+//! 60  entries          as in a segment: [chain u32][length u32][record]
+//! ```
+
+use std::io;
+
+use crate::disk::{Disk, FileId};
+use crate::ids::{Chain, ClusterId, Lsn};
+use crate::wire::Writer;
+
+use super::Wal;
+use super::entry::{Item, Position, Walk, Window, put_entry};
+use super::error::{ReadError, WalError};
+use super::mark::{Claims, MarkSeed};
+use super::reader::CHUNK_SIZE;
+use super::segment::{FORMAT_VERSION, Segment};
+
+/// The name of a file of kept records until it is whole.
+pub(super) const ASIDE_TMP_NAME: &str = "cut.kvcut.tmp";
+const ASIDE_MAGIC: [u8; 8] = *b"KVSTOCUT";
+const ASIDE_HEADER_SIZE: usize = 60;
+
+/// Where the records that a cut took back were kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptAside {
+    /// Its name in the data directory.
+    pub file: String,
+    /// The first record in it.
+    pub first: Lsn,
+    /// The last record in it.
+    pub last: Lsn,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+/// A part of a segment whose records are to be kept.
+pub(super) struct Source {
+    pub name: String,
+    pub seed: MarkSeed,
+    pub at: Position,
+    pub end: u64,
+}
+
+impl Source {
+    pub fn new(segment: &Segment, at: Position, end: u64) -> Source {
+        Source { name: segment.name.clone(), seed: segment.header.seed(), at, end }
+    }
+}
+
+/// Writes records to the temporary file, a chunk at a time.
+struct AsideFile {
+    file: FileId,
+    offset: u64,
+    buffer: Vec<u8>,
+}
+
+impl AsideFile {
+    fn create(disk: &mut dyn Disk) -> io::Result<AsideFile> {
+        let file = disk.create(ASIDE_TMP_NAME, ASIDE_HEADER_SIZE as u64)?;
+        Ok(AsideFile { file, offset: ASIDE_HEADER_SIZE as u64, buffer: Vec::new() })
+    }
+
+    fn flush(&mut self, disk: &mut dyn Disk) -> io::Result<()> {
+        disk.write_all_at(self.file, self.offset, &self.buffer)?;
+        self.offset += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, disk: &mut dyn Disk, header: &[u8]) -> io::Result<u64> {
+        self.flush(disk)?;
+        disk.write_all_at(self.file, 0, header)?;
+        disk.sync_data(self.file)?;
+        disk.close(self.file);
+        Ok(self.offset)
+    }
+}
+
+fn aside_header(cluster_id: ClusterId, generation: u64, from: Position, last: Lsn) -> Vec<u8> {
+    let mut out = Vec::with_capacity(ASIDE_HEADER_SIZE);
+    out.extend_from_slice(&ASIDE_MAGIC);
+    out.put_u32(FORMAT_VERSION);
+    out.put_u64(generation);
+    out.extend_from_slice(&cluster_id.0);
+    out.put_u64(from.next.0);
+    out.put_u64(last.0);
+    out.put_u32(from.chain.0);
+    let crc = crc32fast::hash(&out);
+    out.put_u32(crc);
+    out
+}
+
+/// Keeps the records of these sources, as far as they follow each other. `None`: there is none.
+///
+/// When a cut is completed after a crash, later segments may be gone already; then an earlier, longer file of the
+/// same cut holds all of them, and that one is the answer.
+pub(super) fn keep_aside(
+    disk: &mut dyn Disk,
+    cluster_id: ClusterId,
+    claims: Claims,
+    sources: &[Source],
+) -> Result<Option<KeptAside>, WalError> {
+    let fail = |disk: &dyn Disk, error| WalError::new(disk, "keep cut records in", ASIDE_TMP_NAME, 0, error);
+    let Some(from) = sources.first().map(|source| source.at) else { return Ok(None) };
+    let mut aside = AsideFile::create(disk).map_err(|error| fail(disk, error))?;
+    let last = copy_records(disk, &mut aside, claims, sources)?;
+    let nothing = last < from.next;
+    let header = aside_header(cluster_id, claims.generation, from, last);
+    let bytes = aside.finish(disk, &header).map_err(|error| fail(disk, error))?;
+    if let Some(longer) =
+        longer_file(disk, claims.generation, from.next, last).map_err(|error| fail(disk, error))?
+    {
+        disk.remove(ASIDE_TMP_NAME).map_err(|error| fail(disk, error))?;
+        return Ok(Some(longer));
+    }
+    if nothing {
+        disk.remove(ASIDE_TMP_NAME).map_err(|error| fail(disk, error))?;
+        return Ok(None);
+    }
+    let file = aside_name(claims.generation, from.next, last);
+    disk.rename(ASIDE_TMP_NAME, &file).map_err(|error| fail(disk, error))?;
+    disk.sync_dir().map_err(|error| fail(disk, error))?;
+    Ok(Some(KeptAside { file, first: from.next, last, bytes }))
+}
+
+/// Copies what the sources hold; the last LSN copied, or the one before the first.
+fn copy_records(
+    disk: &mut dyn Disk,
+    aside: &mut AsideFile,
+    claims: Claims,
+    sources: &[Source],
+) -> Result<Lsn, WalError> {
+    let mut follows = (sources[0].at.next, sources[0].at.chain);
+    for source in sources {
+        if (source.at.next, source.at.chain) != follows {
+            break;
+        }
+        // One file at a time: a cut may span more segments than a process has descriptors.
+        let file =
+            disk.open(&source.name).map_err(|error| WalError::new(disk, "open", &source.name, 0, error))?;
+        let at = copy_source(disk, aside, claims, source, file);
+        disk.close(file);
+        let at = at?;
+        follows = (at.next, at.chain);
+    }
+    Ok(follows.0.prev())
+}
+
+/// Copies the records of one source; the position behind the last.
+fn copy_source(
+    disk: &mut dyn Disk,
+    aside: &mut AsideFile,
+    claims: Claims,
+    source: &Source,
+    file: FileId,
+) -> Result<Position, WalError> {
+    let mut window = Window::default();
+    let (seed, at, end) = (source.seed, source.at, source.end);
+    let mut walk = Walk { file, seed, at, end, chunk: CHUNK_SIZE, window: &mut window };
+    loop {
+        let at = walk.at;
+        let item =
+            walk.next(disk).map_err(|error| WalError::new(disk, "read", &source.name, at.offset, error))?;
+        match item {
+            Item::Mark(mark) if mark.generation >= claims.generation => return Ok(at),
+            Item::Mark(_) => {}
+            Item::Entry { bytes, chain, .. } => put_entry(&mut aside.buffer, chain, bytes),
+            Item::Stop(_) => return Ok(at),
+        }
+        if aside.buffer.len() >= CHUNK_SIZE {
+            aside.flush(disk).map_err(|error| {
+                WalError::new(disk, "keep cut records in", ASIDE_TMP_NAME, aside.offset, error)
+            })?;
+        }
+    }
+}
+
+fn aside_name(generation: u64, first: Lsn, last: Lsn) -> String {
+    format!("cut-g{generation}-{first}-{last}.kvcut")
+}
+
+fn longer_file(disk: &mut dyn Disk, generation: u64, first: Lsn, last: Lsn) -> io::Result<Option<KeptAside>> {
+    let prefix = format!("cut-g{generation}-{first}-");
+    for name in disk.list()? {
+        let Some(digits) = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".kvcut")) else {
+            continue;
+        };
+        let Ok(its_last) = digits.parse().map(Lsn) else { continue };
+        if its_last >= last {
+            let file = disk.open(&name)?;
+            let bytes = disk.len(file);
+            disk.close(file);
+            return Ok(Some(KeptAside { file: name, first, last: its_last, bytes: bytes? }));
+        }
+    }
+    Ok(None)
+}
+
+/// Removes segments, the last first: a crash between leaves no gap in what is left.
+pub(super) fn remove_segments<'n>(
+    disk: &mut dyn Disk,
+    names: impl DoubleEndedIterator<Item = &'n str>,
+) -> Result<(), WalError> {
+    for name in names.rev() {
+        disk.remove(name).map_err(|error| WalError::new(disk, "remove", name, 0, error))?;
+    }
+    disk.sync_dir().map_err(|error| WalError::new(disk, "sync the directory", "", 0, error))
+}
+
+/// Zeroes `from .. to` of a file and syncs it.
+pub(super) fn zero_durably(
+    disk: &mut dyn Disk,
+    file: FileId,
+    name: &str,
+    from: u64,
+    to: u64,
+) -> Result<(), WalError> {
+    let zeros = vec![0; to.saturating_sub(from).min(CHUNK_SIZE as u64) as usize];
+    let mut offset = from;
+    while offset < to {
+        let size = (to - offset).min(zeros.len() as u64) as usize;
+        disk.write_all_at(file, offset, &zeros[..size])
+            .map_err(|error| WalError::new(disk, "zero the end of", name, offset, error))?;
+        offset += size as u64;
+    }
+    disk.sync_data(file).map_err(|error| WalError::new(disk, "sync the zeroed end of", name, from, error))
+}
+
+impl Wal {
+    /// Takes back every record behind `keep` and begins `new_generation`. The caller has made its record of
+    /// both durable before, and no flush is under way. When this returns, the LSNs may be used again.
+    ///
+    /// What is taken back is kept in a file, if it is anything.
+    pub fn cut(
+        &mut self,
+        disk: &mut dyn Disk,
+        keep: Lsn,
+        new_generation: u64,
+    ) -> Result<Option<KeptAside>, WalError> {
+        assert!(self.in_flight.is_none(), "a cut waits for the flush under way");
+        assert!(new_generation > self.generation, "a cut begins a later generation");
+        assert!(keep <= self.last_lsn && keep.next() >= self.first_lsn(), "the log does not hold LSN {keep}");
+        let result = self.cut_files(disk, keep, Claims { generation: new_generation, cut_lsn: keep });
+        match result {
+            Ok(_) => self.generation = new_generation,
+            Err(_) => self.failed = true,
+        }
+        result
+    }
+
+    fn cut_files(
+        &mut self,
+        disk: &mut dyn Disk,
+        keep: Lsn,
+        claims: Claims,
+    ) -> Result<Option<KeptAside>, WalError> {
+        if self.batch_bytes() > 0 {
+            self.write_batch(disk)?;
+        }
+        if keep == self.last_lsn {
+            self.sync_written(disk)?;
+            self.told_lsn = keep;
+            return Ok(None);
+        }
+        // With nothing to keep, the first segment goes like the ones behind it.
+        let nothing_kept = keep.next() == self.first_lsn();
+        let own = if nothing_kept { 0 } else { self.segment_of(keep) };
+        let at = match nothing_kept {
+            true => self.segments[0].start(),
+            false => self.position_behind(disk, own, keep).map_err(as_wal_error)?,
+        };
+        let sources = self.sources(own, at);
+        let kept = keep_aside(disk, self.cluster_id, claims, &sources)?;
+        let survivors = if nothing_kept { 0 } else { own + 1 };
+        self.drop_segments(disk, survivors)?;
+        if let Some(file) = self.active {
+            let segment = self.segments.last_mut().expect("the own segment survives");
+            zero_durably(disk, file, &segment.name, at.offset, segment.end)?;
+            segment.cut(at.offset);
+        }
+        self.reset_to(keep, at.chain);
+        Ok(kept)
+    }
+
+    fn sources(&self, own: usize, at: Position) -> Vec<Source> {
+        let mut sources: Vec<Source> = self.segments[own..]
+            .iter()
+            .map(|segment| Source::new(segment, segment.start(), segment.end))
+            .collect();
+        sources[0].at = at;
+        sources
+    }
+
+    /// Removes all but the first `survivors` segments; the last of these becomes the active one.
+    fn drop_segments(&mut self, disk: &mut dyn Disk, survivors: usize) -> Result<(), WalError> {
+        if survivors == self.segments.len() {
+            return Ok(());
+        }
+        remove_segments(disk, self.segments[survivors..].iter().map(|segment| segment.name.as_str()))?;
+        let removed_from = self.segments[survivors].header.first_lsn;
+        self.read_files.close_from(disk, removed_from);
+        if let Some(file) = self.active.take() {
+            disk.close(file);
+        }
+        if survivors > 0 {
+            let file = self.file_of(disk, survivors - 1).map_err(as_wal_error)?;
+            self.read_files.release(self.segments[survivors - 1].header.first_lsn);
+            self.active = Some(file);
+        }
+        self.segments.truncate(survivors);
+        Ok(())
+    }
+
+    fn reset_to(&mut self, keep: Lsn, chain: Chain) {
+        (self.last_lsn, self.last_chain) = (keep, chain);
+        (self.written_lsn, self.written_chain) = (keep, chain);
+        (self.synced_lsn, self.told_lsn) = (keep, keep);
+        self.commit_lsn = self.commit_lsn.min(keep);
+        self.reserved = 0;
+        self.history.cut(keep);
+        self.invariants();
+    }
+}
+
+fn as_wal_error(error: ReadError) -> WalError {
+    match error {
+        ReadError::Io(error) => error,
+        ReadError::Damaged { file, offset, .. } => {
+            WalError { op: "read the records of", file, offset, source: io::ErrorKind::InvalidData.into() }
+        }
+        ReadError::NotHeld { .. } => unreachable!("a cut reads only what the log holds"),
+    }
+}

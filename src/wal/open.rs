@@ -1,0 +1,399 @@
+//! Opening the log: find, decide, and only then repair.
+//!
+//! As long as a refusal is possible nothing is changed. After that, in this order: a cut that was under way is
+//! completed, the tail is zeroed, what nothing proves to be durable is written again, all of it is synced,
+//! files and directory; last, a mark says so, so that the next restart has less to do.
+
+use crate::disk::{Disk, FileId};
+use crate::ids::{Chain, ClusterId, Lsn};
+use crate::replication::history::TermHistory;
+
+use super::cut::{ASIDE_TMP_NAME, KeptAside, Source, keep_aside, remove_segments, zero_durably};
+use super::entry::Position;
+use super::error::{Damage, OpenError, ReadError, WalError, path};
+use super::mark::{Claims, MARK_SIZE};
+use super::reader::{CHUNK_SIZE, ReadFiles};
+use super::recovery::{Facts, Later, NextLsn, Verdict, decide};
+use super::scan::{Scanned, scan, search};
+use super::segment::{Header, HeaderFault, RawHeader, SPARE_NAME, Segment, parse_segment_name, segment_name};
+use super::{Wal, WalConfig};
+
+/// A log that was opened, and what was found.
+#[derive(Debug)]
+pub struct Opened {
+    /// The log.
+    pub wal: Wal,
+    /// What was found and done.
+    pub report: RecoveryReport,
+}
+
+/// What an open found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// The first LSN held.
+    pub first_lsn: Lsn,
+    /// The last LSN held; all of them are durable now.
+    pub last_lsn: Lsn,
+    /// Committed at least, as the marks tell.
+    pub commit_lsn: Lsn,
+    /// Segment files.
+    pub segments: usize,
+    /// Bytes of marks and entries.
+    pub bytes: u64,
+    /// The tail that was cut. What it held was never known to be durable here; rot in the last batch
+    /// cannot be told from that.
+    pub cut_tail: Option<CutTail>,
+    /// The records of a cut that a crash had interrupted.
+    pub completed_cut: Option<KeptAside>,
+    /// Bytes written again because nothing proved that they were on the disk.
+    pub rewritten_bytes: u64,
+}
+
+/// A tail that was cut: zeroed, durably.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CutTail {
+    /// Its file's name.
+    pub file: String,
+    /// Where it began.
+    pub offset: u64,
+    /// Bytes up to the last one that was not zero.
+    pub bytes: u64,
+    /// The last LSN before it.
+    pub behind: Lsn,
+}
+
+/// The segments that were found: part of the log, or taken back by a cut.
+struct Found {
+    live: Vec<Segment>,
+    cut_off: Vec<Segment>,
+}
+
+/// All that was learned without changing anything.
+struct Survey {
+    /// Each with the bytes behind it that are to be zeroed.
+    segments: Vec<(Segment, u64)>,
+    history: TermHistory,
+    last_lsn: Lsn,
+    last_chain: Chain,
+    durable_lsn: Lsn,
+    commit_lsn: Lsn,
+    last_verdict: Verdict,
+}
+
+impl Wal {
+    /// Opens the log in `disk`. `generation` and `cut_lsn` are the node's own durable record of the last cut,
+    /// `salt` is random and new.
+    ///
+    /// Refuses what it cannot vouch for; a refusal changes nothing. When it returns, every record up to
+    /// `report.last_lsn` is durable, even if the power fails at once. Without segments the log is empty and
+    /// nothing is created before the first record; `cluster_id` may be [`ClusterId::NONE`] then.
+    pub fn open(
+        disk: &mut dyn Disk,
+        cluster_id: ClusterId,
+        generation: u64,
+        cut_lsn: Lsn,
+        salt: u64,
+        config: WalConfig,
+    ) -> Result<Opened, OpenError> {
+        let claims = Claims { generation, cut_lsn };
+        let found = discover(disk, cluster_id, claims)?;
+        let survey = survey(disk, found.live, &found.cut_off, claims)?;
+        remove_leftover_files(disk)?;
+        let mut report = RecoveryReport {
+            commit_lsn: survey.commit_lsn,
+            completed_cut: complete_cut(disk, cluster_id, claims, &survey, &found.cut_off)?,
+            cut_tail: cut_tails(disk, &survey)?,
+            ..RecoveryReport::default()
+        };
+        let durable_lsn = survey.durable_lsn;
+        let mut wal = Wal::surveyed(disk, cluster_id, generation, salt, config, survey)?;
+        report.rewritten_bytes = wal.make_durable(disk, durable_lsn)?;
+        (report.first_lsn, report.last_lsn) = (wal.first_lsn(), wal.last_lsn);
+        report.segments = wal.segments.len();
+        report.bytes = wal.segments.iter().map(|segment| segment.end).sum();
+        Ok(Opened { wal, report })
+    }
+
+    fn surveyed(
+        disk: &mut dyn Disk,
+        cluster_id: ClusterId,
+        generation: u64,
+        salt: u64,
+        config: WalConfig,
+        survey: Survey,
+    ) -> Result<Wal, OpenError> {
+        let (last_lsn, last_chain) = (survey.last_lsn, survey.last_chain);
+        let mut wal = Wal {
+            config,
+            cluster_id,
+            generation,
+            salt,
+            segments: survey.segments.into_iter().map(|(segment, _)| segment).collect(),
+            active: None,
+            spare: None,
+            batch: vec![0; MARK_SIZE],
+            reserved: 0,
+            history: survey.history,
+            last_lsn,
+            last_chain,
+            written_lsn: last_lsn,
+            written_chain: last_chain,
+            synced_lsn: survey.durable_lsn.min(last_lsn),
+            told_lsn: Lsn::ZERO,
+            commit_lsn: survey.commit_lsn,
+            in_flight: None,
+            failed: false,
+            read_files: ReadFiles::default(),
+        };
+        if let Some(last) = wal.segments.last() {
+            wal.active = Some(open_file(disk, &last.name)?);
+        }
+        wal.invariants();
+        Ok(wal)
+    }
+
+    /// Makes what was accepted durable, whatever the page cache pretends. Returns the bytes written again.
+    fn make_durable(&mut self, disk: &mut dyn Disk, durable_lsn: Lsn) -> Result<u64, OpenError> {
+        let mut rewritten = 0;
+        let proven = durable_lsn >= self.last_lsn;
+        if !proven {
+            let own = self.segments.len() - 1;
+            // All segments but the last are durable: the header of the next one says so.
+            let from = match durable_lsn.next() <= self.segments[own].header.first_lsn {
+                true => self.segments[own].start(),
+                false => self.position_behind(disk, own, durable_lsn).map_err(as_open_error)?,
+            };
+            rewritten = self.rewrite(disk, from.offset)?;
+        }
+        self.sync_written(disk)?;
+        disk.sync_dir().map_err(|error| WalError::new(disk, "sync the directory", "", 0, error))?;
+        self.told_lsn = self.last_lsn;
+        let room = self.segments.last().map_or(0, |segment| segment.size - segment.end);
+        if !proven && room >= MARK_SIZE as u64 {
+            self.write_batch(disk)?;
+            self.sync_written(disk)?;
+        }
+        Ok(rewritten)
+    }
+
+    /// Writes the active segment again, in place, from `from` to its end.
+    fn rewrite(&self, disk: &mut dyn Disk, from: u64) -> Result<u64, WalError> {
+        let segment = self.segments.last().expect("there is something to write again");
+        let file = self.active.expect("the last segment is open");
+        let mut buffer = vec![0; CHUNK_SIZE];
+        let mut offset = from;
+        while offset < segment.end {
+            let size = (segment.end - offset).min(CHUNK_SIZE as u64) as usize;
+            let chunk = &mut buffer[..size];
+            disk.read_exact_at(file, offset, chunk)
+                .and_then(|()| disk.write_all_at(file, offset, chunk))
+                .map_err(|error| {
+                    WalError::new(disk, "write again a part of", &segment.name, offset, error)
+                })?;
+            offset += size as u64;
+        }
+        Ok(segment.end - from)
+    }
+}
+
+fn open_file(disk: &mut dyn Disk, name: &str) -> Result<FileId, WalError> {
+    disk.open(name).map_err(|error| WalError::new(disk, "open", name, 0, error))
+}
+
+/// Reads all headers. One file is open at a time: a log may have more segments than a process has descriptors.
+fn discover(disk: &mut dyn Disk, cluster_id: ClusterId, claims: Claims) -> Result<Found, OpenError> {
+    let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
+    let mut found = Found { live: Vec::new(), cut_off: Vec::new() };
+    for first_lsn in names.iter().filter_map(|name| parse_segment_name(name)) {
+        let segment = read_segment(disk, first_lsn, cluster_id)?;
+        let generation = segment.header.generation;
+        if generation > claims.generation {
+            let file = path(disk, &segment.name);
+            let expected = claims.generation;
+            return Err(OpenError::LaterGeneration { file, offset: 0, found: generation, expected });
+        }
+        let list = if claims.was_cut(generation, first_lsn) { &mut found.cut_off } else { &mut found.live };
+        list.push(segment);
+    }
+    Ok(found)
+}
+
+fn read_segment(disk: &mut dyn Disk, first_lsn: Lsn, cluster_id: ClusterId) -> Result<Segment, OpenError> {
+    let name = segment_name(first_lsn);
+    let file = open_file(disk, &name)?;
+    let size = disk.len(file).map_err(|error| WalError::new(disk, "measure", &name, 0, error))?;
+    let raw = RawHeader::read(disk, file, size)
+        .map_err(|error| WalError::new(disk, "read the header of", &name, 0, error))?;
+    disk.close(file);
+    let file = path(disk, &name);
+    match raw.validate(first_lsn, cluster_id) {
+        Ok(header) => Ok(Segment::new(header, size)),
+        Err(HeaderFault::Version(found)) => Err(OpenError::OtherVersion { file, found }),
+        Err(HeaderFault::Cluster(found)) => {
+            Err(OpenError::OtherCluster { file, found, expected: cluster_id })
+        }
+        Err(HeaderFault::Damaged(reason)) => {
+            // The header was durable before the file got its name, and everything before it too.
+            let durable_lsn = Lsn(first_lsn.0.saturating_sub(1));
+            Err(OpenError::Damaged(Damage { file, offset: 0, lsn: first_lsn, durable_lsn, reason }))
+        }
+    }
+}
+
+/// Scans the live segments in order and lets the table judge each.
+fn survey(
+    disk: &mut dyn Disk,
+    live: Vec<Segment>,
+    cut_off: &[Segment],
+    claims: Claims,
+) -> Result<Survey, OpenError> {
+    let claim_of =
+        |segment: &Segment| claims.believe(segment.header.generation, segment.header.first_lsn.prev());
+    let mut survey = Survey {
+        segments: Vec::with_capacity(live.len()),
+        history: TermHistory::default(),
+        last_lsn: Lsn::ZERO,
+        last_chain: Chain::ZERO,
+        durable_lsn: live.iter().chain(cut_off).map(claim_of).max().unwrap_or(Lsn::ZERO),
+        commit_lsn: Lsn::ZERO,
+        last_verdict: Verdict::EndsClean,
+    };
+    survey.refuse_missing_start(disk, &live, cut_off)?;
+    let mut live = live.into_iter().peekable();
+    while let Some(segment) = live.next() {
+        let file = open_file(disk, &segment.name)?;
+        let scanned = scan(disk, file, segment, claims, &mut survey.history)?;
+        disk.close(file);
+        survey.durable_lsn = survey.durable_lsn.max(scanned.durable_lsn);
+        survey.commit_lsn = survey.commit_lsn.max(scanned.commit_lsn);
+        let known = scanned.at.next <= survey.durable_lsn;
+        let facts = Facts {
+            next_lsn: if known { NextLsn::KnownDurable } else { NextLsn::Unclaimed },
+            behind: scanned.behind,
+            later: survey.later(&scanned, live.peek()),
+        };
+        survey.last_verdict = decide(facts);
+        if let Verdict::Refuse(reason) = survey.last_verdict {
+            let durable_lsn = survey.durable_lsn.max(highest_claim(disk, live, claims)?);
+            let (file, offset, lsn) = (path(disk, &scanned.segment.name), scanned.at.offset, scanned.at.next);
+            return Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }));
+        }
+        (survey.last_lsn, survey.last_chain) = (scanned.at.next.prev(), scanned.at.chain);
+        survey.segments.push((scanned.segment, scanned.litter_end));
+    }
+    Ok(survey)
+}
+
+/// The highest durable LSN that marks in segments behind a damaged one name.
+fn highest_claim(
+    disk: &mut dyn Disk,
+    segments: impl Iterator<Item = Segment>,
+    claims: Claims,
+) -> Result<Lsn, OpenError> {
+    let mut highest = Lsn::ZERO;
+    for segment in segments {
+        let file = open_file(disk, &segment.name)?;
+        highest = highest.max(search(disk, file, &segment, segment.end, claims)?.durable_lsn);
+        disk.close(file);
+    }
+    Ok(highest)
+}
+
+impl Survey {
+    /// How the next segment fits to the one just scanned.
+    fn later(&self, scanned: &Scanned, next: Option<&Segment>) -> Later {
+        let Some(Header { first_lsn, chain_before, generation, term_start, .. }) =
+            next.map(|segment| &segment.header)
+        else {
+            return Later::None;
+        };
+        let agrees = *chain_before == scanned.at.chain
+            && *generation >= scanned.generation
+            && term_start.as_ref() == self.history.last();
+        match first_lsn.cmp(&scanned.at.next) {
+            std::cmp::Ordering::Greater => Later::Skips,
+            std::cmp::Ordering::Equal if agrees => Later::Continues,
+            _ => Later::Disagrees,
+        }
+    }
+
+    /// A log begins at LSN 1. Without that, what is there says at least that something was.
+    fn refuse_missing_start(
+        &self,
+        disk: &dyn Disk,
+        live: &[Segment],
+        cut_off: &[Segment],
+    ) -> Result<(), OpenError> {
+        let start = Lsn(1);
+        let begins_right = live.first().map_or(self.durable_lsn < start, |first| {
+            first.header.first_lsn == start
+                && first.header.chain_before == Chain::ZERO
+                && first.header.term_start.is_none()
+        });
+        if begins_right {
+            return Ok(());
+        }
+        let oldest = live.first().or(cut_off.first()).expect("some segment claims that records were durable");
+        Err(OpenError::Damaged(Damage {
+            file: path(disk, &oldest.name),
+            offset: 0,
+            lsn: start,
+            durable_lsn: self.durable_lsn,
+            reason: "it is the oldest segment there is, and does not begin the log; earlier ones are missing",
+        }))
+    }
+}
+
+/// What a process left that was not finished: no name that the log reads.
+fn remove_leftover_files(disk: &mut dyn Disk) -> Result<(), WalError> {
+    let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
+    for name in names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME].contains(&name.as_str())) {
+        disk.remove(name).map_err(|error| WalError::new(disk, "remove", name, 0, error))?;
+    }
+    Ok(())
+}
+
+/// Keeps aside and removes what a cut took back. The rest of the own segment is zeroed with the tails.
+fn complete_cut(
+    disk: &mut dyn Disk,
+    cluster_id: ClusterId,
+    claims: Claims,
+    survey: &Survey,
+    cut_off: &[Segment],
+) -> Result<Option<KeptAside>, OpenError> {
+    let mut sources = Vec::new();
+    if let (Verdict::CompleteCut, Some((own, litter_end))) = (survey.last_verdict, survey.segments.last()) {
+        let at = Position { offset: own.end, next: survey.last_lsn.next(), chain: survey.last_chain };
+        sources.push(Source::new(own, at, *litter_end));
+    }
+    sources.extend(cut_off.iter().map(|segment| Source::new(segment, segment.start(), segment.size)));
+    let kept = keep_aside(disk, cluster_id, claims, &sources)?;
+    if !cut_off.is_empty() {
+        remove_segments(disk, cut_off.iter().map(|segment| segment.name.as_str()))?;
+    }
+    Ok(kept)
+}
+
+/// Zeroes whatever stands behind the accepted part of a segment.
+fn cut_tails(disk: &mut dyn Disk, survey: &Survey) -> Result<Option<CutTail>, OpenError> {
+    let mut tail = None;
+    for (segment, litter_end) in survey.segments.iter().filter(|(segment, end)| *end > segment.end) {
+        let file = open_file(disk, &segment.name)?;
+        zero_durably(disk, file, &segment.name, segment.end, *litter_end)?;
+        disk.close(file);
+        let (offset, bytes) = (segment.end, *litter_end - segment.end);
+        tail = Some(CutTail { file: segment.name.clone(), offset, bytes, behind: survey.last_lsn });
+    }
+    Ok(tail.filter(|_| survey.last_verdict != Verdict::CompleteCut))
+}
+
+fn as_open_error(error: ReadError) -> OpenError {
+    match error {
+        ReadError::Io(error) => OpenError::Io(error),
+        ReadError::Damaged { file, offset, lsn } => {
+            let (durable_lsn, reason) = (lsn.prev(), "it was whole a moment ago");
+            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason })
+        }
+        ReadError::NotHeld { .. } => unreachable!("an open reads only what the scan accepted"),
+    }
+}
