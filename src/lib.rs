@@ -1,15 +1,23 @@
 //! A durable, replicated, in-memory key-value node on one poll loop.
 //!
-//! Follow the life of a PUT by module name: `net` reads bytes, [`wire`] makes messages, `node` runs one
-//! turn, `wal` makes it durable, [`replication`] decides what may be said to whom, [`keyspace`] applies.
+//! Follow the life of a PUT by module name: [`net`] reads bytes, [`wire`] makes messages, [`node`] runs one
+//! turn, [`wal`] makes it durable, [`replication`] decides what may be said to whom, [`keyspace`] applies.
 
 pub mod address;
 pub mod client;
+pub mod config;
+pub mod conn;
 pub mod disk;
 pub mod ids;
 pub mod keyspace;
 pub mod limits;
+mod logging;
+pub mod logsink;
 pub mod meta;
+pub mod net;
+pub mod node;
 pub mod replication;
+pub mod rng;
+pub mod time;
 pub mod wal;
 pub mod wire;

@@ -1,1 +1,111 @@
-fn main() {}
+//! The node: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kvstore::config::{Config, Flags};
+use kvstore::disk::{FileSystem, RealDisk};
+use kvstore::net::{MonotonicClock, bind, run};
+use kvstore::node::{FatalReason, Node};
+use log::{error, info, warn};
+
+/// Exit code for flags that make no sense.
+const EXIT_USAGE: u8 = 2;
+/// Exit code for a data directory that cannot be used.
+const EXIT_DATA_DIR: u8 = 10;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let config = match flags.validate() {
+        Ok(config) => config,
+        Err(why) => {
+            eprintln!("error: {why}\n\nFor more information, try 'kvstore --help'.");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    kvstore::logsink::install(flags.log_level.filter());
+    let disk = match RealDisk::open(&config.data_dir) {
+        Ok(disk) => disk,
+        Err(why) => return end(EXIT_DATA_DIR, &why),
+    };
+    match serve(config, disk) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => end(reason.exit_code(), &reason),
+    }
+}
+
+fn end(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
+    // Through the log, so that it stands behind what led to it, and on stderr even if logging is off.
+    if log::max_level() >= log::LevelFilter::Error {
+        error!("[node] {why} (exit code {code})");
+    } else {
+        eprintln!("error: {why}");
+    }
+    ExitCode::from(code)
+}
+
+fn serve(config: Config, disk: RealDisk) -> Result<(), FatalReason> {
+    info!(
+        "[node] kvstore {} pid={} listens on {} data_dir={}",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id(),
+        config.listen_address,
+        config.data_dir.display()
+    );
+    info!("[node] {}", config.promise());
+    warn_about_surroundings(&config, &disk);
+    let bound = bind(&config.listen_address)?;
+    let connections_max = connections_within_nofile(&config);
+    let clock = MonotonicClock::new();
+    let seed =
+        random_seed().map_err(|source| FatalReason::Net { doing: "get random bytes".to_owned(), source })?;
+    let node = Node::open(Box::new(disk), Box::new(clock), seed, config.node)?;
+    info!("[node] ready: {} in term {}, node id {}", node.role_name(), node.term(), node.node_id());
+    run(bound, node, clock, connections_max)
+}
+
+fn random_seed() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn warn_about_surroundings(config: &Config, disk: &RealDisk) {
+    if config.beyond_loopback {
+        warn!(
+            "[node] W001 listening on {} beyond loopback: nothing authenticates yet, so whoever reaches the port can read \
+             and write; allow only trusted hosts to connect",
+            config.listen_address
+        );
+    }
+    if matches!(disk.file_system(), Ok(FileSystem::Memory)) {
+        warn!(
+            "[node] W002 data directory {} is on tmpfs: what is called on disk here is gone with the machine's memory",
+            config.data_dir.display()
+        );
+    }
+}
+
+/// Raises the soft descriptor limit as far as needed and allowed; fewer descriptors mean fewer connections.
+fn connections_within_nofile(config: &Config) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let needed = config.descriptors_needed();
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX);
+    if current >= needed {
+        return config.connections_max;
+    }
+    let wanted = needed.min(limit.maximum.unwrap_or(u64::MAX));
+    if setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok()
+        && wanted == needed
+    {
+        return config.connections_max;
+    }
+    let available = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let connections = available.saturating_sub(needed - config.connections_max as u64).max(1) as usize;
+    warn!(
+        "[node] W003 nofile is {available}: {connections} connections at most instead of {}; raise it with `ulimit -n {needed}`",
+        config.connections_max
+    );
+    connections
+}

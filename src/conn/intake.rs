@@ -4,7 +4,9 @@
 //! simulator runs the same code over its streams.
 
 use super::{ConnId, Io, OutBuf};
-use crate::limits::{CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, FRAME_DEADLINE_MS, INPUT_BUFFER_SIZE};
+use crate::limits::{
+    CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, FRAME_DEADLINE_MS, INPUT_BUFFER_SIZE,
+};
 use crate::node::{FatalReason, Fence, Node, Stop};
 use crate::time::Time;
 use crate::wire::FrameBuffer;

@@ -106,7 +106,8 @@ impl Conns {
             Phase::Open | Phase::Draining(_) => connection.flush().err(),
             Phase::Connecting(_) | Phase::Doomed => None,
         };
-        let drained = matches!(connection.phase, Phase::Draining(_)) && (over.is_some() || connection.output.is_empty());
+        let drained = matches!(connection.phase, Phase::Draining(_))
+            && (over.is_some() || connection.output.is_empty());
         if drained {
             self.doom(conn);
             return None;
@@ -178,6 +179,7 @@ pub fn resolve(address: &str) -> Result<SocketAddr, String> {
     if let Ok(parsed) = address.parse() {
         return Ok(parsed);
     }
-    let mut found = address.to_socket_addrs().map_err(|error| format!("cannot resolve {address}: {error}"))?;
+    let mut found =
+        address.to_socket_addrs().map_err(|error| format!("cannot resolve {address}: {error}"))?;
     found.next().ok_or_else(|| format!("{address} resolves to no address"))
 }

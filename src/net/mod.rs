@@ -22,8 +22,8 @@ use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
 
 use connection::{Input, Phase};
-pub use conns::resolve;
 use conns::Conns;
+pub use conns::resolve;
 use listener::{Accepted, Listener};
 use signals::Signals;
 
@@ -71,7 +71,12 @@ pub fn bind(address: &str) -> Result<Bound, FatalReason> {
 }
 
 /// Runs the node until it is asked to end.
-pub fn run(bound: Bound, node: Node, clock: MonotonicClock, connections_max: usize) -> Result<(), FatalReason> {
+pub fn run(
+    bound: Bound,
+    node: Node,
+    clock: MonotonicClock,
+    connections_max: usize,
+) -> Result<(), FatalReason> {
     let net = |doing: &str| {
         let doing = doing.to_owned();
         move |source| FatalReason::Net { doing, source }
@@ -80,8 +85,12 @@ pub fn run(bound: Bound, node: Node, clock: MonotonicClock, connections_max: usi
     let registry = poll.registry().try_clone().map_err(net("clone the epoll descriptor"))?;
     let mut listener = Listener::new(bound.socket, connections_max);
     let mut signals = Signals::install().map_err(net("install signal handlers"))?;
-    poll.registry().register(listener.source(), LISTENER, Interest::READABLE).map_err(net("watch the listener"))?;
-    poll.registry().register(signals.source(), SIGNALS, Interest::READABLE).map_err(net("watch for signals"))?;
+    poll.registry()
+        .register(listener.source(), LISTENER, Interest::READABLE)
+        .map_err(net("watch the listener"))?;
+    poll.registry()
+        .register(signals.source(), SIGNALS, Interest::READABLE)
+        .map_err(net("watch for signals"))?;
     let event_loop = EventLoop {
         poll,
         conns: Conns::new(registry),
@@ -166,7 +175,8 @@ impl EventLoop {
             may
         });
         let conns = &self.conns;
-        let feeding = self.node.wants_feeding(|conn| conns.output_if_open(conn).map_or(usize::MAX, |out| out.len()));
+        let feeding =
+            self.node.wants_feeding(|conn| conns.output_if_open(conn).map_or(usize::MAX, |out| out.len()));
         if runnable || feeding {
             return Some(Duration::ZERO);
         }
@@ -209,7 +219,8 @@ impl EventLoop {
     }
 
     fn has_ended(&self) -> bool {
-        let unsent = || self.conns.iter().any(|connection| connection.is_open() && !connection.output.is_empty());
+        let unsent =
+            || self.conns.iter().any(|connection| connection.is_open() && !connection.output.is_empty());
         let late = self.node.shutdown_deadline().is_some_and(|deadline| self.clock.now() >= deadline);
         self.node.may_end() && (late || !unsent())
     }
@@ -232,7 +243,9 @@ impl EventLoop {
                         Err(error) => log_warn!("net", "cannot watch a connection from {address}: {error}"),
                     }
                 }
-                Err(source) => return Err(FatalReason::Net { doing: "accept connections".to_owned(), source }),
+                Err(source) => {
+                    return Err(FatalReason::Net { doing: "accept connections".to_owned(), source });
+                }
             }
         }
         self.node.counters.accepts_refused = listener.refused;
@@ -263,7 +276,8 @@ impl EventLoop {
                 }
                 Phase::Doomed => {}
             }
-            let left = self.conns.get(conn).is_some_and(|c| c.is_open() && (c.readable || c.intake.has_frame()));
+            let left =
+                self.conns.get(conn).is_some_and(|c| c.is_open() && (c.readable || c.intake.has_frame()));
             if left {
                 self.backlog.push(conn);
                 input_left |= self.node.is_peer(conn);

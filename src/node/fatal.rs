@@ -58,9 +58,14 @@ impl fmt::Display for FatalReason {
             FatalReason::Read(error) => error.fmt(f),
             FatalReason::Meta(error) => error.fmt(f),
             FatalReason::Role(text) => f.write_str(text),
-            FatalReason::TermsExhausted => f.write_str("the terms of this promotion are used up: promote another node"),
+            FatalReason::TermsExhausted => {
+                f.write_str("the terms of this promotion are used up: promote another node")
+            }
             FatalReason::NoRoom(error) => {
-                write!(f, "no room for a log segment before the node could start: {error}; free space and start again")
+                write!(
+                    f,
+                    "no room for a log segment before the node could start: {error}; free space and start again"
+                )
             }
             FatalReason::Net { doing, source } => write!(f, "cannot {doing}: {source}"),
         }

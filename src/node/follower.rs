@@ -138,15 +138,28 @@ impl Node {
         };
         self.role = Role::Follower(Follower { session: Some(session), in_sync });
         self.counters.sessions += 1;
-        log_info!("replication", "session with leader {address} in term {}: match LSN {match_lsn}", open.term);
-        Ok(Ok(OpenReply { term: open.term, match_lsn: durable.lsn(), match_chain, commit_lsn: self.effective_commit(), cut_from }))
+        log_info!(
+            "replication",
+            "session with leader {address} in term {}: match LSN {match_lsn}",
+            open.term
+        );
+        Ok(Ok(OpenReply {
+            term: open.term,
+            match_lsn: durable.lsn(),
+            match_chain,
+            commit_lsn: self.effective_commit(),
+            cut_from,
+        }))
     }
 
     /// Terms and roles: may this leader open a session at all?
     fn may_follow(&self, open: &Open) -> Result<(), Refusal> {
         let meta = self.meta.get();
         if open.term < meta.term {
-            let why = format!("term {} is known here, led by {} (node {})", meta.term, meta.leader_address, meta.leader_id);
+            let why = format!(
+                "term {} is known here, led by {} (node {})",
+                meta.term, meta.leader_address, meta.leader_id
+            );
             return Err(Refusal(RefuseCode::StaleTerm, why));
         }
         let port = self.config.port;
@@ -186,7 +199,8 @@ impl Node {
             let mine = self.wal.chain_at(self.disk.as_mut(), match_lsn)?.unwrap_or(Chain::ZERO);
             if mine != open.last_chain {
                 let theirs = open.last_chain;
-                let why = crate::replication::history::Disagreement { lsn: match_lsn, mine, theirs }.to_string();
+                let why =
+                    crate::replication::history::Disagreement { lsn: match_lsn, mine, theirs }.to_string();
                 return Ok(Err(Refusal(RefuseCode::Disagreement, why)));
             }
         }
@@ -260,12 +274,20 @@ impl Node {
             self.keyspace.clear();
             replay(&mut self.keyspace, &mut self.wal, self.disk.as_mut())?;
             self.applied = keep;
-            log_warn!("node", "reads went back from LSN {last} to LSN {keep}: the keyspace was rebuilt from the log");
+            log_warn!(
+                "node",
+                "reads went back from LSN {last} to LSN {keep}: the keyspace was rebuilt from the log"
+            );
         }
         Ok(keep.next())
     }
 
-    pub(super) fn on_append_entries(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+    pub(super) fn on_append_entries(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        body: &[u8],
+    ) -> Result<(), Stop> {
         let begin = self.clock.now();
         let now = self.now;
         let term = self.meta.get().term;
@@ -281,7 +303,11 @@ impl Node {
         let frame = AppendEntries::decode(body, |record, bytes| {
             if record.lsn != expected {
                 let problem = DecodeProblem::Invalid(record.lsn.0);
-                return Err(crate::wire::DecodeError { field: "record lsn (a gap in the session)", at: 0, problem });
+                return Err(crate::wire::DecodeError {
+                    field: "record lsn (a gap in the session)",
+                    at: 0,
+                    problem,
+                });
             }
             expected = expected.next();
             chain = chain.extend(bytes);
@@ -290,7 +316,10 @@ impl Node {
         .map_err(malformed("APPEND_ENTRIES"))?;
         if frame.tail.chain != chain {
             let at = expected.prev();
-            return fence(format!("chain checksum {} at LSN {at} in the frame, {chain} here: damaged on its way", frame.tail.chain));
+            return fence(format!(
+                "chain checksum {} at LSN {at} in the frame, {chain} here: damaged on its way",
+                frame.tail.chain
+            ));
         }
         let mut reader = crate::wire::Reader::new(frame.records);
         for _ in 0..frame.record_count {
@@ -368,13 +397,16 @@ impl Node {
         if !std::mem::take(&mut session.ack_due) {
             return;
         }
-        let ack = Ack { last_lsn: token.lsn(), round: session.round, spent: std::mem::take(&mut session.spent) };
+        let ack =
+            Ack { last_lsn: token.lsn(), round: session.round, spent: std::mem::take(&mut session.spent) };
         ack.encode(io.output(session.conn).bytes_mut());
         if let Some((first, begin)) = session.received.take() {
             let last = token.lsn();
             let count = last.next().0.saturating_sub(first.0);
             let took_us = now.since(begin) / 1_000;
-            let line = format_args!("received AppendEntries, applied {count} record(s) lsn={first}..{last} took_us={took_us}");
+            let line = format_args!(
+                "received AppendEntries, applied {count} record(s) lsn={first}..{last} took_us={took_us}"
+            );
             match self.received_lines.line(now, count) {
                 Line::Info => log_info!("replication", "{line}"),
                 Line::Debug => log_debug!("replication", "{line}"),
@@ -387,7 +419,11 @@ impl Node {
         let now = self.now;
         let Role::Follower(Follower { session: Some(session), .. }) = &self.role else { return };
         if !input_left && now.since(session.last_heard) > SESSION_SILENCE_MS * 1_000_000 {
-            log_warn!("replication", "leader {} is silent for {SESSION_SILENCE_MS} ms", session.leader_address);
+            log_warn!(
+                "replication",
+                "leader {} is silent for {SESSION_SILENCE_MS} ms",
+                session.leader_address
+            );
             self.drop_session(io, "the leader is silent");
         }
     }
@@ -395,7 +431,9 @@ impl Node {
     /// When [`Node::follower_timers`] has something to do.
     pub(super) fn follower_deadline(&self) -> Option<Time> {
         match &self.role {
-            Role::Follower(Follower { session: Some(session), .. }) => Some(session.last_heard.after_ms(SESSION_SILENCE_MS + 1)),
+            Role::Follower(Follower { session: Some(session), .. }) => {
+                Some(session.last_heard.after_ms(SESSION_SILENCE_MS + 1))
+            }
             _ => None,
         }
     }

@@ -155,7 +155,12 @@ impl Node {
             let why = format!(
                 "node {} at {} belongs to cluster {}, node {} at {} to cluster {}; a data directory cannot change its \
                  cluster: correct the address, or start the follower with an empty --data-dir",
-                hello.node_id, hello.address, hello.cluster_id, meta.node_id, self.config.own_address, meta.cluster_id
+                hello.node_id,
+                hello.address,
+                hello.cluster_id,
+                meta.node_id,
+                self.config.own_address,
+                meta.cluster_id
             );
             return Ok(Err((RefuseCode::Cluster, why)));
         }
@@ -240,7 +245,12 @@ impl Node {
         let token = self.settle(io)?;
         self.apply_up_to(io, token.lsn());
         self.release_clients(io, why);
-        log_info!("node", "no longer leads; log ends at LSN {}, committed are at least {}", token.lsn(), self.commit);
+        log_info!(
+            "node",
+            "no longer leads; log ends at LSN {}, committed are at least {}",
+            token.lsn(),
+            self.commit
+        );
         Ok(())
     }
 }

@@ -8,8 +8,8 @@ use super::{DialPurpose, FatalReason, Node, NodeConfig, Role, Stop};
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::limits::{
-    APPEND_BATCH_SIZE, HANDSHAKE_DEADLINE_MS, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER, REFUSED_RETRY_MS,
-    SESSION_SILENCE_MS,
+    APPEND_BATCH_SIZE, HANDSHAKE_DEADLINE_MS, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER,
+    REFUSED_RETRY_MS, SESSION_SILENCE_MS,
 };
 use crate::replication::commit::{CommitRule, FollowerState};
 use crate::replication::link::Backoff;
@@ -142,7 +142,8 @@ impl Leader {
     }
 
     fn peer_streaming_on(&mut self, conn: ConnId) -> Option<(usize, &mut Peer)> {
-        let index = self.peers.iter().position(|peer| matches!(&peer.link, Link::Streaming(s) if s.conn == conn))?;
+        let index =
+            self.peers.iter().position(|peer| matches!(&peer.link, Link::Streaming(s) if s.conn == conn))?;
         Some((index, &mut self.peers[index]))
     }
 }
@@ -235,12 +236,18 @@ impl Node {
         let Role::Leader(leader) = &mut self.role else { return self.close(io, conn, Close::Now) };
         let twin = leader.peers.iter().position(|peer| peer.node_id == Some(hello.node_id));
         if let Some(twin) = twin.filter(|twin| *twin != index && leader.peers[*twin].conn().is_some()) {
-            let why = format!("node id {} is at {} too: two names for one node, or a copied data directory", hello.node_id, leader.peers[twin].address);
+            let why = format!(
+                "node id {} is at {} too: two names for one node, or a copied data directory",
+                hello.node_id, leader.peers[twin].address
+            );
             self.refuse(io, conn, RefuseCode::Identity, why.clone());
             return self.peer_refused(io, index, &why);
         }
         if hello.cmd_types & CMD_TYPES_KNOWN != CMD_TYPES_KNOWN {
-            let why = format!("it can apply record types {:#x} and not all of {CMD_TYPES_KNOWN:#x}: update it first", hello.cmd_types);
+            let why = format!(
+                "it can apply record types {:#x} and not all of {CMD_TYPES_KNOWN:#x}: update it first",
+                hello.cmd_types
+            );
             self.refuse(io, conn, RefuseCode::CmdType, why.clone());
             return self.peer_refused(io, index, &why);
         }
@@ -265,14 +272,21 @@ impl Node {
     pub(super) fn on_open_reply(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
         let reply = OpenReply::decode(body).map_err(malformed("OPEN_REPLY"))?;
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let opening = |peer: &Peer| matches!(peer.link, Link::Opening { conn: opening, .. } if opening == conn);
-        let Some(index) = leader.peers.iter().position(opening) else { return fence("OPEN_REPLY that was not asked for") };
+        let opening =
+            |peer: &Peer| matches!(peer.link, Link::Opening { conn: opening, .. } if opening == conn);
+        let Some(index) = leader.peers.iter().position(opening) else {
+            return fence("OPEN_REPLY that was not asked for");
+        };
         if reply.term != self.meta.get().term || reply.match_lsn > self.wal.last_lsn() {
             return fence(format!("OPEN_REPLY for term {} and LSN {}", reply.term, reply.match_lsn));
         }
         let address = leader.peers[index].address.clone();
         if reply.match_lsn.next() < self.wal.first_lsn() {
-            let why = format!("it needs the log from LSN {}, and it begins at {} here", reply.match_lsn.next(), self.wal.first_lsn());
+            let why = format!(
+                "it needs the log from LSN {}, and it begins at {} here",
+                reply.match_lsn.next(),
+                self.wal.first_lsn()
+            );
             self.refuse(io, conn, RefuseCode::LogTooShort, why.clone());
             self.peer_refused(io, index, &why);
             return Ok(());
@@ -295,16 +309,33 @@ impl Node {
         let peer = &mut leader.peers[index];
         let next_lsn = reply.match_lsn.next();
         // Records of this turn are sent from the batch; what is older is read back from the log.
-        let current_first = if self.inflight.current().is_empty() { last.next() } else { self.inflight.current().first() };
+        let current_first =
+            if self.inflight.current().is_empty() { last.next() } else { self.inflight.current().first() };
         let behind = (next_lsn < current_first).then(Cursor::default);
-        peer.link = Link::Streaming(Stream { conn, next_lsn, behind, last_sent: now, last_heard: now, round_heard: 0 });
+        peer.link = Link::Streaming(Stream {
+            conn,
+            next_lsn,
+            behind,
+            last_sent: now,
+            last_heard: now,
+            round_heard: 0,
+        });
         peer.progress.on_session(reply.match_lsn, last, loop_now);
         peer.backoff.on_success();
         peer.down_told = false;
         peer.last_error = None;
         self.counters.sessions += 1;
-        let cut = if reply.cut_from > Lsn::ZERO { format!(", which cut its log from LSN {}", reply.cut_from) } else { String::new() };
-        log_info!("replication", "session with follower {address}{cut}: match LSN {}, {} record(s) behind", reply.match_lsn, last.0 - reply.match_lsn.0);
+        let cut = if reply.cut_from > Lsn::ZERO {
+            format!(", which cut its log from LSN {}", reply.cut_from)
+        } else {
+            String::new()
+        };
+        log_info!(
+            "replication",
+            "session with follower {address}{cut}: match LSN {}, {} record(s) behind",
+            reply.match_lsn,
+            last.0 - reply.match_lsn.0
+        );
         self.rejoin(index);
         Ok(())
     }
@@ -312,14 +343,16 @@ impl Node {
     /// The log file must hold what a chain checksum or a follower is asked for.
     fn write_batch_for_reading(&mut self) -> Result<(), FatalReason> {
         if self.wal.batch_bytes() > 0 {
-            self.wal.write(self.disk.as_mut(), self.effective_commit())?;
+            let commit = self.effective_commit();
+            self.wal.write(self.disk.as_mut(), commit)?;
         }
         Ok(())
     }
 
     /// This turn's records to every follower that is up to date.
     pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
-        let (last, commit, now, loop_now) = (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
+        let (last, commit, now, loop_now) =
+            (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
         let batch = self.inflight.current();
         let Role::Leader(leader) = &mut self.role else { return };
         if batch.is_empty() {
@@ -338,12 +371,20 @@ impl Node {
                 stream.behind = Some(Cursor::default());
                 continue;
             }
-            assert!(stream.next_lsn >= batch.first(), "a follower that is up to date has all before the batch");
+            assert!(
+                stream.next_lsn >= batch.first(),
+                "a follower that is up to date has all before the batch"
+            );
             let mut from = (stream.next_lsn.0 - batch.first().0) as usize;
             while from < batch.len() {
                 let to = batch.fitting(from, APPEND_BATCH_SIZE);
                 let (records, chain) = batch.slice(from, to);
-                let tail = AppendTail { in_sync: peer.progress.in_sync(), commit_lsn: commit, round: leader.round, chain };
+                let tail = AppendTail {
+                    in_sync: peer.progress.in_sync(),
+                    commit_lsn: commit,
+                    round: leader.round,
+                    chain,
+                };
                 AppendEntries { record_count: (to - from) as u32, records, tail }.encode(out.bytes_mut());
                 from = to;
             }
@@ -354,8 +395,14 @@ impl Node {
         if sent_to > 0 {
             let (count, first) = (batch.len(), batch.first());
             match self.sent_lines.line(now, count as u64) {
-                Line::Info => log_info!("replication", "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"),
-                Line::Debug => log_debug!("replication", "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"),
+                Line::Info => log_info!(
+                    "replication",
+                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
+                ),
+                Line::Debug => log_debug!(
+                    "replication",
+                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
+                ),
             }
         }
     }
@@ -363,7 +410,11 @@ impl Node {
     pub(super) fn on_ack(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
         let ack = Ack::decode(body).map_err(malformed("APPEND_ENTRIES_ACK"))?;
         let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
-        let Some((index, peer)) = self.leader_mut().and_then(|leader| leader.peer_streaming_on(conn)) else {
+        let streaming = match &mut self.role {
+            Role::Leader(leader) => leader.peer_streaming_on(conn),
+            _ => None,
+        };
+        let Some((index, peer)) = streaming else {
             self.counters.dead_session_frames += 1;
             return Ok(());
         };
@@ -387,7 +438,9 @@ impl Node {
         if rose {
             let address = &peer.address;
             let (lsn, sync_us, rtt_us) = (ack.last_lsn, ack.spent.sync_ns / 1_000, rtt_ns / 1_000);
-            let line = format_args!("ACK from {address} last_lsn={lsn} after_us={rtt_us} its_fdatasync_us={sync_us}");
+            let line = format_args!(
+                "ACK from {address} last_lsn={lsn} after_us={rtt_us} its_fdatasync_us={sync_us}"
+            );
             match self.ack_lines.line(now, 1) {
                 Line::Info => log_info!("replication", "{line}"),
                 Line::Debug => log_debug!("replication", "{line}"),
@@ -402,8 +455,12 @@ impl Node {
         let commit = self.commit;
         let Some(leader) = self.leader_mut() else { return };
         if leader.peers[index].progress.rejoin(commit) {
-            let (address, count, all) = (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
-            log_info!("replication", "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync");
+            let (address, count, all) =
+                (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
+            log_info!(
+                "replication",
+                "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync"
+            );
         }
     }
 
@@ -444,7 +501,13 @@ impl Node {
                 continue;
             }
             leader.feed.clear();
-            let range = self.wal.read(self.disk.as_mut(), cursor, stream.next_lsn, APPEND_BATCH_SIZE, &mut leader.feed);
+            let range = self.wal.read(
+                self.disk.as_mut(),
+                cursor,
+                stream.next_lsn,
+                APPEND_BATCH_SIZE,
+                &mut leader.feed,
+            );
             let range = match range {
                 Ok(range) => range,
                 Err(error) => {
@@ -453,13 +516,23 @@ impl Node {
                 }
             };
             leader.round += 1;
-            let tail = AppendTail { in_sync: peer.progress.in_sync(), commit_lsn: commit, round: leader.round, chain: range.chain };
+            let tail = AppendTail {
+                in_sync: peer.progress.in_sync(),
+                commit_lsn: commit,
+                round: leader.round,
+                chain: range.chain,
+            };
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
             stream.last_sent = now;
             if stream.next_lsn > last {
                 stream.behind = None;
-                log_info!("replication", "follower {} is fed from memory again from LSN {}", peer.address, stream.next_lsn);
+                log_info!(
+                    "replication",
+                    "follower {} is fed from memory again from LSN {}",
+                    peer.address,
+                    stream.next_lsn
+                );
             }
         }
         if let Some((index, why)) = unreadable {
@@ -472,7 +545,9 @@ impl Node {
     pub fn wants_feeding(&self, output_len: impl Fn(ConnId) -> usize) -> bool {
         self.leader().is_some_and(|leader| {
             leader.peers.iter().any(|peer| match &peer.link {
-                Link::Streaming(stream) => stream.behind.is_some() && output_len(stream.conn) <= PEER_OUTPUT_LOW_WATER,
+                Link::Streaming(stream) => {
+                    stream.behind.is_some() && output_len(stream.conn) <= PEER_OUTPUT_LOW_WATER
+                }
                 _ => false,
             })
         })
@@ -494,8 +569,14 @@ impl Node {
                 Link::Greeting { deadline, .. } | Link::Opening { deadline, .. } if now >= *deadline => {
                     self.peer_down(io, index, "no answer to the hello in time");
                 }
-                Link::Streaming(stream) if !input_left && now.since(stream.last_heard) > SESSION_SILENCE_MS * 1_000_000 => {
-                    self.peer_down(io, index, &format!("no answer to heartbeats for {SESSION_SILENCE_MS} ms"));
+                Link::Streaming(stream)
+                    if !input_left && now.since(stream.last_heard) > SESSION_SILENCE_MS * 1_000_000 =>
+                {
+                    self.peer_down(
+                        io,
+                        index,
+                        &format!("no answer to heartbeats for {SESSION_SILENCE_MS} ms"),
+                    );
                 }
                 _ => {}
             }
@@ -528,7 +609,12 @@ impl Node {
                 continue;
             }
             leader.round += 1;
-            let tail = AppendTail { in_sync: peer.progress.in_sync(), commit_lsn: commit, round: leader.round, chain };
+            let tail = AppendTail {
+                in_sync: peer.progress.in_sync(),
+                commit_lsn: commit,
+                round: leader.round,
+                chain,
+            };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
             stream.last_sent = now;
         }
@@ -564,12 +650,17 @@ impl Node {
         let times = leader.peers.iter().flat_map(|peer| {
             let link = match &peer.link {
                 Link::Down { retry_at, .. } => *retry_at,
-                Link::Dialing { deadline, .. } | Link::Greeting { deadline, .. } | Link::Opening { deadline, .. } => *deadline,
+                Link::Dialing { deadline, .. }
+                | Link::Greeting { deadline, .. }
+                | Link::Opening { deadline, .. } => *deadline,
                 // One that is behind gets no heartbeats: what it is fed stands for them.
-                Link::Streaming(stream) if stream.behind.is_some() => stream.last_heard.after_ms(SESSION_SILENCE_MS + 1),
+                Link::Streaming(stream) if stream.behind.is_some() => {
+                    stream.last_heard.after_ms(SESSION_SILENCE_MS + 1)
+                }
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
             };
-            let expiry = peer.progress.expires_in(self.loop_clock.now(), timeout_ns).map(|ns| Time(self.now.0 + ns));
+            let expiry =
+                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).map(|ns| Time(self.now.0 + ns));
             [Some(link), expiry].into_iter().flatten()
         });
         times.min()

@@ -45,8 +45,8 @@ use crate::wal::{Wal, WalConfig};
 use crate::wire::{Authority, Frame, MessageType};
 
 use conn_table::ConnTable;
-pub use fatal::{FatalReason, Fence, Stop};
 use fatal::fence;
+pub use fatal::{FatalReason, Fence, Stop};
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
 use promote::PromotionRun;
@@ -140,6 +140,7 @@ pub struct Node {
     received_lines: LineLimit,
     ack_lines: LineLimit,
     shutdown: Option<Time>,
+    spare_retry_at: Time,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -215,7 +216,9 @@ impl Node {
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
             (Conn::New(_), _) => fence(format!("{message_type:?} before a hello")),
-            (Conn::PeerIn(_) | Conn::PeerOut(_), _) => fence(format!("{message_type:?} is not expected here")),
+            (Conn::PeerIn(_) | Conn::PeerOut(_), _) => {
+                fence(format!("{message_type:?} is not expected here"))
+            }
         }
     }
 

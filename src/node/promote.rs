@@ -40,7 +40,12 @@ impl PromotionRun {
 }
 
 impl Node {
-    pub(super) fn on_promote(&mut self, io: &mut dyn Io, conn: ConnId, force: bool) -> Result<(), FatalReason> {
+    pub(super) fn on_promote(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        force: bool,
+    ) -> Result<(), FatalReason> {
         if self.leader().is_some() {
             let message = self.promoted_document("this node leads already");
             self.reply(io, conn, Status::Ok, message.as_bytes());
@@ -98,7 +103,12 @@ impl Node {
         self.promotion.as_ref().map_or_else(String::new, |run| run.peers[index].address.clone())
     }
 
-    pub(super) fn promotion_silent(&mut self, io: &mut dyn Io, index: usize, why: &str) -> Result<(), FatalReason> {
+    pub(super) fn promotion_silent(
+        &mut self,
+        io: &mut dyn Io,
+        index: usize,
+        why: &str,
+    ) -> Result<(), FatalReason> {
         let Some(run) = &mut self.promotion else { return Ok(()) };
         run.conns[index] = None;
         // In the fence phase the probe's answer must not stand for the fence's.
@@ -116,7 +126,12 @@ impl Node {
     }
 
     fn send_fence(&mut self, io: &mut dyn Io, conn: ConnId, probe: bool, term: Term) {
-        let fence = Fence { probe, term, candidate: self.meta.get().node_id, address: self.config.own_address.clone() };
+        let fence = Fence {
+            probe,
+            term,
+            candidate: self.meta.get().node_id,
+            address: self.config.own_address.clone(),
+        };
         fence.encode(io.output(conn).bytes_mut());
     }
 
@@ -156,7 +171,10 @@ impl Node {
         })?;
         self.drop_session(io, "a promotion moved the term on");
         if self.promotion.is_some() {
-            self.promotion_fails(io, &format!("{address} is being promoted at the same time, in term {}", fence.term));
+            self.promotion_fails(
+                io,
+                &format!("{address} is being promoted at the same time, in term {}", fence.term),
+            );
         }
         log_info!("node", "term {} promised to {address} (node {})", fence.term, fence.candidate);
         Ok(())
@@ -169,7 +187,11 @@ impl Node {
         run.peers[index].answer = Answer::Position {
             accepted: reply.accepted,
             term: reply.term,
-            position: Position { last_term: reply.last_term, last_lsn: reply.last_lsn, commit_lsn: reply.commit_lsn },
+            position: Position {
+                last_term: reply.last_term,
+                last_lsn: reply.last_lsn,
+                commit_lsn: reply.commit_lsn,
+            },
             leads: reply.leads,
         };
         Ok(self.promotion_step(io)?)
@@ -206,14 +228,22 @@ impl Node {
         let in_sync = self.meta.get().in_sync;
         let Some(run) = &mut self.promotion else { return Ok(()) };
         let objections = judge(&me, in_sync, &run.peers);
-        let outranked = run.peers.iter().any(|peer| matches!(peer.answer, Answer::Position { accepted: false, .. }));
+        let outranked =
+            run.peers.iter().any(|peer| matches!(peer.answer, Answer::Position { accepted: false, .. }));
         if !objections.0.is_empty() && (!force || outranked) {
-            let fenced = if phase == Phase::Probe { "nothing was changed" } else { "the old leader is fenced: promote the node named" };
-            let why = format!("refused: {} ({fenced}; `promote --force` leads all the same)", objections.text());
+            let fenced = if phase == Phase::Probe {
+                "nothing was changed"
+            } else {
+                "the old leader is fenced: promote the node named"
+            };
+            let why =
+                format!("refused: {} ({fenced}; `promote --force` leads all the same)", objections.text());
             self.promotion_fails(io, &why);
             return Ok(());
         }
-        let Some(term) = term_to_lead_in(self.meta.get().term, &run.peers) else { return Err(FatalReason::TermsExhausted) };
+        let Some(term) = term_to_lead_in(self.meta.get().term, &run.peers) else {
+            return Err(FatalReason::TermsExhausted);
+        };
         match phase {
             Phase::Probe => self.begin_fence(io, term),
             Phase::Fence(term) => self.promoted(io, term, &objections),
@@ -321,7 +351,10 @@ impl Node {
         let token = self.settle(io)?;
         self.apply_up_to(io, token.lsn());
         self.role = Role::Follower(Follower::new(self.meta.get().in_sync));
-        log_info!("node", "following {address} from now on (discard: {discard}); it must have this node among its peers");
+        log_info!(
+            "node",
+            "following {address} from now on (discard: {discard}); it must have this node among its peers"
+        );
         self.reply(io, conn, Status::Ok, format!("following {address}").as_bytes());
         Ok(())
     }

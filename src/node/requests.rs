@@ -100,7 +100,8 @@ impl Node {
         let size = record_size(&effect);
         if self.inflight.size() + size > IN_FLIGHT_SIZE_MAX {
             self.counters.busy += 1;
-            let message = format!("{} bytes of writes wait for replicas or disk; try again", self.inflight.size());
+            let message =
+                format!("{} bytes of writes wait for replicas or disk; try again", self.inflight.size());
             self.reply(io, conn, Status::Busy, message.as_bytes());
             return Ok(());
         }
@@ -158,7 +159,10 @@ impl Node {
         let (_, conn) = leader.writers.pop_front().expect("it was looked at");
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         let first = client.waiting.pop_front();
-        assert!(matches!(first, Some(Waiting::Write(waiting)) if waiting == lsn), "replies keep the order of requests");
+        assert!(
+            matches!(first, Some(Waiting::Write(waiting)) if waiting == lsn),
+            "replies keep the order of requests"
+        );
         self.counters.writes_acked += 1;
         let status = if found { Status::Ok } else { Status::NotFound };
         let term = self.meta.get().term;
@@ -193,7 +197,8 @@ impl Node {
             for waiting in &mut client.waiting {
                 if let Waiting::Write(_) = waiting {
                     let mut frame = Vec::new();
-                    Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }.encode(&mut frame);
+                    Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }
+                        .encode(&mut frame);
                     *waiting = Waiting::Ready(frame);
                 }
             }
@@ -232,7 +237,8 @@ impl Node {
     }
 
     pub(super) fn finish_command(&mut self, io: &mut dyn Io, conn: ConnId, status: Status, payload: &str) {
-        let reply = Reply { status, lsn: self.applied, term: self.meta.get().term, payload: payload.as_bytes() };
+        let reply =
+            Reply { status, lsn: self.applied, term: self.meta.get().term, payload: payload.as_bytes() };
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         let mut frame = Vec::new();
         reply.encode(&mut frame);

@@ -57,7 +57,11 @@ pub enum StartRole {
 
 /// Decides the role at start. The flags say what a new data directory becomes; later `promote` and `follow`
 /// are the operator's newer word, and the directory keeps it. The text is a warning to log.
-pub fn start_role(stored: StoredRole, flag: RoleFlag, port: u16) -> Result<(StartRole, Option<String>), String> {
+pub fn start_role(
+    stored: StoredRole,
+    flag: RoleFlag,
+    port: u16,
+) -> Result<(StartRole, Option<String>), String> {
     use RoleFlag::{Follower as F, Leader as L};
     let outranked = |role: &str, undo: &str| {
         Some(format!(
@@ -67,7 +71,9 @@ pub fn start_role(stored: StoredRole, flag: RoleFlag, port: u16) -> Result<(Star
         ))
     };
     match (stored, flag) {
-        (StoredRole::Unset | StoredRole::LeaderByFlags | StoredRole::LeaderByPromotion, L) => Ok((StartRole::Lead, None)),
+        (StoredRole::Unset | StoredRole::LeaderByFlags | StoredRole::LeaderByPromotion, L) => {
+            Ok((StartRole::Lead, None))
+        }
         (StoredRole::Unset | StoredRole::FollowerByFlags | StoredRole::FollowerByCommand, F) => {
             Ok((StartRole::Follow, None))
         }
@@ -102,7 +108,8 @@ mod tests {
     #[test]
     fn the_role_at_start_is_total_and_an_operators_command_outranks_the_flags() {
         use StoredRole::*;
-        let start = |stored, flag| start_role(stored, flag, 9001).map(|(role, warning)| (role, warning.is_some()));
+        let start =
+            |stored, flag| start_role(stored, flag, 9001).map(|(role, warning)| (role, warning.is_some()));
         let (lead, follow) = (StartRole::Lead, StartRole::Follow);
         assert_eq!(start(Unset, RoleFlag::Leader), Ok((lead.clone(), false)));
         assert_eq!(start(Unset, RoleFlag::Follower), Ok((follow.clone(), false)));

@@ -28,7 +28,8 @@ impl Node {
     ) -> Result<Node, FatalReason> {
         let mut rng = Rng::new(seed);
         let meta = open_meta(disk.as_mut(), &mut rng, &config)?;
-        let (start, warning) = start_role(meta.get().role, config.role, config.port).map_err(FatalReason::Role)?;
+        let (start, warning) =
+            start_role(meta.get().role, config.role, config.port).map_err(FatalReason::Role)?;
         if let Some(warning) = warning {
             log_warn!("node", "{warning}");
         }
@@ -71,6 +72,7 @@ impl Node {
             received_lines: LineLimit::default(),
             ack_lines: LineLimit::default(),
             shutdown: None,
+            spare_retry_at: now,
             counters: Counters::default(),
             config,
         };
@@ -127,13 +129,15 @@ impl Node {
         })?;
         self.wal.set_cluster(self.meta.get().cluster_id);
         log_info!("node", "leading in term {term} with {} peer(s): {}", peers.len(), peers.join(", "));
-        self.role = Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));
+        self.role =
+            Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));
         self.append_term_record(term)
     }
 }
 
 fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<MetaStore, FatalReason> {
     if let Some(loaded) = MetaStore::load(disk)? {
+        loaded.notices().iter().for_each(|notice| log_warn!("meta", "{notice}"));
         return Ok(loaded);
     }
     let cluster_id = match config.role {
@@ -164,7 +168,7 @@ pub(super) fn replay(keyspace: &mut Keyspace, wal: &mut Wal, disk: &mut dyn Disk
     let (first, last) = (wal.first_lsn(), wal.last_lsn());
     if last >= first {
         wal.replay(disk, first, last, &mut |record| {
-            keyspace.apply(&record.effect);
+            let _existed = keyspace.apply(&record.effect);
         })?;
     }
     Ok(())

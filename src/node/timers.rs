@@ -5,6 +5,7 @@ use crate::conn::Io;
 use crate::limits::SHUTDOWN_DEADLINE_MS;
 use crate::log_info;
 use crate::time::Time;
+use crate::wal::ReserveError;
 
 impl Node {
     /// Runs what is due. `input_left`: peers sent more than this turn read, so nobody is judged for silence.
@@ -29,10 +30,16 @@ impl Node {
     fn summarize_lines(&mut self) {
         let now = self.now;
         if let Some((lines, records)) = self.sent_lines.summary(now) {
-            log_info!("replication", "sent AppendEntries, {records} record(s) in {lines} more batch(es) in the last second");
+            log_info!(
+                "replication",
+                "sent AppendEntries, {records} record(s) in {lines} more batch(es) in the last second"
+            );
         }
         if let Some((lines, records)) = self.received_lines.summary(now) {
-            log_info!("replication", "received AppendEntries, applied {records} record(s) in {lines} more batch(es) in the last second");
+            log_info!(
+                "replication",
+                "received AppendEntries, applied {records} record(s) in {lines} more batch(es) in the last second"
+            );
         }
         if let Some((lines, _)) = self.ack_lines.summary(now) {
             log_info!("replication", "{lines} more ACK(s) in the last second, commit_lsn={}", self.commit);
@@ -66,7 +73,12 @@ impl Node {
     pub fn close_log(&mut self) -> Result<(), FatalReason> {
         let commit = self.effective_commit();
         if self.wal.last_lsn() > crate::ids::Lsn::ZERO {
-            self.wal.write_mark(self.disk.as_mut(), commit)?;
+            match self.wal.write_mark(self.disk.as_mut(), commit) {
+                Ok(()) => {}
+                Err(ReserveError::Failed(error)) => return Err(error.into()),
+                // Without the mark the next start only rewrites the last batch.
+                Err(ReserveError::NoRoom(error)) => log_info!("wal", "no room for the closing mark: {error}"),
+            }
         }
         let unanswered = self.leader().map_or(0, |leader| leader.writers.len());
         let clients = self.conns.iter().filter(|(_, conn)| matches!(conn, Conn::Client(_))).count();

@@ -3,8 +3,11 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::Io;
 use crate::ids::Lsn;
-use crate::wal::Durable;
+use crate::wal::{Durable, ReserveError};
 use crate::wire::Effect;
+
+/// Milliseconds between attempts to allocate the next segment ahead on a full disk.
+const SPARE_RETRY_MS: u64 = 1_000;
 
 /// What one sync cost, in nanoseconds; a follower tells its leader.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,7 +36,8 @@ impl Node {
         let begin = self.clock.now();
         let mut written = begin;
         if self.wal.batch_bytes() > 0 {
-            self.wal.write(self.disk.as_mut(), self.effective_commit())?;
+            let commit = self.effective_commit();
+            self.wal.write(self.disk.as_mut(), commit)?;
             written = self.clock.now();
             cost.write_ns = written.since(begin);
         }
@@ -56,11 +60,12 @@ impl Node {
     /// Feeds followers that are behind, and prepares the next segment when there is time for it.
     pub fn after_sync(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         self.feed_followers(io)?;
-        if self.wal.wants_spare() {
+        if self.wal.wants_spare() && self.now >= self.spare_retry_at {
             // A full disk shows when a record needs the room; trying early is only a courtesy.
+            self.spare_retry_at = self.now.after_ms(SPARE_RETRY_MS);
             match self.wal.prepare_spare(self.disk.as_mut()) {
-                Ok(()) | Err(crate::wal::ReserveError::NoRoom(_)) => {}
-                Err(crate::wal::ReserveError::Failed(error)) => return Err(error.into()),
+                Ok(()) | Err(ReserveError::NoRoom(_)) => {}
+                Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
         Ok(())

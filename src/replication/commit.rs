@@ -65,7 +65,8 @@ impl CommitRule {
             AckPolicy::InSync => in_sync.clone().map(|follower| follower.match_lsn).min().unwrap_or(own),
             AckPolicy::Quorum => {
                 let followers_needed = followers.len().div_ceil(2);
-                nth_highest(followers.iter().map(|follower| follower.match_lsn), followers_needed).unwrap_or(own)
+                nth_highest(followers.iter().map(|follower| follower.match_lsn), followers_needed)
+                    .unwrap_or(own)
             }
         };
         let min_followers = self.min_insync.saturating_sub(1);
@@ -89,10 +90,8 @@ mod tests {
     use super::*;
 
     fn committed(policy: AckPolicy, min_insync: usize, own: u64, followers: &[(bool, u64)]) -> u64 {
-        let followers: Vec<_> = followers
-            .iter()
-            .map(|&(in_sync, lsn)| FollowerState { in_sync, match_lsn: Lsn(lsn) })
-            .collect();
+        let followers: Vec<_> =
+            followers.iter().map(|&(in_sync, lsn)| FollowerState { in_sync, match_lsn: Lsn(lsn) }).collect();
         let own = Durable::for_tests(1, Lsn(own));
         CommitRule { policy, min_insync }.committed(&own, &followers).lsn().0
     }

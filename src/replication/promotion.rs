@@ -20,7 +20,8 @@ pub struct Position {
 impl Position {
     /// Whether a log at this position holds something that one at `other` lacks.
     pub fn has_more_than(&self, other: &Position) -> bool {
-        (self.last_term, self.last_lsn) > (other.last_term, other.last_lsn) || self.commit_lsn > other.last_lsn
+        (self.last_term, self.last_lsn) > (other.last_term, other.last_lsn)
+            || self.commit_lsn > other.last_lsn
     }
 }
 
@@ -85,7 +86,9 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
     let address = &peer.address;
     match &peer.answer {
         Answer::Waiting | Answer::Silent(_) if peer.is_old_leader => None,
-        Answer::Waiting => Some(format!("{address} is silent (no answer in time): what it holds is not known")),
+        Answer::Waiting => {
+            Some(format!("{address} is silent (no answer in time): what it holds is not known"))
+        }
         Answer::Silent(why) => Some(format!("{address} is silent ({why}): what it holds is not known")),
         Answer::Position { accepted: false, term, .. } => {
             Some(format!("{address} refused the term: it knows term {term} already; ask again"))
@@ -122,7 +125,11 @@ mod tests {
     use super::*;
 
     fn at(term: u32, last: u64, commit: u64) -> Position {
-        Position { last_term: Term { promotion: 0, start: term }, last_lsn: Lsn(last), commit_lsn: Lsn(commit) }
+        Position {
+            last_term: Term { promotion: 0, start: term },
+            last_lsn: Lsn(last),
+            commit_lsn: Lsn(commit),
+        }
     }
 
     fn answered(position: Position) -> PeerAnswer {
@@ -132,7 +139,10 @@ mod tests {
 
     #[test]
     fn equal_or_shorter_peers_do_not_object() {
-        assert_eq!(judge(&at(1, 9, 5), true, &[answered(at(1, 9, 9)), answered(at(1, 3, 3))]), Objections::default());
+        assert_eq!(
+            judge(&at(1, 9, 5), true, &[answered(at(1, 9, 9)), answered(at(1, 3, 3))]),
+            Objections::default()
+        );
     }
 
     #[test]

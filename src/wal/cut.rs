@@ -51,6 +51,13 @@ pub struct KeptAside {
     pub bytes: u64,
 }
 
+impl std::fmt::Display for KeptAside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let KeptAside { file, first, last, bytes } = self;
+        write!(f, "records {first} to {last} are kept aside in {file} ({bytes} bytes)")
+    }
+}
+
 /// A part of a segment whose records are to be kept.
 pub(super) struct Source {
     pub name: String,

@@ -62,6 +62,17 @@ pub struct CutTail {
     pub behind: Lsn,
 }
 
+impl std::fmt::Display for CutTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let CutTail { file, offset, bytes, behind } = self;
+        write!(
+            f,
+            "cut a tail of {bytes} byte(s) at byte {offset} of {file}, behind LSN {behind}: a write that a crash \
+             interrupted, never known to be durable here (damage in the last batch cannot be told from that)"
+        )
+    }
+}
+
 /// The segments that were found: part of the log, or taken back by a cut.
 struct Found {
     live: Vec<Segment>,

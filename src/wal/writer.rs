@@ -31,6 +31,12 @@ impl Durable {
     pub fn lsn(&self) -> Lsn {
         self.lsn
     }
+
+    /// A token out of thin air, for unit tests of what takes tokens.
+    #[cfg(test)]
+    pub(crate) fn for_tests(generation: u64, lsn: Lsn) -> Durable {
+        Durable { generation, lsn }
+    }
 }
 
 impl Wal {
@@ -153,6 +159,21 @@ impl Wal {
     /// Whether there are records written that no token names, and no flush is under way.
     pub fn needs_flush(&self) -> bool {
         self.told_lsn < self.written_lsn && self.in_flight.is_none()
+    }
+
+    /// Whether a flush is under way.
+    pub fn flush_pending(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// The newest token: what is known to be durable now.
+    pub fn durable(&self) -> Durable {
+        Durable { generation: self.generation, lsn: self.durable_lsn() }
+    }
+
+    /// Whether the active segment is half full and no file is allocated for the next one.
+    pub fn wants_spare(&self) -> bool {
+        self.spare.is_none() && self.segments.last().is_some_and(|segment| segment.end >= segment.size / 2)
     }
 
     /// Asks that everything written be made durable. `None`: the answer comes from [`Wal::flush_poll`]. At most

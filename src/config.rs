@@ -1,0 +1,383 @@
+//! Flags and environment to a validated configuration.
+
+use clap::{Parser, ValueEnum};
+
+use crate::address::{join_address, parse_address};
+use crate::limits::{
+    CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
+    SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
+};
+use crate::node::{NodeConfig, RoleFlag};
+use crate::replication::commit::AckPolicy;
+use crate::wal::{Durability, WalConfig};
+
+const EXAMPLES: &str = "\
+Examples:
+  One node, for trying it out (leader, no followers, ./kvstore-data):
+    kvstore
+  A leader and two followers on one machine:
+    kvstore --port 9001 --data-dir ./node1 --role=leader   --peers=9002,9003
+    kvstore --port 9002 --data-dir ./node2 --role=follower --leader=9001
+    kvstore --port 9003 --data-dir ./node3 --role=follower --leader=9001
+  Acknowledge on a majority, and never with fewer than two nodes in sync:
+    kvstore --role=leader --peers=10.0.0.2:9001,10.0.0.3:9001 --listen 10.0.0.1 --ack=quorum --min-insync=2
+
+Exit codes: 0 ended in order, 2 usage or a role that contradicts the data directory, 10 data directory not usable,
+11 log damaged or unreadable, 12 identity record, 13 log write or fdatasync failed, 14 no room, 15 network,
+16 terms used up.";
+
+/// A durable, replicated, in-memory key-value node.
+#[derive(Parser, Debug)]
+#[command(name = "kvstore", version, after_long_help = EXAMPLES, after_help = EXAMPLES, max_term_width = 110)]
+pub struct Flags {
+    /// TCP port for clients and peers
+    #[arg(long, default_value_t = 9001, env = "KVSTORE_PORT", help_heading = "Network")]
+    pub port: u16,
+    /// Address to listen on; beyond loopback nothing authenticates yet
+    #[arg(
+        long,
+        default_value = "127.0.0.1",
+        value_name = "HOST",
+        env = "KVSTORE_LISTEN",
+        help_heading = "Network"
+    )]
+    pub listen: String,
+    /// Address that others reach this node at, if it is not the one it listens on
+    #[arg(long, value_name = "HOST[:PORT]", env = "KVSTORE_ADVERTISE", help_heading = "Network")]
+    pub advertise: Option<String>,
+    /// Connections at most; the descriptor limit (nofile) may bound it further
+    #[arg(
+        long,
+        default_value_t = 1024,
+        value_name = "N",
+        env = "KVSTORE_CONNECTIONS_MAX",
+        help_heading = "Network"
+    )]
+    pub connections_max: usize,
+
+    /// Role of a new data directory; later `kv_client promote` and `follow` change it
+    #[arg(long, value_enum, default_value = "leader", env = "KVSTORE_ROLE", help_heading = "Replication")]
+    pub role: RoleChoice,
+    /// A leader's followers: PORT, HOST:PORT or [IPV6]:PORT, separated by commas
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "ADDR,...",
+        env = "KVSTORE_PEERS",
+        help_heading = "Replication"
+    )]
+    pub peers: Vec<String>,
+    /// A follower's leader: where writers are sent before the leader has opened its first session
+    #[arg(long, value_name = "ADDR", env = "KVSTORE_LEADER", help_heading = "Replication")]
+    pub leader: Option<String>,
+    /// A write is acknowledged when it is on the disks of: the leader and every follower in sync; the leader and a
+    /// majority of all nodes; the leader alone
+    #[arg(long, value_enum, default_value = "insync", env = "KVSTORE_ACK", help_heading = "Replication")]
+    pub ack: AckChoice,
+    /// Nodes in sync (the leader counts) that must have a write before it is acknowledged
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "N",
+        env = "KVSTORE_MIN_INSYNC",
+        help_heading = "Replication"
+    )]
+    pub min_insync: usize,
+    /// Milliseconds without progress after which a follower is out of sync and writes go on without it
+    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS", help_heading = "Replication")]
+    pub insync_timeout_ms: u64,
+    /// Milliseconds between a leader's heartbeats
+    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS", help_heading = "Replication")]
+    pub heartbeat_ms: u64,
+
+    /// Directory of this node's log and identity
+    #[arg(
+        long,
+        default_value = "./kvstore-data",
+        value_name = "DIR",
+        env = "KVSTORE_DATA_DIR",
+        help_heading = "Storage"
+    )]
+    pub data_dir: std::path::PathBuf,
+    /// fsync: an acknowledged write survives a power failure; os: it survives a crash of the process only
+    #[arg(long, value_enum, default_value = "fsync", env = "KVSTORE_DURABILITY", help_heading = "Storage")]
+    pub durability: DurabilityChoice,
+    /// Bytes of a log segment, allocated ahead
+    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES", help_heading = "Storage")]
+    pub segment_bytes: u64,
+
+    /// Least important log lines that are written to stderr
+    #[arg(long, value_enum, default_value = "info", env = "KVSTORE_LOG_LEVEL", help_heading = "Logging")]
+    pub log_level: LevelChoice,
+}
+
+/// `--role`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RoleChoice {
+    /// Takes writes
+    Leader,
+    /// Takes a leader's records
+    Follower,
+    /// Elected (not available yet)
+    Auto,
+}
+
+/// `--ack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum AckChoice {
+    Insync,
+    Quorum,
+    Leader,
+}
+
+/// `--durability`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum DurabilityChoice {
+    Fsync,
+    Os,
+}
+
+/// `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LevelChoice {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LevelChoice {
+    /// For the log facade.
+    pub fn filter(self) -> log::LevelFilter {
+        match self {
+            LevelChoice::Off => log::LevelFilter::Off,
+            LevelChoice::Error => log::LevelFilter::Error,
+            LevelChoice::Warn => log::LevelFilter::Warn,
+            LevelChoice::Info => log::LevelFilter::Info,
+            LevelChoice::Debug => log::LevelFilter::Debug,
+            LevelChoice::Trace => log::LevelFilter::Trace,
+        }
+    }
+}
+
+/// All a process needs to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For the node.
+    pub node: NodeConfig,
+    /// `HOST:PORT` to bind.
+    pub listen_address: String,
+    /// Connections at most.
+    pub connections_max: usize,
+    /// The data directory.
+    pub data_dir: std::path::PathBuf,
+    /// Whether anybody but this machine can connect.
+    pub beyond_loopback: bool,
+}
+
+impl Flags {
+    /// Checks everything; the error says which flag, which value, and what is allowed.
+    pub fn validate(&self) -> Result<Config, String> {
+        let role = match self.role {
+            RoleChoice::Leader => RoleFlag::Leader,
+            RoleChoice::Follower => RoleFlag::Follower,
+            RoleChoice::Auto => {
+                return Err(
+                    "--role=auto is not available yet: use --role=leader or --role=follower".to_owned()
+                );
+            }
+        };
+        let listen_address = join_address(&self.listen, self.port)
+            .map_err(|error| format!("--listen {}: {error}", self.listen))?;
+        let own_address = self.own_address(&listen_address)?;
+        let peers = self.parse_peers(&own_address)?;
+        let leader = self.parse_leader(role)?;
+        in_range("--insync-timeout-ms", self.insync_timeout_ms, 10, 600_000)?;
+        in_range("--heartbeat-ms", self.heartbeat_ms, 1, 1_000)?;
+        in_range("--segment-bytes", self.segment_bytes, SEGMENT_SIZE_MIN, SEGMENT_SIZE_MAX)?;
+        in_range("--connections-max", self.connections_max as u64, 1, CONNECTIONS_MAX as u64)?;
+        in_range("--min-insync", self.min_insync as u64, 1, (PEERS_MAX + 1) as u64)?;
+        if role == RoleFlag::Leader && !peers.is_empty() && self.min_insync > peers.len() + 1 {
+            return Err(format!(
+                "--min-insync {} can never hold with {} node(s): at most {}",
+                self.min_insync,
+                peers.len() + 1,
+                peers.len() + 1
+            ));
+        }
+        let beyond_loopback = !is_loopback(&self.listen);
+        let node = NodeConfig {
+            port: self.port,
+            own_address,
+            role,
+            peers,
+            leader,
+            ack: match self.ack {
+                AckChoice::Insync => AckPolicy::InSync,
+                AckChoice::Quorum => AckPolicy::Quorum,
+                AckChoice::Leader => AckPolicy::Leader,
+            },
+            min_insync: self.min_insync,
+            insync_timeout_ms: self.insync_timeout_ms,
+            heartbeat_ms: self.heartbeat_ms,
+            wal: WalConfig {
+                segment_bytes: self.segment_bytes,
+                durability: match self.durability {
+                    DurabilityChoice::Fsync => Durability::Fsync,
+                    DurabilityChoice::Os => Durability::Os,
+                },
+            },
+        };
+        Ok(Config {
+            node,
+            listen_address,
+            connections_max: self.connections_max,
+            data_dir: self.data_dir.clone(),
+            beyond_loopback,
+        })
+    }
+
+    /// What this node tells others: `--advertise`, else where it listens, else (listening everywhere) only
+    /// the port, and others take the address they see it at.
+    fn own_address(&self, listen_address: &str) -> Result<String, String> {
+        let explain = |error| format!("--advertise: {error}");
+        match &self.advertise {
+            Some(text) if text.contains(':') => parse_address(text).map_err(explain),
+            Some(host) => join_address(host, self.port).map_err(explain),
+            None if ["0.0.0.0", "::", "[::]"].contains(&self.listen.as_str()) => {
+                Ok(format!(":{}", self.port))
+            }
+            None => Ok(listen_address.to_owned()),
+        }
+    }
+
+    fn parse_peers(&self, own_address: &str) -> Result<Vec<String>, String> {
+        let mut peers = Vec::new();
+        for text in self.peers.iter().filter(|text| !text.is_empty()) {
+            let peer = parse_address(text).map_err(|error| format!("--peers: {error}"))?;
+            if peer == own_address {
+                return Err(format!("--peers names {peer}, which is this node itself: leave it out"));
+            }
+            if peers.contains(&peer) {
+                return Err(format!("--peers names {peer} twice"));
+            }
+            peers.push(peer);
+        }
+        if peers.len() > PEERS_MAX {
+            return Err(format!("--peers names {} nodes; at most {PEERS_MAX} are possible", peers.len()));
+        }
+        Ok(peers)
+    }
+
+    fn parse_leader(&self, role: RoleFlag) -> Result<String, String> {
+        match (&self.leader, role) {
+            (Some(_), RoleFlag::Leader) => {
+                Err("--leader is for a follower: add --role=follower, or leave it out".to_owned())
+            }
+            (Some(text), RoleFlag::Follower) => {
+                parse_address(text).map_err(|error| format!("--leader: {error}"))
+            }
+            (None, _) => Ok(String::new()),
+        }
+    }
+}
+
+impl Config {
+    /// Descriptors that all connections and the node itself may take.
+    pub fn descriptors_needed(&self) -> u64 {
+        (self.connections_max + DESCRIPTORS_RESERVED) as u64
+    }
+
+    /// What an acknowledgement means with these flags, for the banner.
+    pub fn promise(&self) -> String {
+        let node = &self.node;
+        let nodes = node.peers.len() + 1;
+        let disk = match node.wal.durability {
+            Durability::Fsync => "on disk (fdatasync)",
+            Durability::Os => "in the page cache (survives a crash of the process, not of the machine)",
+        };
+        let whom = match (node.ack, node.peers.len()) {
+            (_, 0) => "on this node".to_owned(),
+            (AckPolicy::InSync, _) => format!("on this node and every follower in sync (of {nodes} nodes)"),
+            (AckPolicy::Quorum, _) => {
+                format!("on this node and a majority ({} of {nodes} nodes)", nodes / 2 + 1)
+            }
+            (AckPolicy::Leader, _) => "on this node alone; followers get it later".to_owned(),
+        };
+        let least = if node.min_insync > 1 {
+            format!(", on {} nodes at least", node.min_insync)
+        } else {
+            String::new()
+        };
+        format!("an acknowledged write is {disk} {whom}{least}")
+    }
+}
+
+fn in_range(flag: &str, value: u64, min: u64, max: u64) -> Result<(), String> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(format!("{flag} {value}: allowed are {min} to {max}"))
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn validate(arguments: &[&str]) -> Result<Config, String> {
+        Flags::try_parse_from(["kvstore"].iter().chain(arguments))
+            .map_err(|error| error.to_string())?
+            .validate()
+    }
+
+    #[test]
+    fn without_arguments_it_is_a_usable_single_node() {
+        let config = validate(&[]).unwrap();
+        assert_eq!((config.node.role, config.listen_address.as_str()), (RoleFlag::Leader, "127.0.0.1:9001"));
+        assert_eq!(config.promise(), "an acknowledged write is on disk (fdatasync) on this node");
+        assert!(!config.beyond_loopback);
+    }
+
+    #[test]
+    fn peers_are_ports_or_addresses() {
+        let config = validate(&["--peers=9002,db2:9003,[::1]:9004"]).unwrap();
+        assert_eq!(config.node.peers, ["127.0.0.1:9002", "db2:9003", "[::1]:9004"]);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_in_words() {
+        for (arguments, words) in [
+            (&["--role=auto"][..], "not available yet"),
+            (&["--peers=9001"], "itself"),
+            (&["--peers=9002,9002"], "twice"),
+            (&["--peers=nowhere"], "--peers"),
+            (&["--leader=9002"], "--role=follower"),
+            (&["--min-insync=4", "--peers=9002,9003"], "can never hold"),
+            (&["--segment-bytes=1"], "allowed are"),
+            (&["--insync-timeout-ms=1"], "allowed are"),
+        ] {
+            let error = validate(arguments).unwrap_err();
+            assert!(error.contains(words), "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_listens_everywhere_tells_its_port_alone() {
+        let config = validate(&["--listen=0.0.0.0", "--port=7000"]).unwrap();
+        assert_eq!(config.node.own_address, ":7000");
+        assert!(config.beyond_loopback);
+        let config = validate(&["--listen=0.0.0.0", "--advertise=db1", "--port=7000"]).unwrap();
+        assert_eq!(config.node.own_address, "db1:7000");
+    }
+}
