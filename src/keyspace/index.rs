@@ -57,7 +57,7 @@ pub(super) struct Index {
     /// Places of all tables.
     places: usize,
     /// Where elements wait while their table is split.
-    moving: Vec<u64>,
+    moving: Vec<(KeyHash, u32)>,
     growth: Growth,
 }
 
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_table_at_the_greatest_depth_grows() {
-        let mut index = Index::new(4);
+        let mut index = Index::new(8);
         // Every split takes one hash off and leaves the others, whose highest bits are all zero, together.
         insert_all(&mut index, (0..32).rev().map(|bit| 1 << bit));
         index.invariants();
