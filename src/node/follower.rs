@@ -39,6 +39,13 @@ pub struct Session {
     received: Option<(Lsn, Time)>,
 }
 
+impl Session {
+    /// The number of the newest frame heard.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+}
+
 /// Why a session is not opened.
 struct Refusal(RefuseCode, String);
 

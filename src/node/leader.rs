@@ -136,6 +136,11 @@ impl Leader {
         self.peers.iter().filter_map(Peer::conn).collect()
     }
 
+    /// The number of the newest frame sent to any follower.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+
     /// Nodes in sync, the leader among them.
     pub fn in_sync_count(&self) -> usize {
         1 + self.peers.iter().filter(|peer| peer.progress.in_sync()).count()
