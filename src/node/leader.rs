@@ -479,14 +479,15 @@ impl Node {
         if committed.lsn() > self.commit {
             self.commit = committed.lsn();
         }
-        let term_lsn = leader.term_lsn;
-        let barred = self.applied < term_lsn;
         // Records loaded at the start are applied already, committed or not; see `start`.
         self.apply_up_to(io, committed.lsn());
-        if barred && self.applied >= term_lsn {
-            let readers = self.leader_mut().map(|leader| std::mem::take(&mut leader.barred_readers));
-            readers.into_iter().flatten().for_each(|conn| self.drain_waiting(io, conn));
-        }
+    }
+
+    /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.
+    pub(super) fn release_barred_readers(&mut self, io: &mut dyn Io, applied: Lsn) {
+        let Some(leader) = self.leader_mut().filter(|leader| leader.term_lsn == applied) else { return };
+        let readers = std::mem::take(&mut leader.barred_readers);
+        readers.into_iter().for_each(|conn| self.drain_waiting(io, conn));
     }
 
     /// Feeds followers that are behind from the log files, one frame each, while their buffers are low.

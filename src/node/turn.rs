@@ -96,6 +96,8 @@ impl Node {
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
     /// where the durable log ends: opening a session, answering a fence, changing the role.
     pub(super) fn settle(&mut self, io: &mut dyn Io) -> Result<Durable, FatalReason> {
+        // A sync seals the batch, and a sealed batch is sent to nobody any more.
+        self.before_sync(io);
         self.sync(io)?;
         while self.wal.flush_pending() {
             if let Some(token) = self.wal.flush_poll(self.disk.as_mut()) {
@@ -135,6 +137,8 @@ impl Node {
             if matches!(self.role, Role::Leader(_)) {
                 let found = existed || !matches!(record.effect, Effect::Delete { .. });
                 self.answer_write(io, record.lsn, found);
+                // Now, and not after the loop: a write behind such a read may be applied in the same call.
+                self.release_barred_readers(io, record.lsn);
             }
         });
         self.inflight = inflight;

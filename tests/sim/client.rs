@@ -7,6 +7,9 @@ use kvstore::wire::client::{Reply, Request, Status};
 
 use crate::core::{Core, MS};
 
+/// Requests of all clients in the first phase of a run, about.
+const REQUESTS_PER_RUN: u64 = 1_200;
+
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -45,7 +48,6 @@ pub struct Client {
     pub next_id: u64,
     /// Reads nothing until then.
     pub lazy_until: u64,
-    pub oldest_wait: u64,
     /// Sends nothing new any more.
     pub quiet: bool,
 }
@@ -69,7 +71,6 @@ impl Client {
             to_send: VecDeque::new(),
             next_id: (number + 1) << 40,
             lazy_until: 0,
-            oldest_wait: 0,
             quiet: false,
         }
     }
@@ -156,9 +157,11 @@ impl Client {
         }
     }
 
-    /// When this client acts next.
-    pub fn think(core: &mut Core) -> u64 {
-        let mean = core.knobs.think_ns;
+    /// When this client acts next. All clients together ask about as often as the run can afford.
+    pub fn think(core: &mut Core, healed: bool) -> u64 {
+        let knobs = &core.knobs;
+        let afford = knobs.chaos_ns / REQUESTS_PER_RUN * knobs.clients as u64 * (knobs.pipeline_max / 2 + 1);
+        let mean = if healed { 400 * MS } else { knobs.think_ns.max(afford) };
         core.between(mean / 4, mean * 2)
     }
 

@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::world::World;
 
 /// The second phase lasts so long.
-pub const HEAL_NS: u64 = 60_000 * MS;
+pub const HEAL_NS: u64 = 50_000 * MS;
 /// Clients send nothing new in the last part of it.
 const QUIET_NS: u64 = 20_000 * MS;
 /// Connects of one host in the last ten seconds, per other host, at most: a steady state needs none.

@@ -101,7 +101,7 @@ impl Knobs {
             ack,
             min_insync: pick(&[1, 1, 1, 2]).min(hosts as u64) as usize,
             insync_timeout_ms: pick(&[100, 200, 500, 2000]),
-            heartbeat_ms: pick(&[20, 50, 100]),
+            heartbeat_ms: pick(&[30, 100]),
             segment_bytes: pick(&[8 << 10, 16 << 10, 64 << 10]),
             chaos_ns: pick(&[2_000, 5_000, 10_000, 20_000]) * MS,
             fault_every_ns: pick(&[100, 300, 1_000, 3_000]) * MS,
@@ -131,7 +131,7 @@ impl Knobs {
             follower_read_ppm: pick(&[0, 50_000, 300_000]),
             force_ppm: pick(&[0, 0, 300_000]),
             discard_ppm: pick(&[0, 100_000, 500_000]),
-            fork_check_every: 40,
+            fork_check_every: 150,
         }
     }
 }

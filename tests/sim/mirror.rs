@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use kvstore::disk::FileId;
-use kvstore::ids::{Chain, Lsn, NodeId, Term};
+use kvstore::ids::{Chain, NodeId, Term};
 use kvstore::wal::{ENTRY_HEADER_SIZE, MARK_SIZE};
 use kvstore::wire::{Effect, Reader, Record};
 
@@ -73,11 +73,6 @@ impl Mirror {
         let versions = self.keys.get(key)?;
         let behind = versions.partition_point(|(at, _)| *at <= lsn);
         versions[..behind].last()?.1
-    }
-
-    /// Where a numbered write is.
-    pub fn lsn_of(&self, id: u64) -> Option<u64> {
-        self.ids.get(&id).copied()
     }
 
     /// Forgets what is behind `keep`.
@@ -165,10 +160,5 @@ impl Mirror {
     pub fn reload(&mut self, records: Mirror) {
         let synced = records.last();
         *self = Mirror { synced, on: true, fresh: Vec::new(), shrunk_to: None, ..records };
-    }
-
-    /// The last LSN as the type of the product.
-    pub fn last_lsn(&self) -> Lsn {
-        Lsn(self.last())
     }
 }

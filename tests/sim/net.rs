@@ -13,7 +13,6 @@ use crate::core::{Core, Event, MS};
 #[derive(Clone, Copy, Debug)]
 pub struct End {
     pub site: usize,
-    pub incarnation: u64,
     pub state: EndState,
 }
 
@@ -88,7 +87,7 @@ impl Core {
 
     /// A connection between two processes that exist.
     pub fn connect(&mut self, from: usize, to: usize) -> usize {
-        let end = |site: usize| End { site, incarnation: self.net.alive[site], state: EndState::Open };
+        let end = |site: usize| End { site, state: EndState::Open };
         self.net.conns.push(NetConn { ends: [end(from), end(to)], pipes: Default::default() });
         self.net.conns.len() - 1
     }

@@ -156,7 +156,8 @@ impl Socks {
         if !sock.output.is_empty() && !sock.write_blocked {
             let mut bytes = sock.output.pending().to_vec();
             sock.flip(&mut bytes);
-            match core.borrow_mut().send(sock.conn, sock.side, &bytes, ahead) {
+            let sent = core.borrow_mut().send(sock.conn, sock.side, &bytes, ahead);
+            match sent {
                 Ok(size) => {
                     sock.write_blocked = size < bytes.len();
                     sock.output.written(size);

@@ -321,9 +321,12 @@ impl World {
         if end.site >= self.hosts.len() {
             return self.client_reads(end.site - self.hosts.len());
         }
+        let reset = self.core.borrow().net.conns[conn].pipes[1 - side].reset;
         if let Some(process) = &mut self.hosts[end.site].process {
             if let Some(sock) = process.socks.find(conn, side) {
                 sock.readable = true;
+                // As epoll reports an error: the next write says so.
+                sock.write_blocked &= !reset;
             }
         }
         self.wake(end.site);
@@ -346,12 +349,12 @@ impl World {
 
     fn client_acts(&mut self, index: usize) {
         let mut core = self.core.borrow_mut();
-        let delay = Client::think(&mut core);
+        let delay = Client::think(&mut core, self.healed_at.is_some());
         core.after(delay, Event::Client(index));
         let now = core.now;
         let lazy = core.chance_of(|knobs| knobs.lazy_reader_ppm);
         let wander = core.chance_of(|knobs| knobs.follower_read_ppm);
-        let most = core.knobs.pipeline_max;
+        let most = if self.healed_at.is_some() { 2 } else { core.knobs.pipeline_max };
         let batch = core.between(1, most);
         let hosts = core.knobs.hosts as u64;
         let elsewhere = core.rng.below(hosts) as usize;
