@@ -73,6 +73,14 @@ impl Node {
         }
     }
 
+    /// Bytes arrived: who sends them is not silent, even if they are not a whole frame yet.
+    pub fn on_bytes(&mut self, conn: ConnId) {
+        let now = self.now;
+        if let Some(session) = self.session_mut(conn) {
+            session.last_heard = now;
+        }
+    }
+
     /// Ends the session from this side, if there is one.
     pub(super) fn drop_session(&mut self, io: &mut dyn Io, why: &str) {
         if let Role::Follower(follower) = &mut self.role {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::fatal::{fence, malformed};
 use super::replog::Line;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role, Stop};
-use crate::conn::{Close, ConnId, DialId, Io};
+use crate::conn::{Close, ConnId, DialId, Io, OutBuf};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::limits::{
     APPEND_BATCH_SIZE, HANDSHAKE_DEADLINE_MS, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER,
@@ -104,6 +104,8 @@ pub struct Stream {
     last_sent: Time,
     last_heard: Time,
     round_heard: u64,
+    /// Bytes that waited to be written when this was last looked at.
+    waiting_bytes: usize,
 }
 
 impl Leader {
@@ -324,6 +326,7 @@ impl Node {
             last_sent: now,
             last_heard: now,
             round_heard: 0,
+            waiting_bytes: 0,
         });
         peer.progress.on_session(reply.match_lsn, last, loop_now);
         peer.backoff.on_success();
@@ -472,15 +475,17 @@ impl Node {
     /// Asks the rule again; applies and answers what is committed now.
     pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
         let own = self.wal.durable();
+        let current = self.inflight.current();
+        // A segment that is begun in the middle of a turn syncs the records before it. They are released with
+        // their batch all the same, once it has been sent.
+        let releasable = if current.is_empty() { self.wal.last_lsn() } else { current.first().prev() };
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
         leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));
-        let committed = leader.rule.committed(&own, &leader.states);
-        if committed.lsn() > self.commit {
-            self.commit = committed.lsn();
-        }
+        let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
+        self.commit = self.commit.max(committed);
         // Records loaded at the start are applied already, committed or not; see `start`.
-        self.apply_up_to(io, committed.lsn());
+        self.apply_up_to(io, committed);
     }
 
     /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.
@@ -563,6 +568,7 @@ impl Node {
     /// for what they did not say.
     pub(super) fn leader_timers(&mut self, io: &mut dyn Io, input_left: bool) {
         let now = self.now;
+        self.note_taken_output(io);
         for index in 0..self.leader().map_or(0, |leader| leader.peers.len()) {
             let Some(leader) = self.leader_mut() else { return };
             let peer = &leader.peers[index];
@@ -590,6 +596,21 @@ impl Node {
         self.send_heartbeats(io);
         if !input_left {
             self.expire_followers(io);
+        }
+    }
+
+    /// A follower that takes bytes is alive, however long the frame is until whose end it has nothing to
+    /// answer: 8 MiB take longer than [`SESSION_SILENCE_MS`] on a link of less than 22 Mbit/s.
+    fn note_taken_output(&mut self, io: &dyn Io) {
+        let now = self.now;
+        let Some(leader) = self.leader_mut() else { return };
+        for peer in &mut leader.peers {
+            let Link::Streaming(stream) = &mut peer.link else { continue };
+            let waiting_bytes = io.output_if_open(stream.conn).map_or(0, OutBuf::len);
+            if waiting_bytes < stream.waiting_bytes {
+                stream.last_heard = now;
+            }
+            stream.waiting_bytes = waiting_bytes;
         }
     }
 

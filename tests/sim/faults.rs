@@ -192,7 +192,9 @@ impl World {
         let hosts = core.knobs.hosts as u64;
         let target = core.rng.below(hosts) as usize;
         let ask = if core.chance(500_000) {
-            Ask::Promote { force: core.chance_of(|knobs| knobs.force_ppm) }
+            // One that never had a session would begin a cluster of its own, which nothing can heal.
+            let force = core.chance_of(|knobs| knobs.force_ppm) && self.hosts[target].mirror.borrow().last() > 0;
+            Ask::Promote { force }
         } else {
             // Mostly one that leads.
             let leaders: Vec<usize> =

@@ -65,6 +65,8 @@ pub struct Host {
     pub dials_made: u64,
     /// Term and round of the newest frame heard from a leader.
     pub heard: (u64, u64),
+    /// The moment of the last turns, and how many there were at that moment.
+    pub spin: (u64, u64),
     /// The process was asked to end.
     pub ending: bool,
 }
@@ -113,6 +115,23 @@ impl Host {
         self.cuts = 0;
         self.ending = false;
         Ok(())
+    }
+
+    /// A loop that wakes up again and again without time going on would burn a processor.
+    pub fn check_spin(&mut self) {
+        let now = self.core.borrow().now;
+        self.spin = if self.spin.0 == now { (now, self.spin.1 + 1) } else { (now, 1) };
+        if self.spin.1 > 10_000 {
+            let process = self.process.as_ref().expect("it has turns");
+            panic!(
+                "host {} spins at {:?}: next deadline {:?}, backlog {:?}, {:?}",
+                self.site,
+                self.clock.now(),
+                process.node.next_deadline(),
+                process.backlog,
+                process.node.observe()
+            );
+        }
     }
 
     /// One turn, in the order of the event loop.

@@ -95,6 +95,9 @@ impl Knobs {
             wipe: pick(&[0, 0, 0, 0, 0, 1]),
             shutdown: pick(&[0, 1, 2]),
         };
+        let net_delay_max_ns = pick(&[60_000, MS, 5 * MS, 40 * MS]);
+        // A window of 512 bytes over 40 ms would be a link of 6 KB/s, on which nothing ends in time.
+        let socket_buffer = if net_delay_max_ns > MS { pick(&[8 << 10, 64 << 10]) } else { pick(&[512, 4 << 10, 64 << 10]) };
         Knobs {
             hosts,
             clients: pick(&[1, 2, 3, 4]) as usize,
@@ -108,11 +111,11 @@ impl Knobs {
             operator_every_ns: pick(&[0, 0, 1_000, 3_000]) * MS,
             weights,
             net_delay_min_ns: pick(&[5_000, 50_000, MS]),
-            net_delay_max_ns: pick(&[60_000, MS, 5 * MS, 40 * MS]),
+            net_delay_max_ns,
             net_slow_ppm: pick(&[0, 0, 1_000, 20_000]),
             chunk_max: pick(&[64, 1_000, 20_000, 1 << 20]),
             single_bytes_ppm: pick(&[0, 1_000, 20_000]),
-            socket_buffer: pick(&[512, 4 << 10, 64 << 10, 256 << 10]) as usize,
+            socket_buffer: socket_buffer as usize,
             flip_ppm: pick(&[0, 0, 500, 5_000]),
             sync_ns: pick(&[20_000, 100_000, MS, 5 * MS]),
             slow_disk_ppm: pick(&[0, 0, 10_000, 100_000]),

@@ -48,6 +48,7 @@ pub struct Mirror {
     pub fresh: Vec<Rc<Entry>>,
     /// The commit LSN in the newest mark, written and synced.
     pub mark_commit: (u64, u64),
+    mark_file: Option<FileId>,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
 }
@@ -143,6 +144,7 @@ impl Mirror {
             rest = &rest[ENTRY_HEADER_SIZE + size..];
         }
         self.mark_commit.0 = self.mark_commit.0.max(commit);
+        self.mark_file = Some(file);
     }
 
     /// The node synced this file.
@@ -153,7 +155,9 @@ impl Mirror {
         while self.file_of.get(self.synced as usize) == Some(&file) {
             self.synced += 1;
         }
-        self.mark_commit.1 = self.mark_commit.0;
+        if self.mark_file == Some(file) {
+            self.mark_commit.1 = self.mark_commit.0;
+        }
     }
 
     /// The log as a restart found it, all of it durable.

@@ -240,6 +240,7 @@ impl World {
             return;
         }
         self.turns += 1;
+        host.check_spin();
         match host.turn() {
             TurnEnd::Crashed => {
                 self.core.borrow_mut().stats.count("disk: crash point reached");
@@ -507,6 +508,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         cuts: 0,
         dials_made: 0,
         heard: (0, 0),
+        spin: (0, 0),
         ending: false,
     }
 }
