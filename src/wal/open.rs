@@ -163,16 +163,20 @@ impl Wal {
         Ok(wal)
     }
 
-    /// Makes what was accepted durable, whatever the page cache pretends. Returns the bytes written again.
+    /// Makes what was accepted durable, whatever the page cache pretends. Returns the bytes of records written again.
+    ///
+    /// A mark that says "all of this was durable" proves the records before it and not itself: if its own sync
+    /// failed, it stands in the page cache alone, and what is appended behind it would hang in the air. So
+    /// what follows the last proven record is written again even if that is only such a mark.
     fn make_durable(&mut self, disk: &mut dyn Disk, durable_lsn: Lsn) -> Result<u64, OpenError> {
         let mut rewritten = 0;
         let proven = durable_lsn >= self.last_lsn;
-        if !proven {
-            let own = self.segments.len() - 1;
+        if let Some(own) = self.segments.len().checked_sub(1) {
+            let known = durable_lsn.min(self.last_lsn);
             // All segments but the last are durable: the header of the next one says so.
-            let from = match durable_lsn.next() <= self.segments[own].header.first_lsn {
+            let from = match known.next() <= self.segments[own].header.first_lsn {
                 true => self.segments[own].start(),
-                false => self.position_behind(disk, own, durable_lsn).map_err(as_open_error)?,
+                false => self.position_behind(disk, own, known).map_err(as_open_error)?,
             };
             rewritten = self.rewrite(disk, from.offset)?;
         }
@@ -184,7 +188,7 @@ impl Wal {
             self.write_batch(disk)?;
             self.sync_written(disk)?;
         }
-        Ok(rewritten)
+        Ok(if proven { 0 } else { rewritten })
     }
 
     /// Writes the active segment again, in place, from `from` to its end.

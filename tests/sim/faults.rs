@@ -104,7 +104,11 @@ impl World {
         core.trace(|| format!("host {site} does not reach host {other} for {} ms", for_ns / MS));
     }
 
-    fn flap(&mut self, site: usize) {
+    /// A link that fails again as soon as it works.
+    pub fn flap(&mut self, site: usize) {
+        if self.healed_at.is_some() {
+            return;
+        }
         let mut core = self.core.borrow_mut();
         let other = core.some_host();
         if other == site {
@@ -115,7 +119,7 @@ impl World {
         core.block(site, other, for_ns);
         core.block(other, site, for_ns);
         if core.chance(900_000) {
-            core.after(for_ns * 2, Event::Fault);
+            core.after(for_ns * 2, Event::Flap(site));
         }
     }
 

@@ -65,6 +65,8 @@ pub struct Host {
     pub dials_made: u64,
     /// Term and round of the newest frame heard from a leader.
     pub heard: (u64, u64),
+    /// Followers that had left the in-sync set, as counted after the last turn.
+    pub insync_left: u64,
     /// The moment of the last turns, and how many there were at that moment.
     pub spin: (u64, u64),
     /// The process was asked to end.
@@ -175,7 +177,8 @@ impl Host {
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
-        if self.ending && process.node.may_end() && !process.has_unsent() {
+        let late = process.node.shutdown_deadline().is_some_and(|deadline| self.clock.now() >= deadline);
+        if self.ending && process.node.may_end() && (late || !process.has_unsent()) {
             process.node.close_log()?;
             return Ok(true);
         }

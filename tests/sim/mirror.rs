@@ -78,6 +78,10 @@ impl Mirror {
 
     /// Forgets what is behind `keep`.
     pub fn cut(&mut self, keep: u64) {
+        if self.last() > keep {
+            // The marks behind the cut are zeroed with it.
+            self.mark_commit = (0, 0);
+        }
         while self.last() > keep {
             let entry = self.entries.pop().expect("it is longer");
             self.file_of.pop();
@@ -91,8 +95,6 @@ impl Mirror {
             self.shrunk_to = Some(self.shrunk_to.unwrap_or(keep).min(keep));
         }
         self.synced = self.synced.min(keep);
-        self.mark_commit.0 = self.mark_commit.0.min(keep);
-        self.mark_commit.1 = self.mark_commit.1.min(keep);
     }
 
     /// A record is added. Panics if the log already has the same numbered write: it was applied twice.

@@ -108,6 +108,7 @@ impl Oracle {
             self.on_promoted(core, hosts, site, &seen);
         }
         let host = &mut hosts[site];
+        host.insync_left = host.process.as_ref().map_or(0, |process| process.node.counters.insync_left);
         if !crashed {
             if host.seen.as_ref().is_some_and(|before| before.leads) && !seen.leads {
                 core.stats.count("role: stopped leading");
@@ -339,8 +340,9 @@ impl Oracle {
             assert!(holders > hosts.len() / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
         }
         // In the turn of the reply somebody may have left the set behind it.
-        let before = hosts[leader].seen.as_ref().map_or(0, |seen| seen.peers.iter().filter(|peer| peer.2).count() + 1);
-        assert!(acked.in_sync.len().max(before) >= core.knobs.min_insync, "LSN {} was acknowledged with too few in sync", acked.lsn);
+        let left = hosts[leader].process.as_ref().map_or(0, |process| process.node.counters.insync_left);
+        let still_leads = hosts[leader].process.as_ref().is_some_and(|process| process.node.observe().leads);
+        assert!(!still_leads || left > hosts[leader].insync_left || acked.in_sync.len() >= core.knobs.min_insync, "LSN {} was acknowledged with too few in sync", acked.lsn);
     }
 
     /// A host leads by promotion: what it lacks is lost, and the promise must allow that.

@@ -121,6 +121,7 @@ impl World {
             Event::Client(index) => self.client_acts(index),
             Event::Operator => self.operator_acts(),
             Event::Fault => self.fault(),
+            Event::Flap(site) => self.flap(site),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
             Event::Start(site) => self.start(site),
             Event::CrashNow { host, incarnation, power } => {
@@ -508,6 +509,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         cuts: 0,
         dials_made: 0,
         heard: (0, 0),
+        insync_left: 0,
         spin: (0, 0),
         ending: false,
     }
