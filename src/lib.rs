@@ -18,6 +18,7 @@ pub mod net;
 pub mod node;
 pub mod replication;
 pub mod rng;
+pub mod sabotage;
 pub mod time;
 pub mod wal;
 pub mod wire;

@@ -105,6 +105,12 @@ impl Inflight {
         self.current.ends.push((end, chain));
     }
 
+    /// The last record that this turn appended.
+    #[cfg(feature = "sabotage")]
+    pub fn last_record(&self) -> Record<'_> {
+        self.current.record(self.current.len() - 1)
+    }
+
     /// What this turn appended.
     pub fn current(&self) -> &Batch {
         &self.current

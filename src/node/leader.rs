@@ -312,6 +312,7 @@ impl Node {
             return Ok(());
         }
         let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
+        let commit = self.commit;
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let peer = &mut leader.peers[index];
         let next_lsn = reply.match_lsn.next();
@@ -329,6 +330,10 @@ impl Node {
             waiting_bytes: 0,
         });
         peer.progress.on_session(reply.match_lsn, last, loop_now);
+        if reply.match_lsn < commit {
+            // It was out of sync when this leader started, or has lost its disk.
+            peer.progress.leave();
+        }
         peer.backoff.on_success();
         peer.down_told = false;
         peer.last_error = None;
@@ -345,6 +350,9 @@ impl Node {
             last.0 - reply.match_lsn.0
         );
         self.rejoin(index);
+        if crate::sabotage::is(crate::sabotage::Variant::ApplyTwice) && !self.inflight.current().is_empty() {
+            self.append_again();
+        }
         Ok(())
     }
 
@@ -366,6 +374,7 @@ impl Node {
         if batch.is_empty() {
             return;
         }
+        let term_lsn = leader.term_lsn;
         leader.round += 1;
         let mut sent_to = 0;
         for peer in &mut leader.peers {
@@ -388,7 +397,7 @@ impl Node {
                 let to = batch.fitting(from, APPEND_BATCH_SIZE);
                 let (records, chain) = batch.slice(from, to);
                 let tail = AppendTail {
-                    in_sync: peer.progress.in_sync(),
+                    in_sync: peer.progress.may_be_told_in_sync(term_lsn),
                     commit_lsn: commit,
                     round: leader.round,
                     chain,
@@ -460,9 +469,9 @@ impl Node {
     }
 
     fn rejoin(&mut self, index: usize) {
-        let commit = self.commit;
+        let (commit, last, loop_now) = (self.commit, self.wal.last_lsn(), self.loop_clock.now());
         let Some(leader) = self.leader_mut() else { return };
-        if leader.peers[index].progress.rejoin(commit) {
+        if leader.peers[index].progress.rejoin(commit, last, loop_now) {
             let (address, count, all) =
                 (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
             log_info!(
@@ -500,6 +509,7 @@ impl Node {
         let (last, commit, now) = (self.wal.last_lsn(), self.effective_commit(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let mut unreadable = None;
+        let term_lsn = leader.term_lsn;
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let Some(cursor) = &mut stream.behind else { continue };
@@ -528,7 +538,7 @@ impl Node {
             };
             leader.round += 1;
             let tail = AppendTail {
-                in_sync: peer.progress.in_sync(),
+                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
                 commit_lsn: commit,
                 round: leader.round,
                 chain: range.chain,
@@ -629,6 +639,7 @@ impl Node {
         let (sent_last, chain) = (self.wal.last_lsn(), self.wal.last_chain());
         let batch_is_empty = self.inflight.current().is_empty();
         let Role::Leader(leader) = &mut self.role else { return };
+        let term_lsn = leader.term_lsn;
         for peer in &mut leader.peers {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let up_to_date = stream.behind.is_none() && batch_is_empty && stream.next_lsn == sent_last.next();
@@ -637,7 +648,7 @@ impl Node {
             }
             leader.round += 1;
             let tail = AppendTail {
-                in_sync: peer.progress.in_sync(),
+                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
                 commit_lsn: commit,
                 round: leader.round,
                 chain,

@@ -62,6 +62,7 @@ impl CommitRule {
         let in_sync = followers.iter().filter(|follower| follower.in_sync);
         let by_policy = match self.policy {
             AckPolicy::Leader => own,
+            AckPolicy::InSync if crate::sabotage::is(crate::sabotage::Variant::ReplyBeforeInSync) => own,
             AckPolicy::InSync => in_sync.clone().map(|follower| follower.match_lsn).min().unwrap_or(own),
             AckPolicy::Quorum => {
                 let followers_needed = followers.len().div_ceil(2);

@@ -56,6 +56,13 @@ impl Progress {
         self.in_sync
     }
 
+    /// Whether the follower may hear that it is in sync. After a start everybody is in the set, and a follower
+    /// that lacks something acknowledged in an earlier term must not take that for a reason to lead: it hears
+    /// it once it holds this term's first record, and so everything before.
+    pub fn may_be_told_in_sync(&self, term_lsn: Lsn) -> bool {
+        self.in_sync && self.match_lsn >= term_lsn
+    }
+
     /// The log ends at `last` now.
     pub fn on_appended(&mut self, last: Lsn, now: LoopTime) {
         if self.target.is_none() && last > self.match_lsn {
@@ -67,6 +74,11 @@ impl Progress {
     pub fn on_session(&mut self, match_lsn: Lsn, last: Lsn, now: LoopTime) {
         self.match_lsn = match_lsn;
         self.retarget(last, now);
+    }
+
+    /// It lacks what is committed: out of the set until it has it.
+    pub fn leave(&mut self) {
+        self.in_sync = false;
     }
 
     /// An ACK arrived in the session. `Ok(true)`: the match LSN rose.
@@ -96,11 +108,14 @@ impl Progress {
         Some((target.since.0 + timeout_ns).saturating_sub(now.0))
     }
 
-    /// Takes it back if it holds everything committed. True if that happened now.
-    pub fn rejoin(&mut self, commit: Lsn) -> bool {
+    /// Takes it back if it holds everything committed. True if that happened now. The wait for it begins anew:
+    /// by the one that took it out it would leave again at once, with each ACK.
+    pub fn rejoin(&mut self, commit: Lsn, last: Lsn, now: LoopTime) -> bool {
         let back = !self.in_sync && self.match_lsn >= commit;
         if back {
             self.in_sync = true;
+            self.target = None;
+            self.retarget(last, now);
         }
         back
     }
@@ -167,10 +182,21 @@ mod tests {
         progress.on_appended(Lsn(5), LoopTime(0));
         assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
         progress.on_session(Lsn(4), Lsn(5), LoopTime(600));
-        assert!(!progress.rejoin(Lsn(5)));
+        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(700)));
         progress.on_ack(Lsn(5), Lsn(5), Lsn(5), LoopTime(700)).unwrap();
-        assert!(progress.rejoin(Lsn(5)));
-        assert!(!progress.rejoin(Lsn(5)));
+        assert!(progress.rejoin(Lsn(5), Lsn(5), LoopTime(700)));
+        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(700)));
+    }
+
+    #[test]
+    fn one_that_comes_back_has_the_whole_timeout_again() {
+        let mut progress = Progress::new();
+        progress.on_appended(Lsn(9), LoopTime(0));
+        assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
+        assert_eq!(progress.on_ack(Lsn(5), Lsn(9), Lsn(9), LoopTime(600)), Ok(true));
+        assert!(progress.rejoin(Lsn(5), Lsn(9), LoopTime(600)));
+        assert!(!progress.expire(LoopTime(1_099), TIMEOUT_NS));
+        assert!(progress.expire(LoopTime(1_100), TIMEOUT_NS));
     }
 
     #[test]

@@ -18,7 +18,7 @@ impl World {
         let weights = core.knobs.weights.clone();
         let site = core.some_host();
         drop(core);
-        let table: [(u64, fn(&mut World, usize)); 13] = [
+        let table: [(u64, fn(&mut World, usize)); 14] = [
             (weights.power_loss, |world, site| world.crash(site, true)),
             (weights.kill, |world, site| world.crash(site, false)),
             (weights.crash_point, World::arm_crash_point),
@@ -32,6 +32,7 @@ impl World {
             (weights.flap, World::flap),
             (weights.wipe, World::wipe),
             (weights.shutdown, World::shut_down),
+            (weights.rot, World::rot),
         ];
         let total: u64 = table.iter().map(|(weight, _)| weight).sum();
         if total == 0 {
@@ -165,6 +166,28 @@ impl World {
         }
     }
 
+    /// A bit of a follower's log flips, in a segment that is not its last: all of that was durable.
+    fn rot(&mut self, site: usize) {
+        let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
+        let mem = self.hosts[site].mem.clone();
+        let mut segments: Vec<String> =
+            mem.names().into_iter().filter(|name| kvstore::wal::parse_segment_name(name).is_some()).collect();
+        segments.pop();
+        if leads || site == 0 || self.hosts[site].process.is_none() || segments.is_empty() {
+            return;
+        }
+        self.end_process(site, true);
+        let mut core = self.core.borrow_mut();
+        let name = &segments[core.rng.below(segments.len() as u64) as usize];
+        let Some(bytes) = mem.raw(name) else { return };
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64);
+        let (at, bit) = (core.rng.below(used + 1), core.rng.below(8) as u8);
+        mem.corrupt(name, at, bit);
+        self.hosts[site].rotten = true;
+        core.stats.count("disk: bit rot");
+        core.trace(|| format!("host {site}: bit {bit} of byte {at} of {name} flips"));
+    }
+
     /// A follower's data directory is lost.
     fn wipe(&mut self, site: usize) {
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
@@ -172,7 +195,13 @@ impl World {
             return;
         }
         self.end_process(site, false);
+        self.empty_directory(site);
+    }
+
+    /// The operator's answer to damage, and what a lost disk looks like.
+    pub fn empty_directory(&mut self, site: usize) {
         let host = &mut self.hosts[site];
+        host.rotten = false;
         host.mem = crate::mem_disk::MemDisk::new();
         *host.mirror.borrow_mut() = Default::default();
         host.seen = None;

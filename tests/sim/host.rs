@@ -71,6 +71,10 @@ pub struct Host {
     pub spin: (u64, u64),
     /// The process was asked to end.
     pub ending: bool,
+    /// A durable bit of its log has flipped: it must refuse to start.
+    pub rotten: bool,
+    /// For each follower of this leader: the LSN it is waited for, and the turns since.
+    pub waits: Vec<(u64, u64, bool)>,
 }
 
 /// How a turn ended.

@@ -68,6 +68,7 @@ pub struct FaultWeights {
     pub flap: u64,
     pub wipe: u64,
     pub shutdown: u64,
+    pub rot: u64,
 }
 
 impl Knobs {
@@ -94,6 +95,7 @@ impl Knobs {
             flap: pick(&[0, 0, 2]),
             wipe: pick(&[0, 0, 0, 0, 0, 1]),
             shutdown: pick(&[0, 1, 2]),
+            rot: pick(&[0, 0, 0, 1]),
         };
         let net_delay_max_ns = pick(&[60_000, MS, 5 * MS, 40 * MS]);
         // A window of 512 bytes over 40 ms would be a link of 6 KB/s, on which nothing ends in time.

@@ -27,6 +27,7 @@ mod mem_disk;
 mod mirror;
 mod net;
 mod oracle;
+mod sabotage;
 mod socks;
 mod stats;
 mod trace;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(trace::note_panic));
     match args.mode {
         Mode::List => ExitCode::SUCCESS,
+        Mode::Sabotage(name) => sabotage::run(name, args.from, args.count.unwrap_or(10_000)),
         Mode::One(seed) => one(seed, args.verbose),
         Mode::Hunt(seconds) => hunt(seconds, args.from),
         Mode::Ci => ci(args.from, args.count.unwrap_or(CI_SEEDS)),

@@ -49,6 +49,8 @@ pub struct Mirror {
     /// The commit LSN in the newest mark, written and synced.
     pub mark_commit: (u64, u64),
     mark_file: Option<FileId>,
+    /// A sync failed: what it was to write is nowhere, whatever later ones say.
+    pub lost: bool,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
 }
@@ -123,6 +125,12 @@ impl Mirror {
                 Kind::Term
             }
         };
+        let chain_before = before.map_or(0, |entry| entry.chain.0);
+        let mut hasher = crc32fast::Hasher::new_with_initial(chain_before);
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        hasher.update(&bytes);
+        assert!(hasher.finalize() == chain.0, "LSN {lsn}: the checksum does not go on from that of the record before");
         let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
         self.entries.push(entry.clone());
         self.file_of.push(file);
@@ -151,7 +159,7 @@ impl Mirror {
 
     /// The node synced this file.
     pub fn on_sync(&mut self, file: FileId) {
-        if !self.on {
+        if !self.on || self.lost {
             return;
         }
         while self.file_of.get(self.synced as usize) == Some(&file) {

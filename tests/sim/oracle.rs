@@ -153,6 +153,7 @@ impl Oracle {
     fn check_positions(&mut self, core: &mut Core, host: &mut Host, seen: &Observed) {
         let site = host.site;
         let process = host.process.as_ref().expect("it had a turn");
+        let host_waits = &mut host.waits;
         let mirror = host.mirror.borrow();
         assert!(seen.durable.0 <= mirror.synced, "host {site} believes LSN {} durable, synced is {}", seen.durable, mirror.synced);
         assert!(seen.applied <= seen.durable, "host {site} applied beyond its disk");
@@ -186,6 +187,7 @@ impl Oracle {
             host.told.lsn = mirror.shrunk_to.unwrap_or(0);
         }
         host.cuts = cuts;
+        check_waits(host_waits, seen, site);
         if seen.commit.0 > 0 && !seen.leads {
             let chain = mirror.get(seen.commit.0).map(|entry| entry.chain.0);
             let known = self.committed.get(&seen.commit.0);
@@ -450,6 +452,27 @@ impl Oracle {
         }
         drop(mirror);
         host.seen = Some(seen);
+    }
+}
+
+/// A follower leaves the in-sync set only if its leader had turns to hear it in. The turns that the leader
+/// itself missed do not count: its own stall must not empty the set.
+fn check_waits(waits: &mut Vec<(u64, u64, bool)>, seen: &Observed, site: usize) {
+    if !seen.leads || waits.len() != seen.peers.len() {
+        *waits = vec![(0, 0, true); if seen.leads { seen.peers.len() } else { 0 }];
+    }
+    for (wait, (address, match_lsn, in_sync)) in waits.iter_mut().zip(&seen.peers) {
+        wait.1 += 1;
+        let (target, turns, was_in_sync) = *wait;
+        let behind_commit = match_lsn.0 < seen.commit.0;
+        if was_in_sync && !in_sync && !behind_commit {
+            assert!(turns >= 4, "host {site}: {address} left the in-sync set after {turns} turns of its leader");
+        }
+        let back = !was_in_sync && *in_sync;
+        wait.2 = *in_sync;
+        if back || match_lsn.0 >= target {
+            (wait.0, wait.1) = (seen.last.0, 0);
+        }
     }
 }
 

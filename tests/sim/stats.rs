@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 pub const EXPECTED: &[&str] = &[
     "disk: ENOSPC",
     "disk: crash point reached",
+    "disk: bit rot",
     "disk: short write",
     "disk: slow",
     "disk: stall",
@@ -27,6 +28,7 @@ pub const EXPECTED: &[&str] = &[
     "process: pause",
     "process: power loss",
     "process: start",
+    "process: refused a damaged log",
     "process: wiped",
     "operator: follow",
     "operator: follow --discard",

@@ -173,6 +173,12 @@ impl World {
         let mut core = self.core.borrow_mut();
         core.trace(|| format!("host {site} does not start: {why}"));
         core.stats.count("process: refused to start");
+        if self.hosts[site].rotten && why.contains("damaged") {
+            core.stats.count("process: refused a damaged log");
+            core.after(200 * MS, Event::Start(site));
+            drop(core);
+            return self.empty_directory(site);
+        }
         let full = why.contains("os error 28");
         let failed_sync = why.contains("os error 5");
         assert!(full || failed_sync, "host {site} refuses to start: {why}");
@@ -512,5 +518,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         insync_left: 0,
         spin: (0, 0),
         ending: false,
+        rotten: false,
+        waits: Vec::new(),
     }
 }
