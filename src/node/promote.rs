@@ -6,7 +6,7 @@ use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
 use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::Term;
-use crate::limits::PROMOTION_DEADLINE_MS;
+use crate::limits::{PEERS_MAX, PROMOTION_DEADLINE_MS};
 use crate::meta::StoredRole;
 use crate::replication::promotion::{Answer, Objections, PeerAnswer, Position, judge, term_to_lead_in};
 use crate::time::Time;
@@ -339,9 +339,18 @@ impl Node {
         }
         self.step_down(io, "an operator told this node to follow before the write was acknowledged")?;
         self.drop_session(io, "an operator's follow");
+        let own_address = self.config.own_address.clone();
         self.meta.update(self.disk.as_mut(), |meta| {
             meta.role = StoredRole::FollowerByCommand;
-            meta.leader_address.clone_from(&address);
+            if meta.leader_address != address {
+                // The leader so far may go on without this node from now on. A promotion must ask it, too.
+                meta.in_sync = false;
+                let before = std::mem::replace(&mut meta.leader_address, address.clone());
+                let known = before.is_empty() || before == own_address || meta.peers.contains(&before);
+                if !known && meta.peers.len() < PEERS_MAX {
+                    meta.peers.push(before);
+                }
+            }
             meta.discard_allowed = discard;
             // Its own term no longer names it as leader; a leader of a term not below it may come.
             if meta.leader_id == meta.node_id {

@@ -426,9 +426,10 @@ impl Oracle {
     }
 
     /// A process has started: everything that was told before is there.
-    pub fn after_start(&mut self, core: &mut Core, host: &mut Host) {
+    pub fn after_start(&mut self, core: &mut Core, hosts: &mut [Host], site: usize) {
+        let host = &mut hosts[site];
+        host.waits.clear();
         let seen = host.process.as_ref().expect("it has started").node.observe();
-        let site = host.site;
         let mirror = host.mirror.borrow();
         core.stats.count("check: restart compared with what was told");
         assert!(seen.term.as_u64() >= host.told.term, "host {site}: term {} after a restart, {:?}", seen.term, host.told);
@@ -451,7 +452,11 @@ impl Oracle {
             core.stats.count("role: leads after a start");
         }
         drop(mirror);
-        host.seen = Some(seen);
+        // The turn of a promotion may have been the last one of its process.
+        if seen.leads && host.seen.as_ref().is_some_and(|before| !before.leads) {
+            self.on_promoted(core, hosts, site, &seen);
+        }
+        hosts[site].seen = Some(seen);
     }
 }
 

@@ -154,10 +154,10 @@ impl World {
         self.hosts[site].incarnation += 1;
         match self.hosts[site].start(seed) {
             Ok(()) => {
-                let host = &mut self.hosts[site];
                 let mut core = self.core.borrow_mut();
-                core.net.alive[site] = host.incarnation;
-                self.oracle.after_start(&mut core, host);
+                core.net.alive[site] = self.hosts[site].incarnation;
+                self.oracle.after_start(&mut core, &mut self.hosts, site);
+                let host = &self.hosts[site];
                 let (busy, seen) = (host.busy_until, host.seen.clone());
                 core.trace(|| format!("host {site} is up: {seen:?}"));
                 drop(core);
