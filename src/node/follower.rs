@@ -60,7 +60,8 @@ impl Node {
     fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
         match &mut self.role {
             Role::Follower(Follower { session: Some(session), .. })
-                if session.conn == conn || crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) =>
+                if session.conn == conn
+                    || crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) =>
             {
                 Some(session)
             }
@@ -215,7 +216,9 @@ impl Node {
     fn match_lsn(&mut self, open: &Open) -> Result<Result<Lsn, Refusal>, FatalReason> {
         let found = self.wal.history().match_lsn(self.wal.last_lsn(), &open.history, open.last_lsn);
         let match_lsn = match found {
-            Ok(_) if crate::sabotage::is(crate::sabotage::Variant::MatchIsOwnLast) => return Ok(Ok(self.wal.last_lsn())),
+            Ok(_) if crate::sabotage::is(crate::sabotage::Variant::MatchIsOwnLast) => {
+                return Ok(Ok(self.wal.last_lsn()));
+            }
             Ok(match_lsn) => match_lsn,
             Err(disagreement) => return Ok(Err(Refusal(RefuseCode::Disagreement, disagreement.to_string()))),
         };

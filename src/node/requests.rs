@@ -108,7 +108,9 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), size) {
             Ok(()) => {}
             Err(ReserveError::Failed(error)) => return Err(error.into()),
-            Err(ReserveError::NoRoom(_)) if crate::sabotage::is(crate::sabotage::Variant::LsnTwiceAfterFullDisk) => {
+            Err(ReserveError::NoRoom(_))
+                if crate::sabotage::is(crate::sabotage::Variant::LsnTwiceAfterFullDisk) =>
+            {
                 let (lsn, term) = (self.wal.last_lsn().next(), self.meta.get().term);
                 Reply { status: Status::Ok, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
                 return Ok(());

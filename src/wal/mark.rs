@@ -85,7 +85,8 @@ impl Mark {
             next_lsn: Lsn(reader.u64("next LSN").ok()?),
             chain: Chain(reader.u32("chain").ok()?),
         };
-        let believable = mark.durable_lsn < mark.next_lsn || crate::sabotage::is(crate::sabotage::Variant::MarkClaimsTooMuch);
+        let believable = mark.durable_lsn < mark.next_lsn
+            || crate::sabotage::is(crate::sabotage::Variant::MarkClaimsTooMuch);
         believable.then_some(mark)
     }
 }

@@ -199,7 +199,10 @@ impl Wal {
                 self.in_flight = Some(InFlight { file, lsn: self.written_lsn });
                 Ok(None)
             }
-            Err(_) if crate::sabotage::is(crate::sabotage::Variant::RetryFailedFdatasync) && disk.sync_data(file).is_ok() => {
+            Err(_)
+                if crate::sabotage::is(crate::sabotage::Variant::RetryFailedFdatasync)
+                    && disk.sync_data(file).is_ok() =>
+            {
                 self.synced_lsn = self.written_lsn;
                 Ok(Some(self.token(self.written_lsn)))
             }

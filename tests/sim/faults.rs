@@ -5,6 +5,9 @@ use crate::core::{Event, MS};
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
 
+/// Something that befalls a host.
+type Fault = fn(&mut World, usize);
+
 impl World {
     /// One fault, drawn by the weights of the run.
     pub fn fault(&mut self) {
@@ -18,7 +21,7 @@ impl World {
         let weights = core.knobs.weights.clone();
         let site = core.some_host();
         drop(core);
-        let table: [(u64, fn(&mut World, usize)); 14] = [
+        let table: [(u64, Fault); 14] = [
             (weights.power_loss, |world, site| world.crash(site, true)),
             (weights.kill, |world, site| world.crash(site, false)),
             (weights.crash_point, World::arm_crash_point),
@@ -142,7 +145,7 @@ impl World {
     fn sync_error(&mut self, site: usize) {
         let mut core = self.core.borrow_mut();
         let (after, seed) = (core.rng.below(4), core.rng.next_u64());
-        let keep = if seed.is_multiple_of(3) { Keep::None } else { Keep::Random(seed) };
+        let keep = if seed % 3 == 0 { Keep::None } else { Keep::Random(seed) };
         self.hosts[site].mem.fail_sync_keeping(after, EIO, keep);
     }
 
@@ -226,7 +229,8 @@ impl World {
         let target = core.rng.below(hosts) as usize;
         let ask = if core.chance(500_000) {
             // One that never had a session would begin a cluster of its own, which nothing can heal.
-            let force = core.chance_of(|knobs| knobs.force_ppm) && self.hosts[target].mirror.borrow().last() > 0;
+            let force =
+                core.chance_of(|knobs| knobs.force_ppm) && self.hosts[target].mirror.borrow().last() > 0;
             Ask::Promote { force }
         } else {
             // Mostly one that leads.

@@ -94,7 +94,7 @@ impl World {
         };
         self.heal.chosen = Some(chosen);
         if !self.leads(chosen) {
-            if self.heal.steps.is_multiple_of(8) {
+            if self.heal.steps % 8 == 0 {
                 self.command(chosen, Ask::Promote { force: true });
             }
             return;
@@ -110,7 +110,8 @@ impl World {
         for site in (0..self.hosts.len()).filter(|site| *site != chosen) {
             let process = self.hosts[site].process.as_ref().expect("all are up");
             let role = process.node.role_name();
-            let equal = process.node.positions().0 == self.hosts[chosen].process.as_ref().expect("up").node.positions().0;
+            let equal = process.node.positions().0
+                == self.hosts[chosen].process.as_ref().expect("up").node.positions().0;
             if (role != "follower" || !equal) && now - self.heal.last_follow[site] > 12_000 * MS {
                 self.heal.last_follow[site] = now;
                 self.command(site, Ask::Follow { site: chosen, discard: true });
@@ -139,17 +140,24 @@ impl World {
     /// The end of the run.
     pub fn check_healed(&mut self) {
         let chosen = self.heal.chosen.expect("some host can lead");
-        let loose = !self.oracle.forced.is_empty() || self.oracle.discards_in_chaos || !self.oracle.wiped.is_empty();
+        let loose =
+            !self.oracle.forced.is_empty() || self.oracle.discards_in_chaos || !self.oracle.wiped.is_empty();
         let leader = self.hosts[chosen].process.as_ref().unwrap_or_else(|| panic!("host {chosen} is not up"));
         let state = leader.node.observe();
         assert!(state.leads, "host {chosen} does not lead in the end: {state:?}");
-        assert!(state.commit == state.last, "host {chosen}: not everything is committed in the end: {state:?}");
+        assert!(
+            state.commit == state.last,
+            "host {chosen}: not everything is committed in the end: {state:?}"
+        );
         let hash = leader.node.keyspace().state_hash();
         for host in &self.hosts {
             let site = host.site;
             let Some(process) = &host.process else { panic!("host {site} is not up in the end") };
             let seen = process.node.observe();
-            assert!(seen.last == state.last, "host {site} is not equal in the end: {seen:?}, leader {state:?}");
+            assert!(
+                seen.last == state.last,
+                "host {site} is not equal in the end: {seen:?}, leader {state:?}"
+            );
             assert!(seen.applied == state.last, "host {site} has not applied everything: {seen:?}");
             assert!(process.node.keyspace().state_hash() == hash, "host {site} has another state");
             for sock in process.socks.slots.iter().flatten() {
@@ -164,7 +172,12 @@ impl World {
             let dialogue = &self.dialogues[&conn];
             let late = self.core.borrow().now - 8_000 * MS;
             let unanswered = dialogue.sent[dialogue.received..].iter().filter(|sent| sent.at < late).count();
-            assert!(unanswered == 0, "client {}: {unanswered} requests without an answer at host {}", client.site, dialogue.site);
+            assert!(
+                unanswered == 0,
+                "client {}: {unanswered} requests without an answer at host {}",
+                client.site,
+                dialogue.site
+            );
         }
         let mirror = self.hosts[chosen].mirror.borrow();
         for write in self.oracle.acked.iter().filter(|write| !write.given_up) {
@@ -179,8 +192,14 @@ impl World {
     fn compare_logs(&self, chosen: usize) {
         let reference = self.hosts[chosen].mirror.borrow();
         for host in &self.hosts {
-            let log = crate::host::read_log(&host.mem).unwrap_or_else(|why| panic!("host {}: {why}", host.site));
-            assert!(log.last() == reference.last(), "host {}: its disk has {} records", host.site, log.last());
+            let log =
+                crate::host::read_log(&host.mem).unwrap_or_else(|why| panic!("host {}: {why}", host.site));
+            assert!(
+                log.last() == reference.last(),
+                "host {}: its disk has {} records",
+                host.site,
+                log.last()
+            );
             for (mine, theirs) in log.entries.iter().zip(&reference.entries) {
                 assert!(mine.chain == theirs.chain, "host {}: LSN {} differs on disk", host.site, mine.lsn);
             }

@@ -108,12 +108,14 @@ impl Host {
         self.mirror.borrow_mut().on = false;
         let now = self.core.borrow().now;
         self.clock.zero = now;
-        let opened = Node::open(Box::new(self.disk()), Box::new(self.clock.clone()), seed, self.config.clone());
+        let opened =
+            Node::open(Box::new(self.disk()), Box::new(self.clock.clone()), seed, self.config.clone());
         if self.mem.has_crashed() {
             return Err(TurnEnd::Crashed);
         }
         let node = opened.map_err(TurnEnd::Fatal)?;
-        let durable = read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
+        let durable =
+            read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
         let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone());
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
@@ -368,7 +370,8 @@ pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
         return Ok(Mirror::default());
     };
     let meta = meta.get().clone();
-    let config = kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
+    let config =
+        kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
     let opened = Wal::open(&mut copy, meta.cluster_id, meta.log_generation, meta.cut_lsn, 1, config);
     let mut wal = opened.map_err(|error| error.to_string())?.wal;
     let (first, last) = (wal.first_lsn(), wal.last_lsn());

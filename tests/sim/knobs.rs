@@ -99,7 +99,8 @@ impl Knobs {
         };
         let net_delay_max_ns = pick(&[60_000, MS, 5 * MS, 40 * MS]);
         // A window of 512 bytes over 40 ms would be a link of 6 KB/s, on which nothing ends in time.
-        let socket_buffer = if net_delay_max_ns > MS { pick(&[8 << 10, 64 << 10]) } else { pick(&[512, 4 << 10, 64 << 10]) };
+        let socket_buffer =
+            if net_delay_max_ns > MS { pick(&[8 << 10, 64 << 10]) } else { pick(&[512, 4 << 10, 64 << 10]) };
         Knobs {
             hosts,
             clients: pick(&[1, 2, 3, 4]) as usize,

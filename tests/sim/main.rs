@@ -27,6 +27,7 @@ mod mem_disk;
 mod mirror;
 mod net;
 mod oracle;
+mod replies;
 mod sabotage;
 mod socks;
 mod stats;
@@ -77,7 +78,12 @@ fn one(seed: u64, verbose: bool) -> ExitCode {
     match run(seed, verbose, true) {
         Ok(outcome) => {
             outcome.stats.print();
-            println!("seed {seed}: {:.1} virtual s, {} turns, trace {:08x}", outcome.virtual_ns as f64 / 1e9, outcome.turns, outcome.trace_hash);
+            println!(
+                "seed {seed}: {:.1} virtual s, {} turns, trace {:08x}",
+                outcome.virtual_ns as f64 / 1e9,
+                outcome.turns,
+                outcome.trace_hash
+            );
             println!("1 passed, 0 failed");
             ExitCode::SUCCESS
         }

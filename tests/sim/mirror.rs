@@ -130,7 +130,10 @@ impl Mirror {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         hasher.update(&bytes);
-        assert!(hasher.finalize() == chain.0, "LSN {lsn}: the checksum does not go on from that of the record before");
+        assert!(
+            hasher.finalize() == chain.0,
+            "LSN {lsn}: the checksum does not go on from that of the record before"
+        );
         let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
         self.entries.push(entry.clone());
         self.file_of.push(file);
@@ -139,7 +142,8 @@ impl Mirror {
 
     /// The node wrote these bytes; if they are a batch, its records are read.
     pub fn on_write(&mut self, file: FileId, bytes: &[u8]) {
-        let is_batch = bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes();
+        let is_batch =
+            bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes();
         if !self.on || !is_batch {
             return;
         }

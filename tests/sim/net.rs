@@ -94,7 +94,13 @@ impl Core {
 
     /// Takes as many bytes as the socket has room for; 0: it is full. `ahead`: how far the sender's turn
     /// has come beyond the moment it began.
-    pub fn send(&mut self, conn: usize, side: usize, bytes: &[u8], ahead: u64) -> Result<usize, &'static str> {
+    pub fn send(
+        &mut self,
+        conn: usize,
+        side: usize,
+        bytes: &[u8],
+        ahead: u64,
+    ) -> Result<usize, &'static str> {
         let capacity = self.knobs.socket_buffer;
         if self.net.conns[conn].pipes[1 - side].reset {
             return Err("connection reset by peer");

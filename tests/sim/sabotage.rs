@@ -16,13 +16,18 @@ pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
     let (mut caught, mut escaped, mut within_ci) = (0, 0, 0);
     for variant in chosen {
         set(Some(variant));
-        let found = (from..from + seeds).find_map(|seed| crate::run(seed, false, false).err().map(|why| (seed, why)));
+        let found =
+            (from..from + seeds).find_map(|seed| crate::run(seed, false, false).err().map(|why| (seed, why)));
         set(None);
         match found {
             Some((seed, why)) => {
                 caught += 1;
                 within_ci += u64::from(seed <= crate::CI_SEEDS);
-                println!("{:28} seed {seed:>6}  {}", variant.name(), why.chars().take(160).collect::<String>());
+                println!(
+                    "{:28} seed {seed:>6}  {}",
+                    variant.name(),
+                    why.chars().take(160).collect::<String>()
+                );
             }
             None => {
                 escaped += 1;

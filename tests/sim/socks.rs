@@ -192,7 +192,11 @@ impl Socks {
             let (kind, body) = (pending[at + 4], &pending[at + 5..at + 4 + size]);
             let synced = self.mirror.borrow().synced;
             let mut tells = |lsn: u64, how: &str| {
-                assert!(lsn <= synced, "host {} tells LSN {lsn} in {how}, and only {synced} is on its disk", self.site);
+                assert!(
+                    lsn <= synced,
+                    "host {} tells LSN {lsn} in {how}, and only {synced} is on its disk",
+                    self.site
+                );
                 self.told = self.told.max(lsn);
             };
             match MessageType::from_u8(kind).expect("a node sends known types") {
@@ -210,7 +214,8 @@ impl Socks {
                     if reply.status == Status::Ok {
                         tells(reply.lsn.0, "a reply");
                     }
-                    let value_id = reply.payload.get(..8).map(|raw| u64::from_be_bytes(raw.try_into().expect("8")));
+                    let value_id =
+                        reply.payload.get(..8).map(|raw| u64::from_be_bytes(raw.try_into().expect("8")));
                     self.emitted.push(Emitted {
                         conn: sock.conn,
                         status: reply.status,

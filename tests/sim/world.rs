@@ -48,7 +48,8 @@ impl World {
         let knobs = Knobs::draw(&mut rng);
         let core: Shared = Rc::new(RefCell::new(Core::new(rng, knobs.clone(), verbose, hash_trace)));
         let hosts = (0..knobs.hosts).map(|site| new_host(&core, &knobs, site)).collect();
-        let clients = (0..=knobs.clients).map(|number| Client::new(knobs.hosts + number, number as u64)).collect();
+        let clients =
+            (0..=knobs.clients).map(|number| Client::new(knobs.hosts + number, number as u64)).collect();
         World {
             core,
             hosts,
@@ -219,7 +220,8 @@ impl World {
         }
         core.trace(|| format!("host {site} is gone (power loss: {power})"));
         core.leave(site, power);
-        let later = if core.chance(100_000) { core.between(0, 8_000 * MS) } else { core.between(MS, 500 * MS) };
+        let later =
+            if core.chance(100_000) { core.between(0, 8_000 * MS) } else { core.between(MS, 500 * MS) };
         core.after(later, Event::Start(site));
     }
 
@@ -456,7 +458,9 @@ impl World {
             let site = dialogue.site;
             self.oracle.on_got(&mut core, site, &sent, &got);
             if index == self.clients.len() - 1 {
-                core.trace(|| format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text));
+                core.trace(|| {
+                    format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)
+                });
                 self.heal.on_reply(&sent.ask, got.status);
             } else if got.status == Status::NotLeader {
                 core.stats.count("client: redirected");
@@ -465,9 +469,10 @@ impl World {
             }
         }
         let target = self.clients[index].target;
-        let moved = self.dialogues.get(&conn).is_some_and(|dialogue| {
-            dialogue.site != target && dialogue.received == dialogue.sent.len()
-        });
+        let moved = self
+            .dialogues
+            .get(&conn)
+            .is_some_and(|dialogue| dialogue.site != target && dialogue.received == dialogue.sent.len());
         if over || moved {
             self.client_lost(index);
             if over {
