@@ -225,6 +225,7 @@ impl Flags {
             min_insync: self.min_insync,
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
+            feed: crate::node::FeedLimits::default(),
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,
                 durability: match self.durability {

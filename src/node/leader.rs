@@ -7,10 +7,7 @@ use super::replog::Line;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role, Stop};
 use crate::conn::{Close, ConnId, DialId, Io, OutBuf};
 use crate::ids::{Lsn, NodeId, Term};
-use crate::limits::{
-    APPEND_BATCH_SIZE, HANDSHAKE_DEADLINE_MS, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER,
-    REFUSED_RETRY_MS, SESSION_SILENCE_MS,
-};
+use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS, SESSION_SILENCE_MS};
 use crate::replication::commit::{CommitRule, FollowerState};
 use crate::replication::link::Backoff;
 use crate::replication::progress::Progress;
@@ -370,6 +367,7 @@ impl Node {
         let (last, commit, now, loop_now) =
             (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
         let batch = self.inflight.current();
+        let feed_limits = self.config.feed;
         let Role::Leader(leader) = &mut self.role else { return };
         if batch.is_empty() {
             return;
@@ -384,7 +382,7 @@ impl Node {
                 continue;
             }
             let out = io.output(stream.conn);
-            if out.len() > PEER_OUTPUT_HIGH_WATER {
+            if out.len() > feed_limits.high_water {
                 stream.behind = Some(Cursor::default());
                 continue;
             }
@@ -394,7 +392,7 @@ impl Node {
             );
             let mut from = (stream.next_lsn.0 - batch.first().0) as usize;
             while from < batch.len() {
-                let to = batch.fitting(from, APPEND_BATCH_SIZE);
+                let to = batch.fitting(from, feed_limits.frame_bytes);
                 let (records, chain) = batch.slice(from, to);
                 let tail = AppendTail {
                     in_sync: peer.progress.may_be_told_in_sync(term_lsn),
@@ -508,13 +506,13 @@ impl Node {
     pub(super) fn feed_followers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         let (last, commit, now) = (self.wal.last_lsn(), self.effective_commit(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let mut unreadable = None;
+        let (mut unreadable, feed_limits) = (None, self.config.feed);
         let term_lsn = leader.term_lsn;
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let Some(cursor) = &mut stream.behind else { continue };
             let out = io.output(stream.conn);
-            if out.len() > PEER_OUTPUT_LOW_WATER {
+            if out.len() > feed_limits.low_water {
                 continue;
             }
             if stream.next_lsn > last {
@@ -526,7 +524,7 @@ impl Node {
                 self.disk.as_mut(),
                 cursor,
                 stream.next_lsn,
-                APPEND_BATCH_SIZE,
+                feed_limits.frame_bytes,
                 &mut leader.feed,
             );
             let range = match range {
@@ -567,7 +565,7 @@ impl Node {
         self.leader().is_some_and(|leader| {
             leader.peers.iter().any(|peer| match &peer.link {
                 Link::Streaming(stream) => {
-                    stream.behind.is_some() && output_len(stream.conn) <= PEER_OUTPUT_LOW_WATER
+                    stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
                 }
                 _ => false,
             })

@@ -257,7 +257,17 @@ impl Node {
         run.deadline = deadline;
         let conns: Vec<(usize, ConnId)> =
             run.conns.iter().enumerate().filter_map(|(index, conn)| conn.map(|conn| (index, conn))).collect();
-        conns.iter().for_each(|(index, _)| run.peers[*index].answer = Answer::Waiting);
+        for (peer, conn) in run.peers.iter_mut().zip(&run.conns) {
+            match (conn, &peer.answer) {
+                (Some(_), _) => peer.answer = Answer::Waiting,
+                // What it said to the probe may be long past: it may hold acknowledged records by now.
+                (None, Answer::Position { .. }) => {
+                    peer.answer =
+                        Answer::Silent("its connection was lost after the first question".to_owned());
+                }
+                (None, _) => {}
+            }
+        }
         conns.iter().for_each(|(_, conn)| self.send_fence(io, *conn, false, term));
         // With every peer silent nobody will answer the fence.
         if conns.is_empty() { self.promotion_step(io) } else { Ok(()) }
@@ -345,6 +355,8 @@ impl Node {
             if meta.leader_address != address {
                 // The leader so far may go on without this node from now on. A promotion must ask it, too.
                 meta.in_sync = false;
+                // Nor is the term bound to that leader: of two in one term the operator has named the other.
+                meta.leader_id = crate::ids::NodeId::NONE;
                 let before = std::mem::replace(&mut meta.leader_address, address.clone());
                 let known = before.is_empty() || before == own_address || meta.peers.contains(&before);
                 if !known && meta.peers.len() < PEERS_MAX {

@@ -1,9 +1,31 @@
 //! What breaks, and what an operator does at bad moments.
 
+use kvstore::wal::{HEADER_SIZE, MARK_SIZE};
+
 use crate::client::Ask;
 use crate::core::{Event, MS};
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
+
+/// How many bytes of a segment stand before its last mark, if that mark says that all of them were durable.
+fn claimed_bytes(segment: &[u8]) -> usize {
+    let word = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
+    let long = |at: usize| u64::from_be_bytes(segment[at..at + 8].try_into().expect("8 bytes"));
+    let (mut at, mut claimed) = (HEADER_SIZE as usize, 0);
+    while at + MARK_SIZE <= segment.len() {
+        let length = word(at + 4);
+        if length == 0x8000_0000 | (MARK_SIZE as u32 - 8) {
+            let (durable, next) = (long(at + 8), long(at + 32));
+            claimed = if durable + 1 == next && at > HEADER_SIZE as usize { at } else { claimed };
+            at += MARK_SIZE;
+        } else if length == 0 || length >= 0x8000_0000 {
+            break;
+        } else {
+            at += 8 + length as usize;
+        }
+    }
+    claimed
+}
 
 /// Something that befalls a host.
 type Fault = fn(&mut World, usize);
@@ -169,22 +191,21 @@ impl World {
         }
     }
 
-    /// A bit of a follower's log flips, in a segment that is not its last: all of that was durable.
+    /// A bit of a follower's log flips, before a mark that calls all of that durable.
     fn rot(&mut self, site: usize) {
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
         let mem = self.hosts[site].mem.clone();
         let mut segments: Vec<String> =
             mem.names().into_iter().filter(|name| kvstore::wal::parse_segment_name(name).is_some()).collect();
-        segments.pop();
-        if leads || site == 0 || self.hosts[site].process.is_none() || segments.is_empty() {
+        if leads || site == 0 || self.hosts[site].process.is_none() {
             return;
         }
         self.end_process(site, true);
+        segments.retain(|name| mem.raw(name).is_some_and(|bytes| claimed_bytes(&bytes) > 0));
+        let Some(name) = segments.last() else { return };
         let mut core = self.core.borrow_mut();
-        let name = &segments[core.rng.below(segments.len() as u64) as usize];
-        let Some(bytes) = mem.raw(name) else { return };
-        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64);
-        let (at, bit) = (core.rng.below(used + 1), core.rng.below(8) as u8);
+        let claimed = claimed_bytes(&mem.raw(name).expect("it was just read")) as u64;
+        let (at, bit) = (core.rng.below(claimed), core.rng.below(8) as u8);
         mem.corrupt(name, at, bit);
         self.hosts[site].rotten = true;
         core.stats.count("disk: bit rot");
@@ -240,8 +261,25 @@ impl World {
             let site = if core.chance(800_000) { leaders.first().copied().unwrap_or(any) } else { any };
             Ask::Follow { site, discard: core.chance_of(|knobs| knobs.discard_ppm) }
         };
+        let behind_its_back = core.chance(400_000);
         drop(core);
+        if matches!(ask, Ask::Promote { .. }) && behind_its_back {
+            self.cut_off_from_leader(target);
+        }
         self.command(target, ask);
+    }
+
+    /// The leader and this host do not hear each other for a while; both reach the rest. A promotion then
+    /// finds the leader silent, and the leader goes on until the others tell it.
+    fn cut_off_from_leader(&mut self, site: usize) {
+        let Some(leader) = (0..self.hosts.len()).find(|other| *other != site && self.leads(*other)) else {
+            return;
+        };
+        let mut core = self.core.borrow_mut();
+        let for_ns = core.between(1_000 * MS, 8_000 * MS);
+        core.block(site, leader, for_ns);
+        core.block(leader, site, for_ns);
+        core.stats.count("net: leader cut off from a candidate");
     }
 
     /// Whether this host leads, as far as it was seen.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 mod args;
 mod client;
 mod core;
+mod crowd;
 mod disk;
 mod faults;
 mod heal;

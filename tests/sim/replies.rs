@@ -133,9 +133,9 @@ impl Oracle {
         self.acks_seen += 1;
         if self.acks_seen % core.knobs.fork_check_every == 0 {
             // Every node whose word this rests on.
-            for member in
-                acked.in_sync.iter().filter(|member| hosts[**member].mirror.borrow().holds(lsn, acked.chain))
-            {
+            for member in acked.in_sync.iter().filter(|member| {
+                !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)
+            }) {
                 if core.knobs.ack == AckPolicy::InSync || *member == site {
                     prove_on_copy(core, &hosts[*member], lsn, acked.chain);
                 }

@@ -16,6 +16,7 @@ pub const EXPECTED: &[&str] = &[
     "net: connection refused",
     "net: half open",
     "net: late bytes of a closed connection",
+    "net: leader cut off from a candidate",
     "net: link flaps",
     "net: one-way partition",
     "net: reset",
