@@ -161,6 +161,7 @@ impl EventLoop {
         self.dial()?;
         self.sweep(now)?;
         self.flush()?;
+        self.node.end_turn();
         let freed = self.conns.free_doomed();
         if let (Some(listener), 1..) = (&mut self.listener, freed) {
             listener.on_descriptor_freed();
