@@ -239,13 +239,24 @@ impl Wal {
             ReserveError::Failed(WalError::new(disk, op, &segment.name, 0, error))
         })?;
         self.spare = None;
-        if let Some(last) = self.active.replace(spare.file) {
-            let first_lsn = self.segments.last().expect("an active file has a segment").header.first_lsn;
-            self.read_files.adopt(disk, first_lsn, last, self.in_flight.map(|flush| flush.file));
-        }
+        self.retire_active(disk, segment.header.first_lsn);
+        self.active = Some(spare.file);
         self.segments.push(segment);
         self.invariants();
         Ok(())
+    }
+
+    /// Lets go of the segment before. One without a record has the very name of the new one, which has taken its
+    /// place: a record too large for an empty segment, after a restart or a cut.
+    fn retire_active(&mut self, disk: &mut dyn Disk, next_first_lsn: Lsn) {
+        let Some(file) = self.active.take() else { return };
+        let first_lsn = self.segments.last().expect("an active file has a segment").header.first_lsn;
+        if first_lsn == next_first_lsn {
+            self.segments.pop();
+            disk.close(file);
+        } else {
+            self.read_files.adopt(disk, first_lsn, file, self.in_flight.map(|flush| flush.file));
+        }
     }
 
     fn begin_segment(

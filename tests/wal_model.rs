@@ -1,0 +1,165 @@
+//! Random lives of a log against a model: after every crash the log is a prefix of what was appended, and
+//! holds at least all that had a token.
+
+#[path = "support/mem_disk.rs"]
+mod mem_disk;
+#[path = "support/wal_kit.rs"]
+mod wal_kit;
+
+use kvstore::ids::Lsn;
+use kvstore::wal::{OpenError, ReserveError, Wal, WalError};
+use mem_disk::{Keep, MemDisk};
+use proptest::prelude::*;
+use wal_kit::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        size: usize,
+    },
+    Write,
+    Flush,
+    Spare,
+    CleanMark,
+    /// Keeps this share of the log, in 1/256.
+    Cut {
+        share: u8,
+    },
+    /// The node's own record of the cut is durable, and the process ends before the log hears of it.
+    CutDecidedOnly {
+        share: u8,
+    },
+    PowerLoss {
+        seed: u64,
+    },
+    Kill,
+    /// The power fails so many operations later.
+    PowerLossSoon {
+        ops: u64,
+        seed: u64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => (0usize..1500).prop_map(|size| Step::Append { size }),
+        1 => (4000usize..12000).prop_map(|size| Step::Append { size }),
+        4 => Just(Step::Write),
+        6 => Just(Step::Flush),
+        1 => Just(Step::Spare),
+        1 => Just(Step::CleanMark),
+        1 => any::<u8>().prop_map(|share| Step::Cut { share }),
+        1 => any::<u8>().prop_map(|share| Step::CutDecidedOnly { share }),
+        1 => any::<u64>().prop_map(|seed| Step::PowerLoss { seed }),
+        1 => Just(Step::Kill),
+        2 => (0u64..12, any::<u64>()).prop_map(|(ops, seed)| Step::PowerLossSoon { ops, seed }),
+    ]
+}
+
+struct Life {
+    disk: MemDisk,
+    wal: Wal,
+    promises: Promises,
+    flavour: u8,
+    /// How the armed power loss treats what is not synced.
+    seed: u64,
+}
+
+impl Life {
+    fn new() -> Life {
+        let disk = MemDisk::new();
+        let wal = opened(&disk).wal;
+        Life { disk, wal, promises: Promises::default(), flavour: 0, seed: 0 }
+    }
+
+    fn step(&mut self, step: &Step) {
+        if self.try_step(step).is_err() {
+            assert!(self.disk.has_crashed(), "nothing else fails here");
+            self.disk.crash(Keep::Random(self.seed));
+            self.restart();
+        }
+        assert_eq!(self.wal.last_lsn().0 as usize, self.promises.appended.len());
+    }
+
+    fn try_step(&mut self, step: &Step) -> Result<(), WalError> {
+        let Life { disk, wal, promises, .. } = self;
+        match *step {
+            Step::Append { size } => promises.append(wal, disk, self.flavour, size)?,
+            Step::Write => write(wal, disk)?,
+            Step::Flush => promises.flush(wal, disk)?,
+            Step::Spare => failed(wal.prepare_spare(&mut disk.clone()))?,
+            Step::CleanMark => failed(wal.write_mark(&mut disk.clone(), Lsn::ZERO))?,
+            Step::Cut { share } => {
+                self.flavour = self.flavour.wrapping_add(1);
+                promises.cut(wal, disk, keep_of(share, wal))?;
+            }
+            Step::CutDecidedOnly { share } => {
+                self.flavour = self.flavour.wrapping_add(1);
+                promises.cut_decided(keep_of(share, wal));
+                disk.kill_process();
+                self.restart();
+            }
+            Step::PowerLoss { seed } => {
+                disk.crash(Keep::Random(seed));
+                self.restart();
+            }
+            Step::Kill => {
+                disk.kill_process();
+                self.restart();
+            }
+            Step::PowerLossSoon { ops, seed } => {
+                disk.crash_before(disk.op_count() + ops);
+                self.seed = seed;
+            }
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) {
+        self.flavour = self.flavour.wrapping_add(1);
+        let (generation, cut_lsn) = self.promises.meta;
+        let opened = open_at(&self.disk, generation, cut_lsn, SEGMENT_BYTES);
+        self.wal = match opened {
+            Ok(opened) => opened.wal,
+            Err(OpenError::Io(_)) if self.disk.has_crashed() => {
+                self.disk.crash(Keep::Random(self.seed));
+                return self.restart();
+            }
+            Err(error) => panic!("the log opens: {error}"),
+        };
+        let found = self.promises.check_log(&mut self.wal, &self.disk, "after a restart");
+        self.promises.appended.truncate(found);
+        self.promises.durable = found;
+        let again = self.disk.fork();
+        again.crash(Keep::None);
+        assert_eq!(self.promises.check(&again, "power lost right after the restart"), found);
+    }
+}
+
+fn keep_of(share: u8, wal: &Wal) -> u64 {
+    wal.last_lsn().0 * u64::from(share) / 255
+}
+
+fn failed(result: Result<(), ReserveError>) -> Result<(), WalError> {
+    match result {
+        Ok(()) => Ok(()),
+        Err(ReserveError::Failed(error)) => Err(error),
+        Err(ReserveError::NoRoom(error)) => panic!("there is space: {error}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_log_is_always_a_prefix_of_what_was_appended_and_holds_what_had_a_token(
+        steps in prop::collection::vec(step(), 1..80)
+    ) {
+        let mut life = Life::new();
+        for step in &steps {
+            life.step(step);
+        }
+        life.disk.kill_process();
+        life.restart();
+    }
+}
