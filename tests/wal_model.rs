@@ -8,7 +8,7 @@ mod wal_kit;
 
 use kvstore::ids::Lsn;
 use kvstore::wal::{OpenError, ReserveError, Wal, WalError};
-use mem_disk::{Keep, MemDisk};
+use mem_disk::{EIO, Keep, MemDisk, OpKind};
 use proptest::prelude::*;
 use wal_kit::*;
 
@@ -19,6 +19,8 @@ enum Step {
     },
     Write,
     Flush,
+    /// Asks for a flush that ends with the next step that needs it.
+    FlushLater,
     Spare,
     CleanMark,
     /// Keeps this share of the log, in 1/256.
@@ -38,6 +40,11 @@ enum Step {
         ops: u64,
         seed: u64,
     },
+    /// A sync fails, after so many that do not; the process ends, and the power fails or not.
+    SyncFailsSoon {
+        syncs: u64,
+        power_loss: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (4000usize..12000).prop_map(|size| Step::Append { size }),
         4 => Just(Step::Write),
         6 => Just(Step::Flush),
+        3 => Just(Step::FlushLater),
         1 => Just(Step::Spare),
         1 => Just(Step::CleanMark),
         1 => any::<u8>().prop_map(|share| Step::Cut { share }),
@@ -53,6 +61,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u64>().prop_map(|seed| Step::PowerLoss { seed }),
         1 => Just(Step::Kill),
         2 => (0u64..12, any::<u64>()).prop_map(|(ops, seed)| Step::PowerLossSoon { ops, seed }),
+        1 => (0u64..5, any::<bool>())
+            .prop_map(|(syncs, power_loss)| Step::SyncFailsSoon { syncs, power_loss }),
     ]
 }
 
@@ -63,30 +73,70 @@ struct Life {
     flavour: u8,
     /// How the armed power loss treats what is not synced.
     seed: u64,
+    /// Whether the power fails, too, when a sync has failed.
+    power_loss: bool,
+    flush_pending: bool,
 }
 
 impl Life {
     fn new() -> Life {
         let disk = MemDisk::new();
         let wal = opened(&disk).wal;
-        Life { disk, wal, promises: Promises::default(), flavour: 0, seed: 0 }
+        Life {
+            disk,
+            wal,
+            promises: Promises::default(),
+            flavour: 0,
+            seed: 0,
+            power_loss: false,
+            flush_pending: false,
+        }
     }
 
     fn step(&mut self, step: &Step) {
         if self.try_step(step).is_err() {
-            assert!(self.disk.has_crashed(), "nothing else fails here");
-            self.disk.crash(Keep::Random(self.seed));
+            self.end_process();
             self.restart();
         }
         assert_eq!(self.wal.last_lsn().0 as usize, self.promises.appended.len());
     }
 
+    /// After the power failed, or a sync did.
+    fn end_process(&mut self) {
+        if self.disk.has_crashed() || self.power_loss {
+            self.disk.crash(Keep::Random(self.seed));
+        } else {
+            self.disk.kill_process();
+        }
+    }
+
+    /// Ends the flush under way, as a node does before a cut and before the next flush.
+    fn settle(&mut self) -> Result<(), WalError> {
+        if std::mem::take(&mut self.flush_pending) {
+            self.disk.complete_flush();
+            if let Some(token) = self.wal.flush_poll(&mut self.disk.clone()) {
+                self.promises.durable = self.promises.durable.max(token?.lsn().0 as usize);
+            }
+        }
+        Ok(())
+    }
+
     fn try_step(&mut self, step: &Step) -> Result<(), WalError> {
+        if !matches!(step, Step::Append { .. } | Step::Write | Step::Spare) {
+            self.settle()?;
+        }
         let Life { disk, wal, promises, .. } = self;
         match *step {
             Step::Append { size } => promises.append(wal, disk, self.flavour, size)?,
             Step::Write => write(wal, disk)?,
             Step::Flush => promises.flush(wal, disk)?,
+            Step::FlushLater => {
+                write(wal, disk)?;
+                disk.hold_flushes(true);
+                let token = wal.flush_begin(&mut disk.clone());
+                disk.hold_flushes(false);
+                self.flush_pending = token?.is_none();
+            }
             Step::Spare => failed(wal.prepare_spare(&mut disk.clone()))?,
             Step::CleanMark => failed(wal.write_mark(&mut disk.clone(), Lsn::ZERO))?,
             Step::Cut { share } => {
@@ -111,18 +161,23 @@ impl Life {
                 disk.crash_before(disk.op_count() + ops);
                 self.seed = seed;
             }
+            Step::SyncFailsSoon { syncs, power_loss } => {
+                disk.fail(OpKind::Sync, syncs, EIO);
+                self.power_loss = power_loss;
+            }
         }
         Ok(())
     }
 
     fn restart(&mut self) {
         self.flavour = self.flavour.wrapping_add(1);
+        self.flush_pending = false;
         let (generation, cut_lsn) = self.promises.meta;
         let opened = open_at(&self.disk, generation, cut_lsn, SEGMENT_BYTES);
         self.wal = match opened {
             Ok(opened) => opened.wal,
-            Err(OpenError::Io(_)) if self.disk.has_crashed() => {
-                self.disk.crash(Keep::Random(self.seed));
+            Err(OpenError::Io(_)) => {
+                self.end_process();
                 return self.restart();
             }
             Err(error) => panic!("the log opens: {error}"),
@@ -148,8 +203,13 @@ fn failed(result: Result<(), ReserveError>) -> Result<(), WalError> {
     }
 }
 
+/// 300 lives, or as many as `WAL_MODEL_CASES` says.
+fn cases() -> u32 {
+    std::env::var("WAL_MODEL_CASES").map_or(300, |cases| cases.parse().expect("WAL_MODEL_CASES is a number"))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
     fn a_log_is_always_a_prefix_of_what_was_appended_and_holds_what_had_a_token(

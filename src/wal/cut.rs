@@ -20,6 +20,7 @@
 //! 60  entries          as in a segment: [chain u32][length u32][record]
 //! ```
 
+use std::fmt;
 use std::io;
 
 use crate::disk::{Disk, FileId};
@@ -49,6 +50,13 @@ pub struct KeptAside {
     pub last: Lsn,
     /// Bytes of the file.
     pub bytes: u64,
+}
+
+impl fmt::Display for KeptAside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let KeptAside { file, first, last, bytes } = self;
+        write!(f, "LSN {first} to {last} were cut off the log and are kept in {file} ({bytes} bytes)")
+    }
 }
 
 /// A part of a segment whose records are to be kept.

@@ -4,6 +4,8 @@
 //! completed, the tail is zeroed, what nothing proves to be durable is written again, all of it is synced,
 //! files and directory; last, a mark says so, so that the next restart has less to do.
 
+use std::fmt;
+
 use crate::disk::{Disk, FileId};
 use crate::ids::{Chain, ClusterId, Lsn};
 use crate::replication::history::TermHistory;
@@ -60,6 +62,17 @@ pub struct CutTail {
     pub bytes: u64,
     /// The last LSN before it.
     pub behind: Lsn,
+}
+
+impl fmt::Display for CutTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let CutTail { file, offset, bytes, behind } = self;
+        write!(
+            f,
+            "cut a tail of {bytes} byte(s) off {file} at byte {offset}, behind LSN {behind}: a write that a crash \
+             tore. Nothing in it was known to be durable (rot in the last batch cannot be told from a tear)"
+        )
+    }
 }
 
 /// The segments that were found: part of the log, or taken back by a cut.

@@ -119,7 +119,8 @@ impl Wal {
             out.extend_from_slice(bytes);
             range = ReadRange { first: from, last: record.lsn, count: range.count + 1, chain };
             true
-        })?;
+        })
+        .inspect_err(|_| out.truncate(start))?;
         Ok(range)
     }
 
