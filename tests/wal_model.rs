@@ -127,7 +127,12 @@ impl Life {
         }
         let Life { disk, wal, promises, .. } = self;
         match *step {
-            Step::Append { size } => promises.append(wal, disk, self.flavour, size)?,
+            Step::Append { size } => {
+                if !promises.append(wal, disk, self.flavour, size)? {
+                    self.settle()?;
+                    return self.try_step(step);
+                }
+            }
             Step::Write => write(wal, disk)?,
             Step::Flush => promises.flush(wal, disk)?,
             Step::FlushLater => {
@@ -199,7 +204,7 @@ fn failed(result: Result<(), ReserveError>) -> Result<(), WalError> {
     match result {
         Ok(()) => Ok(()),
         Err(ReserveError::Failed(error)) => Err(error),
-        Err(ReserveError::NoRoom(error)) => panic!("there is space: {error}"),
+        Err(other) => panic!("there is space, and no flush is under way: {other}"),
     }
 }
 

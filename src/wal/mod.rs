@@ -111,7 +111,8 @@ pub struct Wal {
     told_lsn: Lsn,
     /// The highest commit LSN that was to be written into a mark.
     commit_lsn: Lsn,
-    in_flight: Option<InFlight>,
+    /// The LSN up to which the flush under way makes the log durable.
+    in_flight: Option<Lsn>,
     /// A write or sync failed: the process must end.
     failed: bool,
     read_files: ReadFiles,
@@ -121,13 +122,6 @@ pub struct Wal {
 struct Spare {
     file: FileId,
     bytes: u64,
-}
-
-/// A flush that was asked for.
-#[derive(Clone, Copy, Debug)]
-struct InFlight {
-    file: FileId,
-    lsn: Lsn,
 }
 
 impl Wal {

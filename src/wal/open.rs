@@ -47,7 +47,7 @@ pub struct RecoveryReport {
     pub cut_tail: Option<CutTail>,
     /// The records of a cut that a crash had interrupted.
     pub completed_cut: Option<KeptAside>,
-    /// Bytes written again because nothing proved that they were on the disk.
+    /// Bytes written again because nothing proved that they were on the disk; after a clean end a mark or two.
     pub rewritten_bytes: u64,
 }
 
@@ -166,15 +166,18 @@ impl Wal {
     }
 
     /// Makes what was accepted durable, whatever the page cache pretends. Returns the bytes written again.
+    ///
+    /// That begins behind the last record that is known durable and includes the marks there, be it one that says
+    /// so of the last record: after a failed sync it may stand in the page cache alone, and a hole in its place is
+    /// damage as soon as records behind it are durable.
     fn make_durable(&mut self, disk: &mut dyn Disk, durable_lsn: Lsn) -> Result<u64, OpenError> {
         let mut rewritten = 0;
-        let proven = durable_lsn >= self.last_lsn;
-        if !proven {
-            let own = self.segments.len() - 1;
+        if let Some(own) = self.segments.len().checked_sub(1) {
             // All segments but the last are durable: the header of the next one says so.
-            let from = match durable_lsn.next() <= self.segments[own].header.first_lsn {
+            let known = durable_lsn.min(self.last_lsn);
+            let from = match known < self.segments[own].header.first_lsn {
                 true => self.segments[own].start(),
-                false => self.position_behind(disk, own, durable_lsn).map_err(as_open_error)?,
+                false => self.position_behind(disk, own, known).map_err(as_open_error)?,
             };
             rewritten = self.rewrite(disk, from.offset)?;
         }
@@ -182,7 +185,7 @@ impl Wal {
         disk.sync_dir().map_err(|error| WalError::new(disk, "sync the directory", "", 0, error))?;
         self.told_lsn = self.last_lsn;
         let room = self.segments.last().map_or(0, |segment| segment.size - segment.end);
-        if !proven && room >= MARK_SIZE as u64 {
+        if durable_lsn < self.last_lsn && room >= MARK_SIZE as u64 {
             self.write_batch(disk)?;
             self.sync_written(disk)?;
         }

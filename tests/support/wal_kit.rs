@@ -136,21 +136,23 @@ pub struct Promises {
 }
 
 impl Promises {
+    /// False: the record has to wait for the flush under way.
     pub fn append(
         &mut self,
         wal: &mut Wal,
         disk: &MemDisk,
         flavour: u8,
         size: usize,
-    ) -> Result<(), WalError> {
+    ) -> Result<bool, WalError> {
         let bytes = put_bytes(wal.last_lsn().0 + 1, flavour, size);
-        // Once appended it may be written at any later moment.
         match append(wal, disk, &bytes) {
+            // Once appended it may be written at any later moment.
             Ok(()) => self.appended.push(bytes),
+            Err(ReserveError::FlushPending) => return Ok(false),
             Err(ReserveError::Failed(error)) => return Err(error),
             Err(ReserveError::NoRoom(error)) => panic!("there is space: {error}"),
         }
-        Ok(())
+        Ok(true)
     }
 
     pub fn flush(&mut self, wal: &mut Wal, disk: &MemDisk) -> Result<(), WalError> {
