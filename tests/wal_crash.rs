@@ -98,6 +98,24 @@ fn what_an_open_has_told_survives_a_power_loss_right_after_it() {
 }
 
 #[test]
+fn what_is_appended_after_an_open_does_not_rest_on_names_that_a_power_loss_takes() {
+    for op in 0..=ops_of_run() {
+        let (disk, mut promises) = crashed_at(op);
+        disk.kill_process();
+        let (generation, cut_lsn) = promises.meta;
+        let mut wal = open_at(&disk, generation, cut_lsn, SEGMENT_BYTES).unwrap().wal;
+        promises.appended.truncate(wal.last_lsn().0 as usize);
+        promises.append(&mut wal, &disk, 9, 60).unwrap();
+        promises.flush(&mut wal, &disk).unwrap();
+        for keep in [Keep::None, Keep::Random(op)] {
+            let disk = disk.fork();
+            disk.crash(keep);
+            promises.check(&disk, &format!("op {op}, {keep:?}"));
+        }
+    }
+}
+
+#[test]
 fn a_power_loss_during_an_open_is_no_worse_than_before_it() {
     for op in (0..=ops_of_run()).step_by(2) {
         let (disk, promises) = crashed_at(op);

@@ -35,10 +35,11 @@ enum Step {
         seed: u64,
     },
     Kill,
-    /// The power fails so many operations later.
-    PowerLossSoon {
+    /// The process is killed so many operations later, and the power fails or not.
+    EndSoon {
         ops: u64,
         seed: u64,
+        power_loss: bool,
     },
     /// A sync fails, after so many that do not; the process ends, and the power fails or not.
     SyncFailsSoon {
@@ -60,7 +61,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(|share| Step::CutDecidedOnly { share }),
         1 => any::<u64>().prop_map(|seed| Step::PowerLoss { seed }),
         1 => Just(Step::Kill),
-        2 => (0u64..12, any::<u64>()).prop_map(|(ops, seed)| Step::PowerLossSoon { ops, seed }),
+        2 => (0u64..12, any::<u64>(), any::<bool>())
+            .prop_map(|(ops, seed, power_loss)| Step::EndSoon { ops, seed, power_loss }),
         1 => (0u64..5, any::<bool>())
             .prop_map(|(syncs, power_loss)| Step::SyncFailsSoon { syncs, power_loss }),
     ]
@@ -71,9 +73,9 @@ struct Life {
     wal: Wal,
     promises: Promises,
     flavour: u8,
-    /// How the armed power loss treats what is not synced.
+    /// How a power loss treats what is not synced.
     seed: u64,
-    /// Whether the power fails, too, when a sync has failed.
+    /// Whether the power fails when the process ends.
     power_loss: bool,
     flush_pending: bool,
 }
@@ -101,9 +103,9 @@ impl Life {
         assert_eq!(self.wal.last_lsn().0 as usize, self.promises.appended.len());
     }
 
-    /// After the power failed, or a sync did.
+    /// After the armed operation was reached, or a sync failed.
     fn end_process(&mut self) {
-        if self.disk.has_crashed() || self.power_loss {
+        if self.power_loss {
             self.disk.crash(Keep::Random(self.seed));
         } else {
             self.disk.kill_process();
@@ -162,9 +164,9 @@ impl Life {
                 disk.kill_process();
                 self.restart();
             }
-            Step::PowerLossSoon { ops, seed } => {
+            Step::EndSoon { ops, seed, power_loss } => {
                 disk.crash_before(disk.op_count() + ops);
-                self.seed = seed;
+                (self.seed, self.power_loss) = (seed, power_loss);
             }
             Step::SyncFailsSoon { syncs, power_loss } => {
                 disk.fail(OpKind::Sync, syncs, EIO);
