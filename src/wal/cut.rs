@@ -236,7 +236,15 @@ pub(super) fn remove_segments<'n>(
     disk.sync_dir().map_err(|error| WalError::new(disk, "sync the directory", "", 0, error))
 }
 
-/// Zeroes `from .. to` of a file and syncs it.
+/// What stands where the log ends while the zeros behind it are not durable: neither mark nor entry nor zeros.
+const POISON: [u8; 8] = [0xff; 8];
+
+/// Zeroes `from .. to` of a file, durably; the log ends at `from`.
+///
+/// In two steps. If the sync of the zeros failed and they alone stood there, the next process would read zeros from
+/// the page cache, go on, and the bytes of an older generation would come back with the next loss of power. So
+/// a poison stands at the end of the log until the zeros behind it are durable; who finds it zeroes again. What a
+/// failure of the second sync can leave is overwritten by the next batch, as a mark is longer than the poison.
 pub(super) fn zero_durably(
     disk: &mut dyn Disk,
     file: FileId,
@@ -244,16 +252,28 @@ pub(super) fn zero_durably(
     from: u64,
     to: u64,
 ) -> Result<(), WalError> {
-    let zeros = vec![0; to.saturating_sub(from).min(CHUNK_SIZE as u64) as usize];
+    let poison = &POISON[..(POISON.len() as u64).min(to - from) as usize];
+    let behind_poison = from + poison.len() as u64;
+    disk.write_all_at(file, from, poison)
+        .and_then(|()| write_zeros(disk, file, behind_poison, to))
+        .and_then(|()| disk.sync_data(file))
+        .and_then(|()| write_zeros(disk, file, from, behind_poison))
+        .and_then(|()| disk.sync_data(file))
+        .map_err(|error| WalError::new(disk, "zero durably the end of", name, from, error))
+}
+
+fn write_zeros(disk: &mut dyn Disk, file: FileId, from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0; (to - from).min(CHUNK_SIZE as u64) as usize];
     let mut offset = from;
     while offset < to {
         let size = (to - offset).min(zeros.len() as u64) as usize;
-        disk.write_all_at(file, offset, &zeros[..size])
-            .map_err(|error| WalError::new(disk, "zero the end of", name, offset, error))?;
+        disk.write_all_at(file, offset, &zeros[..size])?;
         offset += size as u64;
     }
-    disk.sync_data(file).map_err(|error| WalError::new(disk, "sync the zeroed end of", name, from, error))
+    Ok(())
 }
+
+const _: () = assert!(POISON.len() < super::mark::MARK_SIZE, "the next batch must cover the poison");
 
 impl Wal {
     /// Takes back every record behind `keep` and begins `new_generation`. The caller has made its record of

@@ -390,12 +390,13 @@ fn complete_cut(
     Ok(kept)
 }
 
-/// Zeroes whatever stands behind the accepted part of a segment.
+/// Zeroes the rest of every segment in which something stands behind the accepted part. All of the rest, up to
+/// 64 MiB by default: after a failed sync, zeros that are read may not be on the disk.
 fn cut_tails(disk: &mut dyn Disk, survey: &Survey) -> Result<Option<CutTail>, OpenError> {
     let mut tail = None;
     for (segment, litter_end) in survey.segments.iter().filter(|(segment, end)| *end > segment.end) {
         let file = open_file(disk, &segment.name)?;
-        zero_durably(disk, file, &segment.name, segment.end, *litter_end)?;
+        zero_durably(disk, file, &segment.name, segment.end, segment.size)?;
         disk.close(file);
         let (offset, bytes) = (segment.end, *litter_end - segment.end);
         tail = Some(CutTail { file: segment.name.clone(), offset, bytes, behind: survey.last_lsn });
