@@ -7,7 +7,7 @@ mod wal_kit;
 
 use kvstore::ids::{ClusterId, Lsn, Term};
 use kvstore::wal::{
-    Cursor, Durability, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME, Wal, WalConfig,
+    Cursor, Durability, HEADER_SIZE, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME, Wal, WalConfig,
 };
 use mem_disk::{EIO, ENOSPC, MemDisk, OpKind};
 use wal_kit::*;
@@ -295,7 +295,7 @@ fn damage_found_by_a_reader_is_named_and_not_handed_out() {
     let disk = MemDisk::new();
     let mut wal = opened(&disk).wal;
     batch(&mut wal, &disk, 3, 100);
-    disk.corrupt(FIRST_SEGMENT, 4096 + 44 + 8 + 120 + 60, 3);
+    disk.corrupt(FIRST_SEGMENT, HEADER_SIZE + MARK_SIZE as u64 + 8 + 120 + 60, 3);
     let mut out = Vec::new();
     let error = wal.read(&mut disk.clone(), &mut Cursor::default(), Lsn(1), 1 << 20, &mut out).unwrap_err();
     assert!(matches!(&error, ReadError::Damaged { lsn: Lsn(2), .. }), "{error}");

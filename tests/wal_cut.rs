@@ -182,7 +182,7 @@ fn the_same_record_again_does_not_bring_back_what_followed_it() {
     wal.cut(&mut disk.clone(), Lsn(2), 1).unwrap();
     append(&mut wal, &disk, &records[2]).unwrap();
     write(&mut wal, &disk).unwrap();
-    wal.write_mark(&mut disk.clone(), Lsn::ZERO).unwrap();
+    flush(&mut wal, &disk).unwrap();
     let mut raw = disk.raw(FIRST_SEGMENT).unwrap();
     let end = raw.iter().rposition(|&byte| byte != 0).unwrap() + 1;
     let old_end = before.iter().rposition(|&byte| byte != 0).unwrap() + 1;

@@ -56,11 +56,13 @@ fn a_batch_has_the_published_layout() {
 
     let mut reader = Reader::new(&raw[second_at..]);
     assert_eq!(reader.u32("crc").unwrap(), seeded.finalize());
-    assert_eq!(reader.u32("length").unwrap(), 0x8000_0000 | 36);
+    assert_eq!(reader.u32("length").unwrap(), 0x8000_0000 | 40);
     assert_eq!((reader.u64("durable").unwrap(), reader.u64("commit").unwrap()), (1, 1));
     assert_eq!((reader.u64("generation").unwrap(), reader.u64("next LSN").unwrap()), (0, 2));
     let mut chain = chain_of(&[put_bytes(1, 0, 30)]);
     assert_eq!(reader.u32("chain").unwrap(), chain.0);
+    let entry_bytes = reader.u32("entry bytes").unwrap() as usize;
+    assert_eq!(entry_bytes, 2 * (ENTRY_HEADER_SIZE + put_bytes(2, 0, 40).len()));
     for lsn in [2, 3] {
         let record = put_bytes(lsn, 0, 40);
         chain = chain.extend(&record);

@@ -103,6 +103,7 @@ impl Wal {
             generation: self.generation,
             next_lsn: self.written_lsn.next(),
             chain: self.written_chain,
+            entry_bytes: (self.batch.len() - MARK_SIZE) as u32,
         };
         self.batch[..MARK_SIZE].copy_from_slice(&mark.encode(segment.header.seed(), segment.end));
         if let Err(error) = disk.write_all_at(file, segment.end, &self.batch) {
