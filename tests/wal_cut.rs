@@ -8,7 +8,7 @@ mod wal_kit;
 use kvstore::ids::Lsn;
 use kvstore::wal::{Cursor, HEADER_SIZE, OpenError, Wal};
 use kvstore::wire::Reader;
-use mem_disk::{Keep, MemDisk};
+use mem_disk::{EIO, Keep, MemDisk, OpKind};
 use wal_kit::*;
 
 /// Ten records in five batches and three segments: 1-4, 5-8, 9-10.
@@ -191,6 +191,31 @@ fn the_same_record_again_does_not_bring_back_what_followed_it() {
     disk.put_raw(FIRST_SEGMENT, &raw);
     let mut wal = open_at(&disk, 1, 2, SEGMENT_BYTES).unwrap().wal;
     assert_eq!(contents(&mut wal, &disk), records[..3]);
+}
+
+#[test]
+fn a_sync_that_fails_in_a_cut_does_not_let_old_records_come_back_after_later_ones() {
+    for (keep, syncs_before) in [(1, 0), (1, 1), (1, 2), (5, 0), (5, 1), (5, 2)] {
+        let (disk, mut wal, records) = ten_records();
+        disk.fail(OpKind::Sync, syncs_before, EIO);
+        assert!(wal.cut(&mut disk.clone(), Lsn(keep), 1).is_err());
+        disk.kill_process();
+        // The page cache shows what the disk may not hold. The next process reads it, and ends with another cut
+        // decided, of a record that it never wrote.
+        let mut wal = open_at(&disk, 1, keep, SEGMENT_BYTES).unwrap().wal;
+        assert_eq!(contents(&mut wal, &disk), records[..keep as usize]);
+        append_many(&mut wal, &disk, 2, 10);
+        disk.kill_process();
+        for restart in 0..2 {
+            let mut wal = open_at(&disk, 2, keep + 1, SEGMENT_BYTES)
+                .unwrap_or_else(|error| {
+                    panic!("keep {keep}, {syncs_before} syncs, restart {restart}: {error}")
+                })
+                .wal;
+            assert_eq!(contents(&mut wal, &disk), records[..keep as usize]);
+            disk.crash(Keep::None);
+        }
+    }
 }
 
 #[test]
