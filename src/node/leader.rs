@@ -174,6 +174,7 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), record_size(&effect)) {
             Ok(()) => {}
             Err(ReserveError::NoRoom(error)) => return Err(FatalReason::NoRoom(error)),
+            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
             Err(ReserveError::Failed(error)) => return Err(error.into()),
         }
         self.append(effect);

@@ -128,6 +128,7 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), size) {
             Ok(()) => {}
             Err(ReserveError::Failed(error)) => return Err(error.into()),
+            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
             Err(ReserveError::NoRoom(error)) => {
                 self.counters.disk_full += 1;
                 let message = format!("no room for a log segment in {}: {error}", self.disk.describe());

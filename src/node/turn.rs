@@ -57,7 +57,7 @@ impl Node {
             // A full disk shows when a record needs the room; trying early is only a courtesy.
             self.spare_retry_at = self.now.after_ms(SPARE_RETRY_MS);
             match self.wal.prepare_spare(self.disk.as_mut()) {
-                Ok(()) | Err(ReserveError::NoRoom(_)) => {}
+                Ok(()) | Err(ReserveError::NoRoom(_) | ReserveError::FlushPending) => {}
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
