@@ -34,7 +34,7 @@ fn receipt() -> Value {
 const RECEIPT: &str = "\
 LSN 1,042 in term 1.1 — durable on 3 of 3 nodes: 127.0.0.1:9001, 127.0.0.1:9002, 127.0.0.1:9003 — 1 write in its group commit
 
-                                                   us    share  0.0                                       440.0 us
+                                                   us    share  0.0                                       480.0 us
 client's round trip                             480.0           |~~~~----------------------------------------~~~~|
 leader 127.0.0.1:9001                           400.0  100.0 %  |    ----------------------------------------    |
   decode  request to record                       2.0    0.5 %  |    =                                           |
@@ -165,8 +165,7 @@ fn a_node_without_receipts_refuses_in_words() {
     }
 }
 
-const SLOWEST: &str = "\
-  LSN  total us  decode  queue  send   sync  commit  reply  writes  longest
+const SLOWEST: &str = "  LSN  total us  decode  queue  send   sync  commit  reply  writes  longest
 1,042     400.0     2.0    8.0  30.0  120.0   220.0   20.0       1  commit 55.0 %: 127.0.0.1:9003, its sync 300.0 us
     7     310.0     1.0    1.0   3.0  300.0     0.0    5.0      64  sync 96.8 %
 ";

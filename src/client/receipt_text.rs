@@ -1,6 +1,7 @@
 //! The receipt of a write, for people: one table whose bars share one time axis.
 //!
-//! The axis begins when the leader begins to decode the request. The leader's stages follow each other and
+//! The axis begins when the client sends the request, or, where the client's view is not known, when the
+//! leader begins to decode it. The leader's stages follow each other and
 //! add up to its total; a follower's bar begins when the leader's batch is complete, because that is what its
 //! ACK is timed from. No clocks are compared: a follower tells durations, so *where* its own share lies
 //! between the two ends of its bar is not known, and neither is where the node's total lies within the
@@ -144,8 +145,8 @@ impl Axis {
 
     fn ends(self) -> String {
         let width = AXIS_WIDTH - 1;
-        let to = format!("{} us", micros(self.to_us));
-        format!("{:<1$}{to}", micros(self.from_us), (width + 3).saturating_sub(to.len()))
+        let to = format!("{} us", micros(self.to_us - self.from_us));
+        format!("{:<1$}{to}", "0.0", (width + 3).saturating_sub(to.len()))
     }
 }
 
