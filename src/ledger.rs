@@ -44,6 +44,7 @@ syscalls! {
     LogPoll = "ppoll",
     LogWrite = "write",
     Prctl = "prctl",
+    Getpid = "getpid",
 }
 
 static COUNTS: [AtomicU64; NAMES.len()] = [const { AtomicU64::new(0) }; NAMES.len()];

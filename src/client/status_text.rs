@@ -42,6 +42,10 @@ const FIELDS_KNOWN: &[&str] = &[
     "log_generation",
     "counters",
     "peers",
+    "in_flight_bytes",
+    "insync_timeout_ms",
+    // Shown by `kv_client latency`.
+    "latency",
 ];
 
 /// The table for a status document.
@@ -192,6 +196,8 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
                 with("ack ", status.text("ack")),
                 with("min in-sync ", status.number("min_insync").map(plain)),
                 with("durability ", status.text("durability")),
+                with("in-sync timeout ", status.number("insync_timeout_ms").map(lasting_ms)),
+                bytes("in_flight_bytes", "in flight"),
             ],
         ),
         line("connections", vec![status.number("connections").map(grouped)]),

@@ -6,6 +6,7 @@ use super::leader::{Link, Peer};
 use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::Lsn;
+use crate::ledger::{Syscall, count};
 
 impl Node {
     /// The document as JSON text. LSNs, terms and counts are numbers; the term of a u64 is also given as
@@ -53,7 +54,7 @@ impl Node {
             "read_only_reason": self.read_only_reason(),
             "uptime_s": self.now.since(self.started) / 1_000_000_000,
             "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
+            "pid": own_pid(),
             "connections": self.conns.len(),
             "counters": self.counters_document(),
             "peers": self.peers_document(io),
@@ -118,4 +119,9 @@ impl Node {
             "last_error": peer.last_error,
         })
     }
+}
+
+fn own_pid() -> u32 {
+    count(Syscall::Getpid);
+    std::process::id()
 }
