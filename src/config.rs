@@ -109,6 +109,9 @@ pub struct Flags {
     /// Keep no receipts of writes (only to measure what keeping them costs)
     #[arg(long, env = "KVSTORE_NO_RECEIPTS", help_heading = "Debugging")]
     pub no_receipts: bool,
+    /// Write notes for strace between the calls (each is a write that is refused with EBADF)
+    #[arg(long, env = "KVSTORE_STRACE_MARKS", help_heading = "Debugging")]
+    pub strace_marks: bool,
     /// Least important log lines that are written to stderr
     #[arg(long, value_enum, default_value = "info", env = "KVSTORE_LOG_LEVEL", help_heading = "Logging")]
     pub log_level: LevelChoice,
@@ -179,6 +182,8 @@ pub struct Config {
     pub connections_max: usize,
     /// The data directory.
     pub data_dir: std::path::PathBuf,
+    /// Whether notes for strace are written.
+    pub strace_marks: bool,
     /// Whether anybody but this machine can connect.
     pub beyond_loopback: bool,
 }
@@ -242,6 +247,7 @@ impl Flags {
             listen_address,
             connections_max: self.connections_max,
             data_dir: self.data_dir.clone(),
+            strace_marks: self.strace_marks,
             beyond_loopback,
         })
     }

@@ -42,7 +42,7 @@ syscalls! {
     Fstat = "newfstatat",
     Getdents = "getdents64",
     LogPoll = "ppoll",
-    LogWrite = "write",
+    Write = "write",
     Prctl = "prctl",
     Getpid = "getpid",
 }

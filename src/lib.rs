@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod limits;
 mod logging;
 pub mod logsink;
+pub mod marks;
 pub mod meta;
 pub mod net;
 pub mod node;

@@ -100,7 +100,7 @@ impl Lines {
         let mut done = 0;
         while done < self.waiting.len() && stderr_has_room() {
             let size = (self.waiting.len() - done).min(WRITE_SIZE_MAX);
-            count(Syscall::LogWrite);
+            count(Syscall::Write);
             match rustix::io::write(rustix::stdio::stderr(), &self.waiting[done..done + size]) {
                 Ok(written) => done += written,
                 // A closed stderr takes nothing ever again; lines are not worth a process.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use kvstore::config::{Config, Flags};
 use kvstore::disk::{FileSystem, RealDisk};
+use kvstore::marks::Marks;
 use kvstore::net::{MonotonicClock, bind, run};
 use kvstore::node::{FatalReason, Node};
 use log::{error, info, warn};
@@ -63,9 +64,19 @@ fn serve(config: Config, disk: RealDisk) -> Result<(), FatalReason> {
     let clock = MonotonicClock::new();
     let seed =
         random_seed().map_err(|source| FatalReason::Net { doing: "get random bytes".to_owned(), source })?;
-    let node = Node::open(Box::new(disk), Box::new(clock), seed, config.node)?;
+    let marks = marks_of(&config)?;
+    let mut node = Node::open(Box::new(disk), Box::new(clock), seed, config.node)?;
     info!("[node] ready: {} in term {}, node id {}", node.role_name(), node.term(), node.node_id());
+    node.set_marks(marks);
     run(bound, node, clock, connections_max)
+}
+
+fn marks_of(config: &Config) -> Result<Marks, FatalReason> {
+    if !config.strace_marks {
+        return Ok(Marks::default());
+    }
+    let opening = || "open the data directory for --strace-marks".to_owned();
+    Marks::with_notes(&config.data_dir).map_err(|source| FatalReason::Net { doing: opening(), source })
 }
 
 fn random_seed() -> std::io::Result<u64> {

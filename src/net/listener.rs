@@ -42,9 +42,8 @@ pub enum Accepted {
 }
 
 impl Listener {
-    /// A listener for at most `connections_max` connections.
-    pub fn new(socket: TcpListener, connections_max: usize) -> Listener {
-        let reserve = reserve_descriptor(&socket);
+    /// A listener for at most `connections_max` connections, with a descriptor kept in reserve.
+    pub fn new(socket: TcpListener, reserve: Option<OwnedFd>, connections_max: usize) -> Listener {
         Listener { socket, reserve, connections_max, pending: true, retry_at: None, refused: 0 }
     }
 
@@ -131,7 +130,8 @@ impl Listener {
     }
 }
 
-fn reserve_descriptor(socket: &TcpListener) -> Option<OwnedFd> {
+/// A descriptor to give up in need.
+pub fn reserve_descriptor(socket: &TcpListener) -> Option<OwnedFd> {
     count(Syscall::Fcntl);
     rustix::io::fcntl_dupfd_cloexec(socket, 0).ok()
 }

@@ -10,10 +10,12 @@ mod conns;
 mod listener;
 mod signals;
 
+use std::ffi::CString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::conn::{ConnId, Delivered, Io};
 use crate::ledger::{Syscall, count};
@@ -25,8 +27,8 @@ use crate::{log_info, log_warn};
 use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
-use listener::{Accepted, Listener};
-use signals::Signals;
+use listener::{Accepted, Listener, reserve_descriptor};
+use signals::{SignalPipe, Signals};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -58,17 +60,31 @@ impl Clock for MonotonicClock {
     }
 }
 
-/// A bound socket that serves nobody yet.
+/// A bound socket that serves nobody yet, and all other descriptors that every node has: opened here, before
+/// the log with its varying number of files, they have the same numbers in every process.
 #[derive(Debug)]
 pub struct Bound {
-    socket: mio::net::TcpListener,
+    listener: mio::net::TcpListener,
+    reserve: Option<OwnedFd>,
+    poll: Poll,
+    registry: Registry,
+    signals: SignalPipe,
 }
 
 /// Binds the node's address, before anything is touched on disk that a second start would disturb.
 pub fn bind(address: &str) -> Result<Bound, FatalReason> {
     let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
     let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    Ok(Bound { socket: mio::net::TcpListener::bind(socket_address).map_err(net)? })
+    let listener = mio::net::TcpListener::bind(socket_address).map_err(net)?;
+    let local = |doing: &str| {
+        let doing = doing.to_owned();
+        move |source| FatalReason::Net { doing, source }
+    };
+    let poll = Poll::new().map_err(local("create an epoll instance"))?;
+    let registry = poll.registry().try_clone().map_err(local("clone the epoll descriptor"))?;
+    let reserve = reserve_descriptor(&listener);
+    let signals = SignalPipe::new().map_err(local("make a pipe for signals"))?;
+    Ok(Bound { listener, reserve, poll, registry, signals })
 }
 
 /// Runs the node until it is asked to end.
@@ -82,10 +98,9 @@ pub fn run(
         let doing = doing.to_owned();
         move |source| FatalReason::Net { doing, source }
     };
-    let poll = Poll::new().map_err(net("create an epoll instance"))?;
-    let registry = poll.registry().try_clone().map_err(net("clone the epoll descriptor"))?;
-    let mut listener = Listener::new(bound.socket, connections_max);
-    let mut signals = Signals::install().map_err(net("install signal handlers"))?;
+    let Bound { listener, reserve, poll, registry, signals } = bound;
+    let mut listener = Listener::new(listener, reserve, connections_max);
+    let mut signals = Signals::install(signals).map_err(net("install signal handlers"))?;
     poll.registry()
         .register(listener.source(), LISTENER, Interest::READABLE)
         .map_err(net("watch the listener"))?;
@@ -103,6 +118,7 @@ pub fn run(
         backlog: Vec::new(),
         extra_memory: 0,
         sweep_at: None,
+        named_for: "",
     };
     event_loop.run()
 }
@@ -121,6 +137,8 @@ struct EventLoop {
     /// Bytes of input buffers beyond their first size.
     extra_memory: usize,
     sweep_at: Option<Time>,
+    /// The role that the process is named for.
+    named_for: &'static str,
 }
 
 impl EventLoop {
@@ -128,6 +146,7 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         crate::logsink::defer();
         loop {
+            self.follow_role_with_name();
             let timeout = self.timeout();
             crate::logsink::drain();
             count(Syscall::EpollWait);
@@ -144,6 +163,19 @@ impl EventLoop {
             if self.has_ended() {
                 return self.node.close_log();
             }
+        }
+    }
+
+    /// `ps`, `top` and strace show the role: `kv-leader:9001`.
+    fn follow_role_with_name(&mut self) {
+        if self.named_for == self.node.role_name() {
+            return;
+        }
+        self.named_for = self.node.role_name();
+        if let Ok(name) = CString::new(self.node.process_name()) {
+            count(Syscall::Prctl);
+            // A process without its name works as well.
+            let _ = rustix::thread::set_name(&name);
         }
     }
 

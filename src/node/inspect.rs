@@ -18,6 +18,9 @@ impl Node {
 
     /// Everything this turn had to say was handed to the sockets.
     pub fn end_turn(&mut self) {
+        if self.leader().is_some() {
+            self.marks.replied(self.applied);
+        }
         if let Some(trace) = self.trace.as_mut().filter(|trace| trace.has_unreplied()) {
             trace.replied(self.clock.now());
         }

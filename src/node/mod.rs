@@ -39,6 +39,7 @@ use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
 use crate::limits::{BATCH_SIZE_MAX, CLIENT_REQUESTS_IN_FLIGHT_MAX};
+use crate::marks::Marks;
 use crate::meta::MetaStore;
 use crate::replication::commit::AckPolicy;
 use crate::rng::Rng;
@@ -149,6 +150,7 @@ pub struct Node {
     shutdown: Option<Time>,
     spare_retry_at: Time,
     trace: Option<Trace>,
+    marks: Marks,
     /// Since when the frame under way is being handled.
     frame_started: Time,
     /// What happened so far.
@@ -251,6 +253,22 @@ impl Node {
     /// The role's word.
     pub fn role_name(&self) -> &'static str {
         self.role.name()
+    }
+
+    /// The name that this process should go by now: `kv-leader:9001`. The kernel keeps 15 bytes, so that a
+    /// role of up to six letters leaves room for every port.
+    pub fn process_name(&self) -> String {
+        let role = match self.role {
+            Role::Leader(_) => "leader",
+            Role::Follower(_) => "follow",
+            Role::Deposed => "former",
+        };
+        format!("kv-{role}:{}", self.config.port)
+    }
+
+    /// Puts up signposts for those who watch from outside.
+    pub fn set_marks(&mut self, marks: Marks) {
+        self.marks = marks;
     }
 
     /// The term.

@@ -136,6 +136,7 @@ impl Node {
                 return Ok(());
             }
         }
+        self.marks.put_received(self.wal.last_lsn().next(), &effect);
         let lsn = self.append(effect);
         if let Role::Leader(leader) = &mut self.role {
             leader.writers.push_back((lsn, conn));

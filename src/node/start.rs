@@ -8,6 +8,7 @@ use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, 
 use crate::disk::Disk;
 use crate::ids::{ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
+use crate::marks::Marks;
 use crate::meta::{Meta, MetaStore, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
@@ -75,6 +76,7 @@ impl Node {
             shutdown: None,
             spare_retry_at: now,
             trace: config.receipts.then(|| Trace::new(0, last.next())),
+            marks: Marks::default(),
             frame_started: now,
             counters: Counters::default(),
             config,

@@ -112,6 +112,7 @@ impl Node {
                 Line::Debug => log_debug!("replication", "{line}"),
             }
         }
+        self.marks.ack_received(index, &peer.address, ack.last_lsn, ack.spent.sync_ns);
         if let Some(trace) = &mut self.trace {
             trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
         }
@@ -146,6 +147,7 @@ impl Node {
         let term_lsn = leader.term_lsn;
         let barred = self.applied < term_lsn;
         if committed.lsn() > self.applied {
+            self.marks.committed(committed.lsn());
             if let Some(trace) = &mut self.trace {
                 trace.committed(committed.lsn(), self.clock.now());
             }

@@ -35,11 +35,13 @@ impl Node {
         if self.needs_sync() {
             let begin = self.clock.now();
             let commit = self.effective_commit();
+            self.marks.sync_begins(self.wal.last_lsn());
             let token = self.wal.write_durably(self.disk.as_mut(), commit)?;
             self.counters.syncs += 1;
             self.inflight.seal();
             let end = self.clock.now();
             let cost = SyncCost { sync_ns: end.since(begin) };
+            self.marks.synced(token.lsn(), cost.sync_ns);
             if let Some(trace) = &mut self.trace {
                 trace.synced(begin, end);
             }
