@@ -100,6 +100,19 @@ fn a_follower_that_was_not_waited_for_and_one_that_never_answered() {
 }
 
 #[test]
+fn a_wait_in_vain_is_not_blamed_on_the_follower_that_answered() {
+    let mut document = receipt();
+    document["stages_us"]["commit"] = json!(500_000.0);
+    document["total_us"] = json!(500_180.0);
+    document["followers"][1]["ack_us"] = Value::Null;
+    document["followers"][1]["before_commit"] = json!(false);
+    let text = render(&document, None);
+    assert!(text.contains("waiting for 127.0.0.1:9003 until it left the in-sync set.\n"), "{text}");
+    let text = render_slowest(&[document]);
+    assert!(text.ends_with("commit 100.0 %: 127.0.0.1:9003, no ACK\n"), "{text}");
+}
+
+#[test]
 fn put_explain_asks_for_the_receipt_and_prints_it() {
     let node = FakeNode::start(|_| reply(Status::Ok, receipt().to_string()));
     let ran = node.client(&["put", "--explain", "hello", "world"]);

@@ -27,6 +27,10 @@ const STAGE_WORDS: [(char, &str); STAGES.len()] = [
     ('=', "reply to its socket"),
 ];
 
+/// A wait that ends because a follower left the in-sync set lasts this long at least: the least
+/// `--insync-timeout-ms`.
+const LEFT_OUT_US_MIN: f64 = 10_000.0;
+
 const LEGEND: &str = "\
 - the leader's total   = a processor   # a disk   . waiting   ~ network and wake-ups, both ways together
 A node tells durations, never times of its clock: its share is drawn in the middle of the bar around it.
@@ -207,17 +211,39 @@ fn share(us: f64, of_us: f64) -> String {
 fn longest(receipt: Receipt<'_>) -> Option<String> {
     let (stage, us) = longest_stage(receipt)?;
     let total = receipt.us("total_us");
-    let waited_for = receipt.followers().filter(|follower| follower.0["before_commit"] == true);
-    let last = waited_for.max_by(|a, b| a.us("ack_us").total_cmp(&b.us("ack_us")));
-    let why = match last {
-        Some(last) if stage == "commit" => {
+    let why = match waited_for(receipt).filter(|_| stage == "commit") {
+        Some(Waited::For(last)) => {
             let (disk, network) = (last.us("sync_us"), last.us("network_us"));
             let what = if disk >= network { "its disk" } else { "the network and wake-ups" };
             format!(", waiting for {}, most of it for {what}", last.address())
         }
-        _ => String::new(),
+        Some(Waited::InVain(silent)) => {
+            format!(", waiting for {} until it left the in-sync set", silent.address())
+        }
+        None => String::new(),
     };
     Some(format!("Longest: {stage}, {} us, {} of the leader's time{why}.", micros(us), share(us, total)))
+}
+
+/// Whom the leader waited for before it could commit.
+enum Waited<'a> {
+    /// The last one whose ACK came in time.
+    For(Receipt<'a>),
+    /// One whose ACK did not come: the wait went on after the last ACK for longer than any turn takes.
+    InVain(Receipt<'a>),
+}
+
+fn waited_for(receipt: Receipt<'_>) -> Option<Waited<'_>> {
+    let in_time = |follower: &Receipt<'_>| follower.0["before_commit"] == true;
+    let last = receipt.followers().filter(in_time).max_by(|a, b| a.us("ack_us").total_cmp(&b.us("ack_us")));
+    let committed_us: f64 = ["send", "sync", "commit"].map(|stage| receipt.stage(stage)).iter().sum();
+    let after_last_us =
+        committed_us - last.map_or(receipt.stage("send") + receipt.stage("sync"), |l| l.us("ack_us"));
+    let silent = receipt.followers().find(|follower| !in_time(follower));
+    match (silent, last) {
+        (Some(silent), _) if after_last_us >= LEFT_OUT_US_MIN => Some(Waited::InVain(silent)),
+        (_, last) => last.map(Waited::For),
+    }
 }
 
 fn longest_stage(receipt: Receipt<'_>) -> Option<(&'static str, f64)> {
@@ -255,11 +281,13 @@ pub fn render_slowest(receipts: &[Value]) -> String {
 
 fn longest_in_short(receipt: Receipt<'_>) -> String {
     let Some((stage, us)) = longest_stage(receipt) else { return "-".to_owned() };
-    let waited_for = receipt.followers().filter(|follower| follower.0["before_commit"] == true);
-    let last = waited_for.max_by(|a, b| a.us("ack_us").total_cmp(&b.us("ack_us")));
-    let whom = last.filter(|_| stage == "commit").map_or_else(String::new, |last| {
-        format!(": {}, its sync {} us", last.address(), micros(last.us("sync_us")))
-    });
+    let whom = match waited_for(receipt).filter(|_| stage == "commit") {
+        Some(Waited::For(last)) => {
+            format!(": {}, its sync {} us", last.address(), micros(last.us("sync_us")))
+        }
+        Some(Waited::InVain(silent)) => format!(": {}, no ACK", silent.address()),
+        None => String::new(),
+    };
     format!("{stage} {}{whom}", share(us, receipt.us("total_us")))
 }
 

@@ -116,8 +116,13 @@ pub fn tail_document(
     })
 }
 
-/// The wait for followers belongs to the last one that had to answer: to its disk as far as that explains
-/// it, and to the network for the rest.
+/// Nanoseconds: a wait that ends because a follower left the in-sync set lasts this long at least (the least
+/// `--insync-timeout-ms`). What is shorter is the leader's own turn.
+const LEFT_OUT_NS_MIN: u64 = 10_000_000;
+
+/// The wait for followers belongs to the last one that answered in time: to its disk as far as that explains
+/// it, and to the network for the rest, until its ACK came. What is left after that is the leader's own, or, if
+/// it is as long as no turn is, the fault of who did not answer.
 fn attribute_commit(
     receipt: &Receipt,
     own_address: &str,
@@ -126,10 +131,61 @@ fn attribute_commit(
 ) {
     let wait = receipt.stages[4];
     let in_time = addresses.iter().zip(&receipt.followers).filter(|(_, follower)| follower.in_time);
-    let Some((address, last)) = in_time.max_by_key(|(_, follower)| follower.ack_ns) else {
-        return add(format!("{own_address} commit"), wait);
-    };
-    let disk = wait.min(u64::from(last.spent.sync_ns));
-    add(format!("{address} sync"), disk);
-    add(format!("{address} network and wake-up"), wait - disk);
+    let mut explained = 0;
+    if let Some((address, last)) = in_time.max_by_key(|(_, follower)| follower.ack_ns) {
+        // Both count from the turn.
+        let wait_began = receipt.stages[2] + receipt.stages[3];
+        explained = last.ack_ns.unwrap_or(0).saturating_sub(wait_began).min(wait);
+        let disk = explained.min(u64::from(last.spent.sync_ns));
+        add(format!("{address} sync"), disk);
+        add(format!("{address} network and wake-up"), explained - disk);
+    }
+    let left = wait - explained;
+    let mut silent = addresses.iter().zip(&receipt.followers).filter(|(_, follower)| !follower.in_time);
+    match silent.next() {
+        Some((address, _)) if left >= LEFT_OUT_NS_MIN => add(format!("{address} without an ACK"), left),
+        _ => add(format!("{own_address} commit"), left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// A write whose wait for followers took `wait_ms`, after 1 ms of everything else.
+    fn receipt(wait_ms: u64, acks_ms: [Option<u64>; 2], its_sync_ms: u32) -> Receipt {
+        let spent = AckDurations { decode_ns: 0, write_ns: 0, sync_ns: its_sync_ms * MS as u32 };
+        let share =
+            |ack: Option<u64>| FollowerShare { ack_ns: ack.map(|ms| ms * MS), in_time: ack.is_some(), spent };
+        Receipt {
+            lsn: Lsn(2),
+            batch_count: 1,
+            stages: [0, 0, 0, MS, wait_ms * MS, 0],
+            total_ns: (1 + wait_ms) * MS,
+            answered: true,
+            followers: acks_ms.map(share).to_vec(),
+        }
+    }
+
+    fn culprit(receipt: Receipt) -> String {
+        let tail = tail_document(vec![receipt], 99.9, "leader", &["a", "b"]);
+        tail["shares"][0]["what"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_wait_is_the_fault_of_who_answered_last() {
+        assert_eq!(culprit(receipt(20, [Some(2), Some(21)], 18)), "b sync");
+        assert_eq!(culprit(receipt(20, [Some(2), Some(21)], 1)), "b network and wake-up");
+        assert_eq!(culprit(receipt(9, [Some(2), Some(3)], 1)), "leader commit");
+    }
+
+    #[test]
+    fn a_wait_for_one_that_never_answered_is_not_the_fault_of_the_other() {
+        assert_eq!(culprit(receipt(500, [Some(1), None], 1)), "b without an ACK");
+        assert_eq!(culprit(receipt(500, [None, None], 1)), "a without an ACK");
+        // With a quorum nobody waits for the slowest: a short rest is the leader's own turn.
+        assert_eq!(culprit(receipt(9, [Some(2), None], 1)), "leader commit");
+    }
 }
