@@ -16,7 +16,7 @@ fi
 start_cluster
 
 load() {
-    while :; do client 1 put hello world >/dev/null || return; done
+    while client 1 put hello world >/dev/null 2>&1; do :; done
 }
 load &
 others+=($!)

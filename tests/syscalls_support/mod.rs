@@ -42,6 +42,10 @@ impl Node {
         self.child.id()
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     fn start(port: (u16, OwnedFd), arguments: &[String]) -> Node {
         let (number, held) = port;
         let data_dir = tempfile::tempdir().unwrap();
@@ -101,7 +105,7 @@ fn reserve_port() -> (u16, OwnedFd) {
     (address.port(), held)
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
         assert!(started.elapsed() < DEADLINE, "not after {DEADLINE:?}: {what}");
