@@ -1,7 +1,9 @@
 //! Signposts for those who watch a node from outside.
 //!
 //! Probes: user-space static tracepoints (USDT) of the provider `kvstore`, one for each stage of a write. A probe is a
-//! single `nop` until bpftrace, perf or gdb arms it, so they are always there.
+//! single `nop` until bpftrace or gdb arms it, so they are always there. The functions here are inlined wherever they
+//! are used: a copy that stands by itself is dropped by the linker while the note of its probe stays, and a tool
+//! that meets a probe at address 0 arms none.
 //!
 //! Notes (`--strace-marks`): the same stages as short texts between a node's real calls in the output of strace.
 //! A note is a write to a descriptor of the data directory that was opened with `O_PATH`, which the kernel refuses
@@ -49,6 +51,7 @@ impl Marks {
     }
 
     /// A write was decoded and gets this LSN.
+    #[inline(always)]
     pub fn put_received(&self, lsn: Lsn, effect: &Effect<'_>) {
         probe!(kvstore, put_received, lsn.0);
         match effect {
@@ -61,30 +64,35 @@ impl Marks {
     }
 
     /// The batch that ends with this LSN is with the followers' sockets; its write and flush begin.
+    #[inline(always)]
     pub fn sync_begins(&self, last: Lsn) {
         probe!(kvstore, sync_begins, last.0);
         self.note(format_args!("to lsn={last} write and flush"));
     }
 
     /// The batch that ends with this LSN is durable here.
+    #[inline(always)]
     pub fn synced(&self, last: Lsn, ns: u64) {
         probe!(kvstore, synced, last.0, ns);
         self.note(format_args!("to lsn={last} durable here"));
     }
 
     /// The n-th follower has everything up to this LSN; what it said its own flush took.
+    #[inline(always)]
     pub fn ack_received(&self, peer: usize, address: &str, last: Lsn, its_sync_ns: u32) {
         probe!(kvstore, ack_received, peer, last.0, its_sync_ns);
         self.note(format_args!("to lsn={last} durable at {address}"));
     }
 
     /// Everything up to this LSN is committed.
+    #[inline(always)]
     pub fn committed(&self, lsn: Lsn) {
         probe!(kvstore, committed, lsn.0);
         self.note(format_args!("to lsn={lsn} committed"));
     }
 
     /// The turn's replies are with their sockets; the last one is of this LSN. Told once.
+    #[inline(always)]
     pub fn replied(&mut self, lsn: Lsn) {
         if lsn > self.replied {
             self.replied = lsn;
