@@ -70,6 +70,10 @@ fn expect_all_in_sync_behind(cluster: &Cluster, leader: usize) {
     });
     let mut indices = vec![leader];
     indices.extend((0..3).filter(|index| *index != leader));
+    // A follower learns with the next heartbeat that it is in sync, and is promoted only then.
+    for index in &indices[1..] {
+        cluster.nodes[*index].wait_status("in sync by its own account", |status| status["in_sync"] == true);
+    }
     cluster.expect_equal(&indices);
 }
 

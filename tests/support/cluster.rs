@@ -111,6 +111,13 @@ impl Log {
         }
     }
 
+    /// A line that must be there already, because the process has ended.
+    #[track_caller]
+    pub fn expect_line(&self, pattern: &str) {
+        let lines = self.lines_from(0);
+        assert!(lines.iter().any(|l| l.contains(pattern)), "no {pattern:?} in:\n{}", lines.join("\n"));
+    }
+
     /// Waits until all streams are at their end.
     fn wait_for_end(&self) {
         let mut state = self.state.lock().unwrap();
