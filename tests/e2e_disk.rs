@@ -131,7 +131,11 @@ fn a_full_disk_refuses_writes_and_goes_on_when_space_returns() {
             Err(error) => {
                 assert_eq!(error.status(), Some(Status::DiskFull), "{error}");
                 refused += 1;
-                assert_eq!(client.get(&0_u32.to_be_bytes()).unwrap().value.as_ref(), Some(&value), "reads go on");
+                assert_eq!(
+                    client.get(&0_u32.to_be_bytes()).unwrap().value.as_ref(),
+                    Some(&value),
+                    "reads go on"
+                );
             }
         }
         if taken_after > 20 {

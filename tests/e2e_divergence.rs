@@ -156,7 +156,10 @@ fn a_copied_data_directory_is_refused_and_the_original_unaffected() {
     let mark = cluster.nodes[0].log.mark();
     cluster.nodes[2].start();
     let line = cluster.nodes[0].log.wait_for_line(mark, "copied data directory", DEADLINE);
-    assert!(line.contains(&cluster.nodes[1].address()) && line.contains(&cluster.nodes[2].address()), "{line}");
+    assert!(
+        line.contains(&cluster.nodes[1].address()) && line.contains(&cluster.nodes[2].address()),
+        "{line}"
+    );
     let copy = cluster.nodes[2].log.wait_for_line(0, "copied data directory", DEADLINE);
     assert!(copy.contains("WARN"), "both sides are told: {copy}");
     put_numbers(&cluster.nodes[0], "after", 5);

@@ -248,11 +248,13 @@ fn another_leader_in_the_same_term_is_refused_and_logged() {
 #[test]
 fn a_leader_whose_follower_met_a_higher_term_is_told_and_stops_taking_writes() {
     let cluster = Cluster::start(2, &[]);
-    let status = cluster.nodes[1].status();
+    let status = cluster.nodes[1].wait_status("told that its records are committed", |status| {
+        status["commit_lsn"] == status["last_lsn"] && status["commit_lsn"] != 0
+    });
     let mut higher = Script::new(Term { promotion: 3, start: 0 });
     higher.cluster_id = ClusterId(id(&status["cluster_id"]));
-    let (_raw, opened) = higher.session_below(&cluster.nodes[1]);
-    assert_eq!(opened, RefuseCode::CutBelowCommit, "its empty log would cut what is committed");
+    let refused = higher.refused(&cluster.nodes[1]).code;
+    assert_eq!(refused, RefuseCode::CutBelowCommit, "its empty log would cut what is committed");
     cluster.nodes[0].client().put(b"k", b"v").unwrap();
     cluster.expect_equal(&[0, 1]);
 
@@ -265,14 +267,6 @@ fn a_leader_whose_follower_met_a_higher_term_is_told_and_stops_taking_writes() {
     assert_eq!(cluster.nodes[0].status()["role"], "deposed");
     let error = cluster.nodes[0].client().put(b"k", b"v").unwrap_err();
     assert!(error.to_string().contains(ADDRESS), "{error}");
-}
-
-impl Script {
-    fn session_below(&self, node: &Node) -> (Raw, RefuseCode) {
-        let (raw, message_type, body) = self.dial(node);
-        assert_eq!(message_type, MessageType::Refuse);
-        (raw, Refuse::decode(&body).unwrap().code)
-    }
 }
 
 fn id(text: &Value) -> [u8; 16] {
@@ -336,7 +330,8 @@ fn a_leader_fences_acks_that_cannot_be() {
         // In the first session nothing matches; in the second, everything does.
         let (match_lsn, match_chain) =
             if n == 0 { (Lsn::ZERO, Chain::ZERO) } else { (open.last_lsn, open.last_chain) };
-        let reply = OpenReply { term: open.term, match_lsn, match_chain, commit_lsn: Lsn::ZERO, cut_from: Lsn::ZERO };
+        let reply =
+            OpenReply { term: open.term, match_lsn, match_chain, commit_lsn: Lsn::ZERO, cut_from: Lsn::ZERO };
         let mut bytes = Vec::new();
         reply.encode(&mut bytes);
         Ack { last_lsn: ack_lsn, ..Ack::default() }.encode(&mut bytes);

@@ -128,9 +128,10 @@ fn when_accept_itself_fails_those_who_wait_are_told_and_the_node_recovers() {
     let mut first = single.node.client();
     first.put(b"k", b"v").unwrap();
     let pid = rustix::process::Pid::from_raw(single.node.pid() as i32);
-    let limit = |current| rustix::process::Rlimit { current: Some(current), maximum: Some(current.max(1_024)) };
     let nofile = rustix::process::Resource::Nofile;
-    let before = rustix::process::prlimit(pid, nofile, limit(32)).unwrap();
+    let before = rustix::process::getrlimit(nofile);
+    let lowered = rustix::process::Rlimit { current: Some(32), maximum: before.maximum };
+    rustix::process::prlimit(pid, nofile, lowered).unwrap();
     let mut open = Vec::new();
     let refusal = loop {
         assert!(open.len() < 64, "32 descriptors cannot hold 64 connections");

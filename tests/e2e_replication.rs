@@ -45,7 +45,11 @@ fn one_write_is_seen_in_the_log_of_leader_and_follower_at_the_default_level() {
         assert!(line.contains(&format!("lsn={lsn}..{lsn}")) && line.contains("took_us="), "{line}");
     }
     let leader = &cluster.nodes[0].log;
-    leader.wait_for_line(marks[0], "[replication] sent AppendEntries, 1 record(s) to 2 follower(s)", DEADLINE);
+    leader.wait_for_line(
+        marks[0],
+        "[replication] sent AppendEntries, 1 record(s) to 2 follower(s)",
+        DEADLINE,
+    );
     for follower in &cluster.nodes[1..] {
         let pattern = format!("ACK from {} last_lsn={lsn}", follower.address());
         leader.wait_for_line(marks[0], &pattern, DEADLINE);
@@ -70,7 +74,10 @@ fn every_ack_policy_acknowledges_what_it_promises() {
         }
         if ack == "quorum" {
             // Acknowledged means on a majority: the other follower has it by now.
-            assert_eq!(cluster.nodes[1].client().get(b"with one stopped").unwrap().value, Some(b"1".to_vec()));
+            assert_eq!(
+                cluster.nodes[1].client().get(b"with one stopped").unwrap().value,
+                Some(b"1".to_vec())
+            );
         }
         cluster.nodes[2].signal(Signal::CONT);
         cluster.wait_streaming();

@@ -40,8 +40,7 @@ pub struct Port {
 impl Port {
     pub fn reserve() -> Port {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
-        let held =
-            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let held = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         sockopt::set_socket_reuseaddr(&held, true).unwrap();
         bind(&held, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address: SocketAddr = getsockname(&held).unwrap().try_into().unwrap();
@@ -172,7 +171,8 @@ impl Node {
             }
             None => Command::new(program),
         };
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVSTORE_"))
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KVSTORE_"))
         {
             command.env_remove(name);
         }
@@ -211,6 +211,13 @@ impl Node {
         self.spawn();
         let status = self.wait_exit(DEADLINE);
         (status.code().expect("it ends by itself"), self.log.lines_from(mark).join("\n"))
+    }
+
+    fn traced_pid(&self) -> Option<Pid> {
+        self.wrapper.first().filter(|program| *program == "strace")?;
+        let lines = self.log.lines_from(0);
+        let banner = lines.iter().rev().find_map(|line| line.split_once(" pid="))?.1;
+        Pid::from_raw(banner.split(' ').next()?.parse().ok()?)
     }
 
     pub fn pid(&self) -> u32 {
@@ -331,6 +338,11 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
+            // A tracer that is killed leaves what it traced running: the node goes first, by the pid in its
+            // banner, which is its own for as long as the tracer lives.
+            if let Some(pid) = self.traced_pid() {
+                let _ = kill_process(pid, Signal::KILL);
+            }
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -365,8 +377,12 @@ impl Cluster {
             let roles =
                 if index == 0 { ["--role=leader", &peers] } else { ["--role=follower", leader.as_str()] };
             let segments = [SMALL_SEGMENTS].into_iter().filter(|_| !has_segment_flag(extra));
-            let args: Vec<&str> =
-                roles.into_iter().filter(|arg| *arg != "--peers=").chain(segments).chain(extra.iter().copied()).collect();
+            let args: Vec<&str> = roles
+                .into_iter()
+                .filter(|arg| *arg != "--peers=")
+                .chain(segments)
+                .chain(extra.iter().copied())
+                .collect();
             Node::new(port, dir.path().join(format!("node{index}")), &args)
         };
         let nodes = ports.into_iter().enumerate().map(node).collect();
