@@ -59,7 +59,8 @@ fn frames_beyond_the_input_budget_are_refused_as_busy_and_room_comes_back() {
 
 #[test]
 fn writes_beyond_the_in_flight_budget_are_refused_as_busy_until_the_follower_is_back() {
-    let cluster = Cluster::start(2, &["--insync-timeout-ms=60000", "--segment-bytes=67108864"]);
+    let cluster =
+        Cluster::start(2, &["--insync-timeout-ms=60000", "--segment-bytes=67108864", "--durability=os"]);
     cluster.nodes[1].signal(Signal::STOP);
     let bytes = largest_put();
     let fitting = IN_FLIGHT_SIZE_MAX / bytes.len();
@@ -77,7 +78,11 @@ fn writes_beyond_the_in_flight_budget_are_refused_as_busy_until_the_follower_is_
     assert_eq!(status, Status::Busy);
     assert!(String::from_utf8_lossy(&message).contains("wait for replicas"));
     assert_eq!(cluster.nodes[0].status()["last_lsn"], all, "what is refused has no LSN");
-    assert_eq!(cluster.nodes[0].cli(&["put", "k", "v"]).0, 6, "a small one fits, and waits");
+    assert_eq!(
+        cluster.nodes[0].cli(&["--timeout-ms", "300", "put", "k", "v"]).0,
+        6,
+        "a small one fits, and waits"
+    );
     cluster.nodes[1].signal(Signal::CONT);
     for raw in &mut waiting {
         assert_eq!(raw.reply().0, Status::Ok);
