@@ -71,7 +71,7 @@ fn write_until_lost(address: &str, name: u64, number: &mut u64, stop: &AtomicBoo
         for _ in 0..PIPELINE {
             *number += 1;
             let key = format!("w{name}-{}", *number % KEYS_PER_WRITER).into_bytes();
-            if client.send(&Request::Put { key: &key, value: &number.to_be_bytes() }).is_err() {
+            if client.send(&Request::Put { key: &key, value: &value(*number) }).is_err() {
                 return;
             }
             sent.push((key, *number));
@@ -93,6 +93,13 @@ fn write_until_lost(address: &str, name: u64, number: &mut u64, stop: &AtomicBoo
     }
 }
 
+/// The number, and padding of up to half a kilobyte, so that segments fill and rotate.
+fn value(number: u64) -> Vec<u8> {
+    let mut value = vec![number as u8; 8 + (number as usize * 37) % 512];
+    value[..8].copy_from_slice(&number.to_be_bytes());
+    value
+}
+
 /// Looks the keys up, many at a time, and checks that none reads below what was acknowledged.
 fn look_up(node: &Node, wanted: &[(Vec<u8>, u64)]) {
     let mut client = node.client();
@@ -105,8 +112,9 @@ fn look_up(node: &Node, wanted: &[(Vec<u8>, u64)]) {
             let reply = client.receive().unwrap();
             let key = String::from_utf8_lossy(key);
             assert_eq!(reply.status, Status::Ok, "port {}: {key} = {number} is gone", node.port);
-            let value = u64::from_be_bytes(reply.payload.try_into().expect("eight bytes"));
-            assert!(value >= *number, "port {}: {key} is {value}, {number} was acknowledged", node.port);
+            let found = u64::from_be_bytes(reply.payload[..8].try_into().expect("eight bytes"));
+            assert!(found >= *number, "port {}: {key} is {found}, {number} was acknowledged", node.port);
+            assert!(reply.payload == value(found), "port {}: {key} holds bytes that nobody wrote", node.port);
         }
     }
 }
@@ -135,7 +143,7 @@ fn wait_for_acks(writers: &[Writer], more: u64) {
 #[test]
 fn two_hundred_kills_under_load_lose_nothing_that_was_acknowledged() {
     const KILLS: usize = 200;
-    let mut cluster = Cluster::start(3, &["--insync-timeout-ms=200"]);
+    let mut cluster = Cluster::start(3, &["--insync-timeout-ms=200", "--segment-bytes=65536"]);
     let mut random = Seeded::new(0x5eed);
     let writers: Vec<Writer> = (0..2).map(|name| Writer::start(cluster.nodes[0].address(), name)).collect();
     let mut leader_kills = 0;
@@ -175,6 +183,7 @@ fn two_hundred_kills_under_load_lose_nothing_that_was_acknowledged() {
         }
     }
     assert!(leader_kills >= KILLS / 5, "{leader_kills} kills of the leader");
+    assert!(cluster.nodes[0].files(".seg").len() > 20, "segments were rotated under it");
     let known: Vec<Known> = writers.into_iter().map(Writer::finish).collect();
     cluster.wait_streaming();
     cluster.expect_equal(&[0, 1, 2]);

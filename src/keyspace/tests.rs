@@ -92,7 +92,7 @@ proptest! {
     #[test]
     fn behaves_like_a_map(
         seed: [u64; 2],
-        table_places in prop_oneof![Just(4), Just(8), Just(32)],
+        table_places in prop_oneof![Just(8), Just(16), Just(64)],
         operations in proptest::collection::vec(operation(), 1..800),
     ) {
         let mut keyspace = Keyspace::with_table_places(seed, table_places);
@@ -111,7 +111,7 @@ proptest! {
 
 #[test]
 fn small_tables_go_through_every_step_of_growth() {
-    let mut keyspace = Keyspace::with_table_places([1, 2], 4);
+    let mut keyspace = Keyspace::with_table_places([1, 2], 8);
     for number in 0..2_000u32 {
         let _ = keyspace.apply(&Effect::Put { key: &number.to_be_bytes(), value: b"" });
     }
