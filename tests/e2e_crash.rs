@@ -1,5 +1,6 @@
 //! kill -9 under load: whatever was acknowledged is there afterwards, on every node, in the end with equal
-//! states (D12).
+//! states (D12). And, because it takes half a minute as well and so costs the suite nothing beside it, the
+//! deadline of a frame that is never finished (C1).
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -220,4 +221,23 @@ fn a_leader_killed_under_load_has_every_acknowledged_write_when_it_is_back_in_a_
         cluster.expect_equal(&[0, 1, 2]);
         look_up(&cluster.nodes[2], &all);
     }
+}
+
+#[test]
+fn a_frame_that_is_never_finished_is_closed_at_its_deadline_and_a_silent_client_is_not() {
+    use kvstore::limits::FRAME_DEADLINE_MS;
+    let single = cluster::Single::start(&[]);
+    let mut silent = single.node.raw();
+    let mut slow = single.node.raw();
+    let mut bytes = Vec::new();
+    Request::Put { key: b"slow", value: b"1" }.encode(&mut bytes);
+    let begin = Instant::now();
+    slow.stream.set_read_timeout(Some(Duration::from_millis(FRAME_DEADLINE_MS + 10_000))).unwrap();
+    slow.write(&bytes[..bytes.len() - 1]);
+    assert!(slow.is_closed());
+    let waited = begin.elapsed();
+    assert!(waited >= Duration::from_millis(FRAME_DEADLINE_MS), "closed after {waited:?}");
+    single.node.log.line("was not finished in time");
+    silent.request(&Request::Get { key: b"slow" });
+    assert_eq!(silent.reply().0, Status::NotFound);
 }

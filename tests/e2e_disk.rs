@@ -27,13 +27,20 @@ fn strace_works() -> bool {
     works
 }
 
-/// A single node under strace with this injection into calls on log segments. strace detaches from nothing:
-/// it ends with the exit code of the node.
-fn with_injection(inject: &str) -> Single {
+/// A file system without RWF_DSYNC: the node falls back to a write and an fdatasync of its own.
+const TWO_CALLS: &str = "pwritev2:error=EOPNOTSUPP";
+
+/// The command line that makes system calls of a node fail. strace ends with the node's exit code.
+fn strace(injections: &[&str]) -> Vec<String> {
+    let mut wrapper: Vec<String> =
+        ["strace", "-f", "-qq", "-o", "/dev/null"].into_iter().map(str::to_owned).collect();
+    wrapper.extend(injections.iter().map(|injection| format!("--inject={injection}")));
+    wrapper
+}
+
+fn with_injections(injections: &[&str]) -> Single {
     let mut single = Single::prepare(&[]);
-    let trace = format!("--inject={inject}");
-    single.node.wrapper =
-        ["strace", "-f", "-qq", "-o", "/dev/null", &trace].into_iter().map(str::to_owned).collect();
+    single.node.wrapper = strace(injections);
     single
 }
 
@@ -53,24 +60,34 @@ fn value_of(node: &Node) -> Option<u64> {
     Some(u64::from_be_bytes(value.try_into().unwrap()))
 }
 
+/// Runs a node until the injected failure ends it, checks how, and starts it with a whole disk. Returns how
+/// many writes were acknowledged, and the number that is there afterwards.
+fn fail_and_restart(injections: &[&str]) -> (u64, u64) {
+    let mut single = with_injections(injections);
+    single.node.start();
+    let acked = put_until_lost(&single.node);
+    assert!(acked > 0, "some writes were acknowledged before");
+    assert_eq!(single.node.wait_exit(DEADLINE).code(), Some(13));
+    let line = single.node.log.line("exit code 13");
+    assert!(line.contains("wal-") && line.contains("Input/output error"), "{line}");
+    single.node.wrapper.clear();
+    single.node.start();
+    (acked, value_of(&single.node).expect("acknowledged writes are there"))
+}
+
 #[test]
-fn a_failed_fdatasync_ends_the_process_before_the_write_is_acknowledged() {
+fn a_failed_sync_ends_the_process_before_the_write_is_acknowledged() {
     if !strace_works() {
         return;
     }
-    // From the 40th call on every fdatasync fails: no retry may be what makes it acknowledge.
-    let mut single = with_injection("fdatasync:error=EIO:when=40+");
-    single.node.start();
-    let acked = put_until_lost(&single.node);
-    assert_eq!(single.node.wait_exit(DEADLINE).code(), Some(13));
-    let line = single.node.log.wait_for_line(0, "exit code 13", DEADLINE);
-    assert!(line.contains("wal-") && line.contains("Input/output error"), "{line}");
-    assert!(acked > 0, "some writes were acknowledged before");
-    // One more may be there, whose outcome the client does not know; none that was acknowledged is missing.
-    single.node.wrapper.clear();
-    single.node.start();
-    let value = value_of(&single.node).expect("acknowledged writes are there");
-    assert!(value + 1 >= acked && value <= acked, "{acked} acknowledged, {value} found");
+    // From the 40th call on every sync fails: no retry may be what makes it acknowledge.
+    let one_call = &["pwritev2:error=EIO:when=40+"][..];
+    let two_calls = &[TWO_CALLS, "fdatasync:error=EIO:when=40+"][..];
+    for injections in [one_call, two_calls] {
+        let (acked, value) = fail_and_restart(injections);
+        // One more may be there, whose outcome the client does not know; none that was acknowledged is missing.
+        assert!(value + 1 >= acked && value <= acked, "{injections:?}: {acked} acknowledged, {value} found");
+    }
 }
 
 #[test]
@@ -78,25 +95,17 @@ fn a_failed_write_ends_the_process_and_is_not_acknowledged() {
     if !strace_works() {
         return;
     }
-    let mut single = with_injection("pwrite64,pwritev:error=EIO:when=40+");
-    single.node.start();
-    let acked = put_until_lost(&single.node);
-    assert_eq!(single.node.wait_exit(DEADLINE).code(), Some(13));
-    single.node.wrapper.clear();
-    single.node.start();
-    let value = value_of(&single.node).expect("acknowledged writes are there");
+    let (acked, value) = fail_and_restart(&[TWO_CALLS, "pwrite64:error=EIO:when=40+"]);
     assert_eq!(value + 1, acked, "what was not written is not there");
 }
 
 #[test]
-fn a_follower_whose_fdatasync_fails_acknowledges_nothing_behind_it() {
+fn a_follower_whose_sync_fails_acknowledges_nothing_behind_it() {
     if !strace_works() {
         return;
     }
     let mut cluster = Cluster::prepare(2, &["--insync-timeout-ms=60000"]);
-    let inject = "--inject=fdatasync:error=EIO:when=40+";
-    cluster.nodes[1].wrapper =
-        ["strace", "-f", "-qq", "-o", "/dev/null", inject].into_iter().map(str::to_owned).collect();
+    cluster.nodes[1].wrapper = strace(&["pwritev2:error=EIO:when=40+"]);
     cluster.nodes[0].start();
     cluster.nodes[1].start();
     cluster.wait_streaming();
@@ -118,8 +127,8 @@ fn a_full_disk_refuses_writes_and_goes_on_when_space_returns() {
     if !strace_works() {
         return;
     }
-    // The third to twentieth allocation finds no room, which is what a full disk looks like to a node.
-    let mut single = with_injection("fallocate:error=ENOSPC:when=6..30");
+    // From the sixth to the thirtieth allocation there is no room: what a full disk looks like to a node.
+    let mut single = with_injections(&["fallocate:error=ENOSPC:when=6..30"]);
     single.node.start();
     let mut client = single.node.client();
     let value = vec![7; 60 << 10];

@@ -10,7 +10,7 @@ use cluster::{Cluster, DEADLINE};
 use kvstore::wire::client::{Request, Status};
 use rustix::process::Signal;
 
-const VALUE: [u8; 32 << 10] = [7; 32 << 10];
+static VALUE: [u8; 32 << 10] = [7; 32 << 10];
 /// What a leader may hold for a follower that is behind: its output buffer and the frame it is fed.
 const RSS_GROWTH_MAX_KIB: u64 = 20 << 10;
 

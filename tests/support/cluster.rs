@@ -112,9 +112,10 @@ impl Log {
 
     /// A line that must be there already, because the process has ended.
     #[track_caller]
-    pub fn expect_line(&self, pattern: &str) {
+    pub fn line(&self, pattern: &str) -> String {
         let lines = self.lines_from(0);
-        assert!(lines.iter().any(|l| l.contains(pattern)), "no {pattern:?} in:\n{}", lines.join("\n"));
+        let found = lines.iter().find(|line| line.contains(pattern)).cloned();
+        found.unwrap_or_else(|| panic!("no line with {pattern:?} in:\n{}", lines.join("\n")))
     }
 
     /// Waits until all streams are at their end.
