@@ -5,7 +5,10 @@
 mod cluster;
 
 use cluster::{Cluster, DEADLINE, Node};
+use kvstore::ids::{ClusterId, NodeId, Term};
 use kvstore::wire::client::Status;
+use kvstore::wire::peer::{Fence, FenceReply, Hello, PROTOCOL_VERSIONS};
+use kvstore::wire::{CMD_TYPES_KNOWN, MessageType};
 use rustix::process::Signal;
 
 /// What `kv_client` printed, wherever.
@@ -153,6 +156,56 @@ fn a_silent_peer_stops_a_promotion_and_force_says_what_may_be_lost() {
     cluster.expect_equal(&[1, 2]);
 }
 
+/// A candidate that fences a node and is never heard of again.
+fn fence_and_vanish(node: &Node) {
+    let status = node.status();
+    let text = status["cluster_id"].as_str().unwrap();
+    let cluster_id = std::array::from_fn(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap());
+    let (candidate, address) = (NodeId([5; 16]), "127.0.0.1:1".to_owned());
+    let hello = Hello {
+        versions: PROTOCOL_VERSIONS,
+        features: 0,
+        cmd_types: CMD_TYPES_KNOWN,
+        cluster_id: ClusterId(cluster_id),
+        node_id: candidate,
+        term: Term { promotion: 0, start: 1 },
+        address: address.clone(),
+        leader: NodeId::NONE,
+        leader_address: String::new(),
+        auth: Vec::new(),
+    };
+    let mut bytes = Vec::new();
+    hello.encode(false, &mut bytes);
+    let term = Term { promotion: 1, start: 0 };
+    Fence { probe: false, term, candidate, address }.encode(&mut bytes);
+    let mut raw = node.raw();
+    raw.write(&bytes);
+    assert_eq!(raw.frame().unwrap().0, MessageType::HelloReply);
+    let (message_type, body) = raw.frame().unwrap();
+    assert_eq!(message_type, MessageType::FenceReply);
+    assert!(FenceReply::decode(&body).unwrap().accepted);
+}
+
+#[test]
+fn a_node_fenced_by_a_candidate_that_vanished_still_asks_its_old_leader() {
+    let cluster = Cluster::start(3, &[]);
+    cluster.nodes[0].client().put(b"k", b"v").unwrap();
+    cluster.nodes[1].wait_status("in sync", |status| status["in_sync"] == true);
+    fence_and_vanish(&cluster.nodes[1]);
+    // The candidate may lead and acknowledge writes without this node: who knows?
+    let (code, text) = said(&cluster.nodes[1], &["promote"]);
+    assert!(code == 5 && text.contains("not in sync"), "{code}: {text}");
+    let mark = cluster.nodes[1].log.mark();
+    let (code, text) = said(&cluster.nodes[1], &["promote", "--force"]);
+    assert_eq!(code, 0, "{text}");
+    let line = cluster.nodes[1].log.wait_for_line(mark, "promotion asked for", DEADLINE);
+    for other in [0, 2] {
+        assert!(line.contains(&cluster.nodes[other].address()), "{line}");
+    }
+    assert_eq!(cluster.nodes[0].status()["role"], "deposed");
+    assert_eq!(said(&cluster.nodes[0], &["put", "after", "1"]).0, 0, "the old leader knows who leads");
+}
+
 #[test]
 fn of_two_promotions_at_once_at_most_one_leads_in_a_term() {
     let cluster = Cluster::start(3, &[]);
@@ -175,6 +228,9 @@ fn of_two_promotions_at_once_at_most_one_leads_in_a_term() {
         cluster.nodes[index].wait_status("out of the lead", |status| status["role"] != "leader");
         assert_eq!(said(&cluster.nodes[index], &["follow", &cluster.nodes[1].address()]).0, 0);
     }
+    // Nobody was forgotten on the way: the old leader and the other candidate are its peers.
+    let status = cluster.nodes[1].status();
+    assert_eq!(status["peers"].as_array().unwrap().len(), 2, "{status}");
     expect_all_in_sync_behind(&cluster, 1);
 }
 
