@@ -195,7 +195,8 @@ use clap::builder::TypedValueParser;
 impl LoadArgs {
     /// Says what makes no sense, in words.
     pub fn check(&self) -> Result<(), String> {
-        let positive = |ok: bool, flag: &str| if ok { Ok(()) } else { Err(format!("{flag} must be above 0")) };
+        let positive =
+            |ok: bool, flag: &str| if ok { Ok(()) } else { Err(format!("{flag} must be above 0")) };
         positive(self.connections > 0, "--connections")?;
         positive(self.pipeline > 0, "--pipeline")?;
         positive(self.runs > 0, "--runs")?;

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::args::{LoadArgs, ProtocolName};
 use crate::floor::Floor;
-use crate::plot::{self, Curve};
 use crate::measure::{PERCENTILES, Spread, Summary, quantile_us};
+use crate::plot::{self, Curve};
 
 /// Everything of one measurement.
 pub struct Report<'a> {
@@ -97,10 +97,8 @@ impl Report<'_> {
     pub fn to_svg(&self) -> String {
         let store = self.store.iter().flat_map(|summary| &summary.runs).map(|run| ("store", run));
         let floor = self.floor.iter().flat_map(|floor| &floor.summary().runs).map(|run| ("floor", run));
-        let curves: Vec<Curve<'_>> = store
-            .chain(floor)
-            .map(|(group, run)| Curve { group, histogram: run.response_ns() })
-            .collect();
+        let curves: Vec<Curve<'_>> =
+            store.chain(floor).map(|(group, run)| Curve { group, histogram: run.response_ns() }).collect();
         plot::svg(&self.label(), &self.describe_load(), &curves)
     }
 

@@ -103,11 +103,7 @@ impl Floor {
     }
 
     /// Starts the bare nodes, checks them at one connection, loads them, ends them.
-    pub fn measure_run(
-        &mut self,
-        args: &LoadArgs,
-        progress: &mut dyn FnMut(f64, u64),
-    ) -> Result<(), String> {
+    pub fn measure_run(&mut self, args: &LoadArgs, progress: &mut dyn FnMut(f64, u64)) -> Result<(), String> {
         let cluster = Cluster::start(args)?;
         let endpoint = cluster.address.to_string();
         let check = LoadArgs {

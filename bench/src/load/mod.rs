@@ -93,7 +93,7 @@ impl Source {
 }
 
 const TOKEN_TIMER: Token = Token(usize::MAX);
-/// Seconds after the measured time in which an outstanding reply still counts with its latency.
+/// Seconds after the measured time in which what was due or sent in it is still sent and waited for.
 const GRACE_SECONDS: f64 = 2.0;
 
 /// Runs it. `progress` is called about ten times a second with the seconds gone and the successes so far.
@@ -154,7 +154,7 @@ impl Generator {
         }
         loop {
             let now_ns = self.window.clock.now_ns();
-            let sending = now_ns < self.window.end_ns && !self.exhausted;
+            let sending = self.is_sending(now_ns);
             let quiet = self.connections.iter().all(Connection::is_quiet);
             let lost = self.connections.iter().all(|connection| !connection.is_open());
             if lost || now_ns >= grace_end_ns || (!sending && quiet) {
@@ -174,6 +174,14 @@ impl Generator {
             for event in events.iter().filter(|event| event.token() != TOKEN_TIMER) {
                 self.turn(event.token().0, true);
             }
+        }
+    }
+
+    /// Whether there is something to ask still. What was due in the measured time is sent even after it.
+    fn is_sending(&self, now_ns: u64) -> bool {
+        match &self.pace {
+            Some(pace) => pace.due_ns() < self.window.end_ns,
+            None => now_ns < self.window.end_ns && !self.exhausted,
         }
     }
 

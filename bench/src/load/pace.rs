@@ -22,7 +22,8 @@ pub struct Pace {
 impl Pace {
     /// So many requests per second, from 0 of the clock on.
     pub fn new(rate: f64, registry: &Registry, token: Token) -> io::Result<Pace> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         registry.register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
         Ok(Pace { interval_ns: 1e9 / rate, taken: 0, timer, armed_for: None })
     }

@@ -217,11 +217,8 @@ mod tests {
         let data = frame(frame_type::DATA, 0, 1, b"\0\0\0\0\0");
         assert_eq!(etcd.find(&data, &mut out), Ok(Found::Skip(data.len())));
         let end = |stream| frame(frame_type::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, b"t");
-        let reply = |stream, error| Found::Reply {
-            size: end(stream).len(),
-            answers: Answers::Number(stream),
-            error,
-        };
+        let reply =
+            |stream, error| Found::Reply { size: end(stream).len(), answers: Answers::Number(stream), error };
         assert_eq!(etcd.find(&end(3), &mut out), Ok(reply(3, Some("GrpcError".into()))));
         assert_eq!(etcd.find(&end(1), &mut out), Ok(reply(1, None)));
         assert!(out.is_empty());

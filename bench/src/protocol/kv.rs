@@ -66,7 +66,10 @@ mod tests {
             assert_eq!(kv.find(&bytes[..size]), Ok(Found::NeedMore));
         }
         let error = Some("Busy".into());
-        assert_eq!(kv.find(&bytes), Ok(Found::Reply { size: bytes.len(), answers: Answers::Oldest(1), error }));
+        assert_eq!(
+            kv.find(&bytes),
+            Ok(Found::Reply { size: bytes.len(), answers: Answers::Oldest(1), error })
+        );
     }
 
     #[test]
