@@ -127,12 +127,12 @@ pub struct LoadArgs {
     /// How it speaks.
     #[arg(long, value_enum, default_value = "kv")]
     pub protocol: ProtocolName,
-    /// RESP: behind the SETs of one turn send `WAIT N 0`, and take them for done when it says N or more.
+    /// RESP: send `WAIT N 0` behind each SET, and take it for done when that says N or more.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub wait: u32,
-    /// RESP: send a WAIT behind every single SET instead; a pipeline then waits once for each of its SETs.
+    /// RESP: send one WAIT behind all SETs of a turn instead. A pipeline then waits once, not once per SET.
     #[arg(long)]
-    pub wait_each: bool,
+    pub wait_batch: bool,
     /// put, get, or mix:N (N of a hundred are GET; the keys are written first).
     #[arg(long, default_value = "put")]
     pub op: Mix,

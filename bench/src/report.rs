@@ -136,7 +136,11 @@ impl Report<'_> {
             Some(rate) => format!("open loop at {rate} per second"),
             None => "closed loop".to_owned(),
         };
-        let wait = if args.wait > 0 { format!(", WAIT {}", args.wait) } else { String::new() };
+        let wait = match (args.wait, args.wait_batch) {
+            (0, _) => String::new(),
+            (wait, false) => format!(", WAIT {wait} behind each"),
+            (wait, true) => format!(", WAIT {wait} behind each batch"),
+        };
         format!(
             "{}{wait}, {pace}, {} connections x pipeline {}, {} keys, values of {} B, {} run(s) of {} s",
             args.op, args.connections, args.pipeline, args.keys, args.value_size, args.runs, args.duration
@@ -157,7 +161,7 @@ fn config_json(args: &LoadArgs) -> Value {
         "endpoint": args.endpoint,
         "protocol": args.endpoint.as_ref().map(|_| protocol_name(args.protocol)),
         "wait": args.wait,
-        "wait_each": args.wait_each,
+        "wait_batch": args.wait_batch,
         "op": args.op.to_string(),
         "connections": args.connections,
         "pipeline": args.pipeline,

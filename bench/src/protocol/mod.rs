@@ -72,7 +72,7 @@ impl Dialect {
     pub fn new(args: &LoadArgs) -> Dialect {
         match args.protocol {
             ProtocolName::Kv => Dialect::Kv(kv::Kv::new(args.value_size)),
-            ProtocolName::Resp => Dialect::Resp(resp::Resp::new(args.value_size, args.wait, args.wait_each)),
+            ProtocolName::Resp => Dialect::Resp(resp::Resp::new(args.value_size, args.wait, args.wait_batch)),
             ProtocolName::Etcd => Dialect::Etcd(Box::new(etcd::Etcd::new(args.value_size))),
         }
     }

@@ -1,8 +1,9 @@
 //! RESP, as redis and valkey speak it.
 //!
-//! With `--wait N` a write is done when a `WAIT N 0` behind it says that N replicas have it. By default one
-//! WAIT stands behind all SETs that are written in one turn: that is the most favourable way to use it,
-//! because a WAIT behind every SET makes a pipeline wait once per SET (`--wait-each`).
+//! With `--wait N` a write is done when a `WAIT N 0` behind it says that N replicas have it. The server reads
+//! nothing behind a WAIT before it is answered, so a pipeline waits once per SET: that is what it costs to
+//! know of each write that it is replicated before the next one is begun. With `--wait-batch` one WAIT stands
+//! behind all SETs of a turn, which is the most favourable way to use it.
 
 use super::{Answers, Found, Operation};
 use crate::template::{Template, key, value};
@@ -13,7 +14,7 @@ pub struct Resp {
     get: Template,
     wait_command: Vec<u8>,
     replicas_wanted: u32,
-    wait_each: bool,
+    wait_batch: bool,
     /// SETs appended since the last WAIT.
     sets_unsealed: u32,
     /// Replies to SETs that came since the last reply to a WAIT.
@@ -23,13 +24,13 @@ pub struct Resp {
 }
 
 impl Resp {
-    pub fn new(value_size: usize, replicas_wanted: u32, wait_each: bool) -> Resp {
+    pub fn new(value_size: usize, replicas_wanted: u32, wait_batch: bool) -> Resp {
         Resp {
             set: Template::new(command(&[b"SET", &key(0), &value(value_size)])),
             get: Template::new(command(&[b"GET", &key(0)])),
             wait_command: command(&[b"WAIT", replicas_wanted.to_string().as_bytes(), b"0"]),
             replicas_wanted,
-            wait_each,
+            wait_batch,
             sets_unsealed: 0,
             sets_replied: 0,
             set_error: None,
@@ -44,7 +45,7 @@ impl Resp {
             Operation::Put => {
                 self.set.append(out, key_index);
                 self.sets_unsealed += u32::from(self.replicas_wanted > 0);
-                if self.wait_each {
+                if !self.wait_batch {
                     self.end_turn(out);
                 }
             }
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn sets_are_done_when_their_wait_is() {
-        let mut resp = Resp::new(3, 1, false);
+        let mut resp = Resp::new(3, 1, true);
         let mut out = Vec::new();
         resp.request(&mut out, Operation::Put, 1);
         resp.request(&mut out, Operation::Put, 2);
@@ -136,6 +137,18 @@ mod tests {
             resp.find(b":2\r\n"),
             Ok(Found::Reply { size: 4, answers: Answers::Oldest(2), error: None })
         );
+    }
+
+    #[test]
+    fn by_default_a_wait_stands_behind_each_set() {
+        let mut resp = Resp::new(3, 1, false);
+        let mut out = Vec::new();
+        resp.request(&mut out, Operation::Put, 1);
+        resp.request(&mut out, Operation::Put, 2);
+        resp.end_turn(&mut out);
+        assert_eq!(String::from_utf8(out).unwrap().matches("WAIT").count(), 2);
+        resp.find(b"+OK\r\n").unwrap();
+        assert_eq!(resp.find(b":1\r\n"), Ok(one(4, None)));
     }
 
     #[test]
