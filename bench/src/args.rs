@@ -8,7 +8,7 @@ use crate::floor::Ack;
 
 /// Measures a store with one thread and one poll loop, and the floor of the machine beside it.
 #[derive(Parser, Debug)]
-#[command(version, args_conflicts_with_subcommands = true, max_term_width = 110)]
+#[command(version, args_conflicts_with_subcommands = true, args_override_self = true, max_term_width = 110)]
 pub struct Cli {
     /// What to do instead of measuring.
     #[command(subcommand)]

@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 24.0;
+const RIGHT: f64 = 40.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 48.0;
 /// Points per decade of 1 / (1 - percentile).

@@ -182,7 +182,7 @@ pub fn targets(dir: &Path) -> Result<String, String> {
     let _ = writeln!(
         text,
         "\nMedians of up to {runs} interleaved run(s); ratio = kvstore / other. A ratio within 1.3 of 1 from \
-         one pair says nothing."
+         one pair says nothing;\none within 1.2 needs ten runs or more."
     );
     if void_count > 0 {
         let _ = writeln!(text, "{void_count} floor run(s) were void and left out.");
