@@ -57,7 +57,7 @@ measure() {
     for index in "${!flags[@]}"; do
         if [[ ${flags[index]} == half ]]; then flags[index]=$(half_of "$(ops_of "$base")"); fi
     done
-    # The floor takes four seconds for its parts alone: quick runs do without, but for one.
+    # The floor takes three seconds beside its load: quick runs do without, but for one.
     if [[ $durability == fsync && $name == put-* && (-z $quick || $name == put-c1) ]]; then
         flags+=(--floor --floor-nodes "$nodes")
     fi

@@ -65,10 +65,6 @@ fn measure(args: &LoadArgs) -> Result<(), String> {
             fill(endpoint, args, &mut progress)?;
         }
     }
-    if let Some(floor) = &mut floor {
-        progress.stage("parts of the floor");
-        floor.measure_parts(args)?;
-    }
     // Interleaved: what changes on the machine meanwhile changes both.
     for run in 1..=args.runs {
         if let (Some(endpoint), Some(summary)) = (&args.endpoint, &mut store) {

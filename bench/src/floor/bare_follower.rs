@@ -81,10 +81,13 @@ fn serve(file: &mut LogFile) -> io::Result<()> {
             }
         }
         let Some(stream) = &mut leader else { continue };
-        while let Some(size) = read_some(stream, &mut input)? {
-            if size == 0 {
-                return Ok(());
-            }
+        loop {
+            let size = match read_some(stream, &mut input) {
+                Ok(None) => break,
+                Ok(Some(size)) if size > 0 => size,
+                // The leader has ended, with something unread or not: the run is over.
+                _ => return Ok(()),
+            };
             file.append_durably(&input[..size])?;
             durable += size as u64;
             outbox.append(&durable.to_be_bytes());

@@ -96,14 +96,14 @@ impl Floor {
         Floor { nodes: args.floor_nodes, ..Floor::default() }
     }
 
-    /// Measures the parts.
-    pub fn measure_parts(&mut self, args: &LoadArgs) -> Result<(), String> {
-        self.parts = Some(Parts::measure(&args.data_dir)?);
-        Ok(())
-    }
-
-    /// Starts the bare nodes, checks them at one connection, loads them, ends them.
+    /// One run: the parts, then the bare nodes at one connection and under the load. The parts are measured
+    /// in every run, because what disturbs a machine comes and goes, and must not disturb only one of them.
     pub fn measure_run(&mut self, args: &LoadArgs, progress: &mut dyn FnMut(f64, u64)) -> Result<(), String> {
+        let parts = Parts::measure(&args.data_dir)?;
+        match &mut self.parts {
+            Some(together) => together.add(&parts),
+            None => self.parts = Some(parts),
+        }
         let cluster = Cluster::start(args)?;
         let endpoint = cluster.address.to_string();
         let check = LoadArgs {

@@ -18,7 +18,7 @@ use crate::measure::{PERCENTILES, histogram, quantile_us};
 /// Bytes appended before each fdatasync, and sent in each ping.
 const MESSAGE_SIZE: usize = 128;
 /// Each part is measured for so long.
-const PART_TIME: Duration = Duration::from_millis(700);
+const PART_TIME: Duration = Duration::from_millis(400);
 /// And before that for so long, not counted.
 const WARMUP_TIME: Duration = Duration::from_millis(100);
 
@@ -35,7 +35,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// About four seconds.
+    /// About two seconds.
     pub fn measure(data_dir: &Path) -> Result<Parts, String> {
         Ok(Parts {
             fdatasync_alone: measure_sync(data_dir, 1)?,
@@ -43,6 +43,18 @@ impl Parts {
             ping_pong: measure_ping_pong()?,
             two_wakeups: measure_wakeups()?,
         })
+    }
+
+    /// Puts another measurement of the same to it.
+    pub fn add(&mut self, other: &Parts) {
+        for (ours, theirs) in [
+            (&mut self.fdatasync_alone, &other.fdatasync_alone),
+            (&mut self.fdatasync_of_three, &other.fdatasync_of_three),
+            (&mut self.ping_pong, &other.ping_pong),
+            (&mut self.two_wakeups, &other.two_wakeups),
+        ] {
+            ours.add(theirs).expect("all histograms have the same bounds");
+        }
     }
 
     /// Microseconds that one write takes at least: with three nodes two ping-pongs (client and leader,
