@@ -166,5 +166,5 @@ NOTE
     sample=$(find "$out" -name '*.json' | sort | head -n 1)
     echo
     echo "Machine:"
-    grep -E '^  "(kernel|cpu|cpu_count|file_system|device|device_write_cache|cpu_dma_latency|git_revision)":' "$sample"
+    grep -E '^  "(kernel|cpu|cpu_count|load_average|file_system|device|device_write_cache|cpu_dma_latency|git_revision)":' "$sample"
 } | tee "$out/table.txt"

@@ -81,7 +81,7 @@ for nodes in 3 1; do
 done
 
 machine() {
-    grep -E '^  "(kernel|cpu|cpu_count|file_system|device|device_write_cache|cpu_dma_latency|git_revision)":' \
+    grep -E '^  "(kernel|cpu|cpu_count|load_average|file_system|device|device_write_cache|cpu_dma_latency|git_revision)":' \
         "${results[0]}.json"
 }
 

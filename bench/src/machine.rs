@@ -36,16 +36,23 @@ impl LatencyHold {
     }
 }
 
+/// A load average above this share of the processors, before anything is measured, means that something else
+/// runs here. Store and floor then wait for a processor more than for the disk, and their ratio says little.
+const BUSY_SHARE: f64 = 0.5;
+
 /// What is known of this machine. What cannot be found out is null.
 pub fn describe(data_dir: &Path, hold: &LatencyHold) -> Value {
     let uname = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let mount = Mount::of(data_dir);
+    let cpu_count = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let load_average: Option<f64> = first_word("/proc/loadavg").and_then(|word| word.parse().ok());
     json!({
         "kernel": format!("{} {} {}", text(uname.sysname()), text(uname.release()), text(uname.machine())),
         "cpu": cpu_model(),
-        "cpu_count": std::thread::available_parallelism().ok().map(|count| count.get()),
-        "load_average": first_word("/proc/loadavg"),
+        "cpu_count": cpu_count,
+        "load_average": load_average,
+        "busy_before": load_average.map(|load| load > BUSY_SHARE * cpu_count as f64),
         "data_dir": data_dir.display().to_string(),
         "file_system": mount.as_ref().map(|mount| mount.file_system.clone()),
         "mount_options": mount.as_ref().map(|mount| mount.options.clone()),

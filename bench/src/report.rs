@@ -80,6 +80,9 @@ impl Report<'_> {
             machine("load_average"),
         );
         let _ = writeln!(text, "/dev/cpu_dma_latency: {}", machine("cpu_dma_latency"));
+        if self.machine["busy_before"] == true {
+            text.push_str("warning: the machine was busy before the run; these numbers are worth little\n");
+        }
         text
     }
 
@@ -183,7 +186,7 @@ fn merge(into: &mut Value, from: Value) {
 
 fn heading() -> String {
     let names = ["p50", "p90", "p99", "p99.9", "p99.99", "max"];
-    names.iter().map(|name| format!("{name:>13}")).collect()
+    names.iter().map(|name| format!("{name:>16}")).collect()
 }
 
 fn write_summary(text: &mut String, name: &str, summary: &Summary) {
@@ -191,16 +194,16 @@ fn write_summary(text: &mut String, name: &str, summary: &Summary) {
         [("service", &|q| summary.service_us(q)), ("response", &|q| summary.response_us(q))];
     for (kind, of) in rows {
         let medians: String =
-            PERCENTILES.iter().map(|(_, q)| format!("{:>13}", microseconds(of(*q).median))).collect();
+            PERCENTILES.iter().map(|(_, q)| format!("{:>16}", microseconds(of(*q).median))).collect();
         let _ = writeln!(text, "{:<22}{medians}", format!("{name}, {kind} time"));
         if summary.runs.len() > 1 {
             let range = |q: f64| format!("{}-{}", short(of(q).min), short(of(q).max));
-            let ranges: String = PERCENTILES.iter().map(|(_, q)| format!("{:>13}", range(*q))).collect();
+            let ranges: String = PERCENTILES.iter().map(|(_, q)| format!("{:>16}", range(*q))).collect();
             let _ = writeln!(text, "{:<22}{ranges}", "  least - greatest");
         }
     }
     let ops = summary.ops_per_s();
-    let _ = write!(text, "{:<22}{:>13.0} operations per second", name, ops.median);
+    let _ = write!(text, "{:<22}{:>16.0} operations per second", name, ops.median);
     if summary.runs.len() > 1 {
         let _ = write!(text, " ({:.0} to {:.0})", ops.min, ops.max);
     }
@@ -208,7 +211,7 @@ fn write_summary(text: &mut String, name: &str, summary: &Summary) {
     let errors = summary.errors();
     let words: Vec<String> = errors.iter().map(|(name, count)| format!("{count} x {name}")).collect();
     let words = if words.is_empty() { "none".to_owned() } else { words.join(", ") };
-    let _ = writeln!(text, "{:<22}{words:>13}", format!("{name}, errors"));
+    let _ = writeln!(text, "{:<22}{words:>16}", format!("{name}, errors"));
 }
 
 fn write_floor(text: &mut String, floor: &Floor) {
@@ -217,7 +220,7 @@ fn write_floor(text: &mut String, floor: &Floor) {
         for (name, histogram) in parts.named() {
             let numbers: String = PERCENTILES
                 .iter()
-                .map(|(_, q)| format!("{:>13}", microseconds(quantile_us(histogram, *q))))
+                .map(|(_, q)| format!("{:>16}", microseconds(quantile_us(histogram, *q))))
                 .collect();
             let _ = writeln!(text, "{name:<22}{numbers}");
         }
@@ -245,8 +248,8 @@ pub fn microseconds(us: f64) -> String {
 fn short(us: f64) -> String {
     match us {
         us if us < 10_000.0 => format!("{us:.0}"),
-        us if us < 100_000.0 => format!("{:.1}m", us / 1_000.0),
-        us => format!("{:.0}m", us / 1_000.0),
+        us if us < 100_000.0 => format!("{:.1}ms", us / 1_000.0),
+        us => format!("{:.0}ms", us / 1_000.0),
     }
 }
 

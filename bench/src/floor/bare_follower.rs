@@ -91,7 +91,9 @@ fn serve(file: &mut LogFile) -> io::Result<()> {
             file.append_durably(&input[..size])?;
             durable += size as u64;
             outbox.append(&durable.to_be_bytes());
-            outbox.send(stream)?;
+            if outbox.send(stream).is_err() {
+                return Ok(());
+            }
             if size < input.len() {
                 break;
             }
