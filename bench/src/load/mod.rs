@@ -92,6 +92,8 @@ impl Source {
     }
 }
 
+/// Edge-triggered: asked for once, and a writable event comes only after a write that did not fit.
+const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 const TOKEN_TIMER: Token = Token(usize::MAX);
 /// Seconds after the measured time in which what was due or sent in it is still sent and waited for.
 const GRACE_SECONDS: f64 = 2.0;
@@ -254,8 +256,6 @@ impl Generator {
         self.window.run
     }
 }
-
-const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 #[cfg(test)]
 mod tests;
