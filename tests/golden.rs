@@ -72,6 +72,12 @@ fn run_script(script: &str) -> String {
 fn run_command(cluster: &mut MiniCluster, words: &[&str]) {
     match words {
         // Only for the node's next turn, which the script asks for.
+        // For what another script shows: only where it ends.
+        ["quietly", rest @ ..] => {
+            run_command(cluster, rest);
+            cluster.take_trace();
+            return cluster.tell_state_again();
+        }
         ["send", node, request @ ..] => return send(cluster, node, request),
         ["turn", node] => return cluster.turn(node, None),
         ["turn", node, "from", sender] => return cluster.turn(node, Some(sender)),
@@ -89,7 +95,12 @@ fn run_command(cluster: &mut MiniCluster, words: &[&str]) {
             cluster.turn(node, None);
         }
         ["run"] => {}
-        ["wait", ms] => cluster.wait(ms.parse().expect("milliseconds")),
+        // A node that does not run, and whose connections stay: SIGSTOP.
+        ["freeze", node] => return cluster.freeze(node, true),
+        ["thaw", node] => cluster.freeze(node, false),
+        // As `wait`, with every heartbeat told.
+        ["tick", ms] => cluster.wait(ms.parse().expect("milliseconds"), false),
+        ["wait", ms] => cluster.wait(ms.parse().expect("milliseconds"), true),
         [node, request @ ..] => send(cluster, node, request),
         [] => panic!("an empty command"),
     }

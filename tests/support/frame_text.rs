@@ -37,7 +37,10 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
         Type::Hello | Type::HelloReply => {
             let hello = Hello::decode(body).expect("nodes of one build speak one version");
             let (term, from, cluster) = (hello.term, &hello.address, cluster(hello.cluster_id));
-            format!("from {from}, {cluster}, term {term}{}", led_by(names, hello.leader, &hello.leader_address))
+            format!(
+                "from {from}, {cluster}, term {term}{}",
+                led_by(names, hello.leader, &hello.leader_address)
+            )
         }
         Type::Refuse => {
             let refuse = Refuse::decode(body)?;
@@ -72,7 +75,10 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             })?;
             let in_sync = if frame.tail.in_sync { "in sync" } else { "not in sync" };
             let tail = frame.tail;
-            format!("{records}commit {}, round {}, chain {}, {in_sync}", tail.commit_lsn, tail.round, tail.chain)
+            format!(
+                "{records}commit {}, round {}, chain {}, {in_sync}",
+                tail.commit_lsn, tail.round, tail.chain
+            )
         }
         Type::AppendEntriesAck => {
             let ack = Ack::decode(body)?;

@@ -100,6 +100,7 @@ struct Slot {
     client: Option<ConnId>,
     ops_told: usize,
     starts: u64,
+    frozen: bool,
 }
 
 /// The nodes, by name. A node `a` listens at `a:1`.
@@ -113,6 +114,7 @@ pub struct MiniCluster {
     /// Heartbeats and failing dials are counted rather than told.
     folding: bool,
     folded: BTreeMap<&'static str, usize>,
+    state_told: Vec<String>,
     trace: Vec<String>,
 }
 
@@ -132,6 +134,7 @@ impl MiniCluster {
             acks_told: BTreeMap::new(),
             folding: false,
             folded: BTreeMap::new(),
+            state_told: Vec::new(),
             trace: Vec::new(),
         }
     }
@@ -185,6 +188,7 @@ impl MiniCluster {
             client: None,
             ops_told: 0,
             starts: 0,
+            frozen: false,
         });
         assert!(slot.node.is_none(), "{name} runs already");
         slot.starts += 1;
@@ -206,7 +210,11 @@ impl MiniCluster {
     pub fn kill(&mut self, name: &str, power: bool) {
         let slot = self.slot(name);
         slot.node = None;
-        if power { slot.disk.crash(Keep::None) } else { slot.disk.kill_process() }
+        if power {
+            slot.disk.crash(Keep::None)
+        } else {
+            slot.disk.kill_process()
+        }
         self.forget_connections(name);
     }
 
@@ -275,7 +283,11 @@ impl MiniCluster {
 
     fn connect(&mut self, name: &str, remote: Remote) -> ConnId {
         let conn = self.add_connection(name, remote);
-        self.slot(name).node.as_mut().expect("only who runs is connected to").on_accept(conn, "net".to_owned());
+        self.slot(name)
+            .node
+            .as_mut()
+            .expect("only who runs is connected to")
+            .on_accept(conn, "net".to_owned());
         conn
     }
 
@@ -315,16 +327,19 @@ impl MiniCluster {
     }
 
     /// Lets time pass. A node runs when something arrives and when a deadline of its own is there, as it would
-    /// over a poll that wakes it.
-    pub fn wait(&mut self, ms: u64) {
+    /// over a poll that wakes it. With `fold`, heartbeats and failing dials are only counted.
+    pub fn wait(&mut self, ms: u64, fold: bool) {
         let end = self.clock.0.get() + ms * 1_000_000;
-        self.folding = true;
+        self.folding = fold;
         loop {
             self.run();
             let now = self.clock.0.get();
-            let deadlines = self.slots.values().filter_map(|slot| slot.node.as_ref()?.next_deadline());
+            let awake = self.slots.values().filter(|slot| !slot.frozen);
+            let deadlines = awake.filter_map(|slot| slot.node.as_ref()?.next_deadline());
             // The poll sleeps in whole milliseconds.
-            let wake = deadlines.min().map_or(end, |time| now + time.0.saturating_sub(now).max(1).next_multiple_of(1_000_000));
+            let wake = deadlines
+                .min()
+                .map_or(end, |time| now + time.0.saturating_sub(now).max(1).next_multiple_of(1_000_000));
             if now >= end {
                 break;
             }
@@ -334,6 +349,11 @@ impl MiniCluster {
         for (what, count) in std::mem::take(&mut self.folded) {
             self.tell(format!("... and {count} {what}"));
         }
+    }
+
+    /// A frozen node keeps its connections and does nothing.
+    pub fn freeze(&mut self, name: &str, frozen: bool) {
+        self.slot(name).frozen = frozen;
     }
 
     /// One turn of one node. With `from`: of its input only what came from there.
@@ -516,8 +536,15 @@ impl MiniCluster {
         }
     }
 
-    /// Role, term and positions of every node, one line each.
+    /// As [`MiniCluster::tell_state`], changed or not.
+    pub fn tell_state_again(&mut self) {
+        self.state_told.clear();
+        self.tell_state();
+    }
+
+    /// Role, term and positions of every node, one line each, if any of it changed.
     pub fn tell_state(&mut self) {
+        let mut lines = Vec::new();
         for (name, slot) in &self.slots {
             let line = match &slot.node {
                 Some(node) => {
@@ -527,14 +554,18 @@ impl MiniCluster {
                 }
                 None => format!("{name}: down"),
             };
-            self.trace.push(line);
+            lines.push(line);
+        }
+        if lines != self.state_told {
+            self.trace.extend_from_slice(&lines);
+            self.state_told = lines;
         }
     }
 }
 
 impl Slot {
     fn has_work(&self, now: Time) -> bool {
-        let Some(node) = &self.node else { return false };
+        let Some(node) = self.node.as_ref().filter(|_| !self.frozen) else { return false };
         let feeding = node.wants_feeding(|conn| self.io.output_if_open(conn).map_or(usize::MAX, OutBuf::len));
         !self.inbox.is_empty() || feeding || node.next_deadline().is_some_and(|deadline| deadline <= now)
     }
@@ -572,7 +603,8 @@ fn split_frames(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn kind_of_file(name: &str) -> &str {
     match name {
-        meta if meta.starts_with("META") => "identity record",
+        "META.a" => "first copy of identity",
+        "META.b" => "second copy of identity",
         spare if spare.ends_with(".tmp") => "next segment",
         log if log.starts_with("wal-") => "log",
         other => other,
