@@ -659,8 +659,12 @@ impl Node {
                 }
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
             };
-            let expiry =
-                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).map(|ns| Time(self.now.0 + ns));
+            // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
+            let sleep_ns_max = self.loop_clock.credit_max_ns();
+            let expiry = peer
+                .progress
+                .expires_in(self.loop_clock.now(), timeout_ns)
+                .map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
             [Some(link), expiry].into_iter().flatten()
         });
         times.min()

@@ -210,6 +210,7 @@ impl MiniCluster {
     pub fn kill(&mut self, name: &str, power: bool) {
         let slot = self.slot(name);
         slot.node = None;
+        slot.disk.hold_flushes(false);
         if power {
             slot.disk.crash(Keep::None)
         } else {
@@ -534,12 +535,6 @@ impl MiniCluster {
         for line in super::logs::take() {
             self.tell(format!("{name} warns: {line}"));
         }
-    }
-
-    /// As [`MiniCluster::tell_state`], changed or not.
-    pub fn tell_state_again(&mut self) {
-        self.state_told.clear();
-        self.tell_state();
     }
 
     /// Role, term and positions of every node, one line each, if any of it changed.
