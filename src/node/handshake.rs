@@ -2,6 +2,7 @@
 
 use super::fatal::{fence, malformed};
 use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
+use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{ClusterId, NodeId, Term};
 use crate::meta::StoredRole;
@@ -66,7 +67,11 @@ impl Node {
                 return Ok(());
             }
         };
-        let address = visible_address(&hello.address, remote_ip);
+        // It is stored, dialled and told to clients, so what cannot be an address goes no further.
+        let address = match parse_address(&visible_address(&hello.address, remote_ip)) {
+            Ok(address) => address,
+            Err(error) => return fence(format!("HELLO of a node that says it listens at {error}")),
+        };
         self.note_higher_term(io, &hello, &address)?;
         *self.conns.get_mut(conn).expect("the frame came from it") =
             Conn::PeerIn(PeerIn { node_id: hello.node_id, cluster_id: hello.cluster_id, address });
