@@ -62,3 +62,11 @@ pub fn check_frames(chunks: &[usize], bytes: &[u8]) {
     }
     assert_eq!((seen, error.is_some()), (expected.len(), ends_invalid), "every frame, and nothing else");
 }
+
+/// The check of one input: how many chunk sizes there are, the chunk sizes, then the stream.
+pub fn check_input(input: &[u8]) {
+    let Some((count, rest)) = input.split_first() else { return };
+    let (sizes, bytes) = rest.split_at(usize::from(*count).min(rest.len()));
+    let chunks: Vec<usize> = sizes.iter().map(|size| usize::from(*size) * usize::from(*size)).collect();
+    check_frames(&chunks, bytes);
+}
