@@ -106,6 +106,9 @@ pub struct Flags {
     #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES", help_heading = "Storage")]
     pub segment_bytes: u64,
 
+    /// Keep no receipts of writes (only to measure what keeping them costs)
+    #[arg(long, env = "KVSTORE_NO_RECEIPTS", help_heading = "Debugging")]
+    pub no_receipts: bool,
     /// Least important log lines that are written to stderr
     #[arg(long, value_enum, default_value = "info", env = "KVSTORE_LOG_LEVEL", help_heading = "Logging")]
     pub log_level: LevelChoice,
@@ -225,6 +228,7 @@ impl Flags {
             min_insync: self.min_insync,
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
+            receipts: !self.no_receipts,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,
                 durability: match self.durability {

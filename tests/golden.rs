@@ -81,6 +81,8 @@ fn run_command(cluster: &mut MiniCluster, words: &[&str]) {
         ["send", node, request @ ..] => return send(cluster, node, request),
         ["turn", node] => return cluster.turn(node, None),
         ["turn", node, "from", sender] => return cluster.turn(node, Some(sender)),
+        // Frames leave, and the disk has not been asked yet.
+        ["half-turn", node] => return cluster.half_turn(node),
         ["start", node, "leader", rest @ ..] => start(cluster, node, RoleFlag::Leader, rest),
         ["start", node, "follower", rest @ ..] => start(cluster, node, RoleFlag::Follower, rest),
         ["start-only", node, "follower"] => return start(cluster, node, RoleFlag::Follower, &[]),
@@ -89,11 +91,6 @@ fn run_command(cluster: &mut MiniCluster, words: &[&str]) {
         ["power-loss", node] => cluster.kill(node, true),
         ["block", a, b] => cluster.block(a, b),
         ["unblock", a, b] => return cluster.unblock(a, b),
-        ["hold-sync", node] => return cluster.hold_sync(node),
-        ["release-sync", node] => {
-            cluster.release_sync(node);
-            cluster.turn(node, None);
-        }
         ["run"] => {}
         // A node that does not run, and whose connections stay: SIGSTOP.
         ["freeze", node] => return cluster.freeze(node, true),

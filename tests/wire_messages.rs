@@ -3,7 +3,7 @@
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, PEERS_MAX};
 use kvstore::replication::history::{TermHistory, TermStart};
-use kvstore::wire::client::{Reply, Request, Status};
+use kvstore::wire::client::{Inspect, Reply, Request, Status};
 use kvstore::wire::peer::{
     Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply,
     PROTOCOL_VERSIONS, Refuse, RefuseCode,
@@ -81,9 +81,18 @@ fn address() -> impl Strategy<Value = String> {
     text(ADDRESS_SIZE_MAX)
 }
 
+fn inspect() -> impl Strategy<Value = Inspect> {
+    prop_oneof![
+        any::<u64>().prop_map(|lsn| Inspect::Receipt(Lsn(lsn))),
+        any::<u64>().prop_map(Inspect::Slowest),
+        any::<u64>().prop_map(Inspect::Tail),
+        prop::sample::select(vec![Inspect::Latency, Inspect::Syscalls, Inspect::Reset]),
+    ]
+}
+
 fn request() -> impl Strategy<Value = Sample> {
-    (0..7_usize, bytes(70_000), bytes(100_000), any::<bool>(), address()).prop_map(
-        |(kind, key, value, flag, address)| {
+    (0..9_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+        |(kind, key, value, flag, address, inspect)| {
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
                 1 => Request::Get { key: &key },
@@ -91,9 +100,12 @@ fn request() -> impl Strategy<Value = Sample> {
                 3 => Request::Ping,
                 4 => Request::Status,
                 5 => Request::Promote { force: flag },
+                6 => Request::Inspect(inspect),
+                7 => Request::PutExplained { key: &key, value: &value },
                 _ => Request::Follow { address: &address, discard: flag },
             };
-            let sample = Sample::new(0, |out| request.encode(out));
+            let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };
+            let sample = Sample::new(trailer_size, |out| request.encode(out));
             assert_eq!(Request::decode(sample.message_type(), sample.body()), Ok(Some(request)));
             sample
         },
@@ -286,13 +298,12 @@ proptest! {
     ) {
         let mut body = sample.body().to_vec();
         if sample.trailer_size == 0 {
-            body.extend_from_slice(&[0, 2]);
-            body.extend_from_slice(&flags.to_be_bytes());
+            body.extend_from_slice(&[0, 2, 0, 0]);
         }
         let trailer = body.len() - sample.trailer_size.max(EMPTY_TRAILER);
         let length = u16::from_be_bytes([body[trailer], body[trailer + 1]]) + more.len() as u16;
         body[trailer..trailer + 2].copy_from_slice(&length.to_be_bytes());
-        // The lowest bit of the flags is one that is known.
+        // The lowest bit of the flags has a meaning today.
         body[trailer + 2] = (flags >> 8) as u8;
         body[trailer + 3] = (flags as u8 & !1) | (body[trailer + 3] & 1);
         body.extend_from_slice(&more);

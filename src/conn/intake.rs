@@ -51,6 +51,9 @@ impl Intake {
         conn: ConnId,
         now: Time,
     ) -> Result<Delivered, FatalReason> {
+        if self.buffer.has_frame() {
+            node.begin_frames();
+        }
         loop {
             if !self.may_deliver(node, io.output_if_open(conn), conn) {
                 return Ok(if self.buffer.has_frame() { Delivered::Blocked } else { self.drained(now) });

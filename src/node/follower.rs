@@ -355,6 +355,7 @@ impl Node {
         let error = match error {
             ReserveError::Failed(error) => return Err(error.into()),
             ReserveError::NoRoom(error) => error,
+            ReserveError::FlushPending => unreachable!("a turn waits for its sync"),
         };
         self.counters.disk_full += 1;
         let why = format!("no room for a log segment in {}: {error}", self.disk.describe());
@@ -382,7 +383,6 @@ impl Node {
     pub(super) fn note_ack_due(&mut self, cost: SyncCost) {
         if let Role::Follower(Follower { session: Some(session), .. }) = &mut self.role {
             session.ack_due = true;
-            session.spent.write_ns = session.spent.write_ns.saturating_add(saturate(cost.write_ns));
             session.spent.sync_ns = session.spent.sync_ns.saturating_add(saturate(cost.sync_ns));
         }
     }

@@ -127,6 +127,8 @@ fn request_text(request: Request<'_>) -> String {
     let text = String::from_utf8_lossy;
     match request {
         Request::Put { key, value } => format!("{}={}", text(key), text(value)),
+        Request::PutExplained { key, value } => format!("{}={}, with its receipt", text(key), text(value)),
+        Request::Inspect(inspect) => format!("{inspect:?}"),
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
         Request::Ping | Request::Status => String::new(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),

@@ -84,6 +84,7 @@ impl LoneNode {
             min_insync: 1,
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
+            receipts: true,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let clock = StandingClock(Rc::new(Cell::new(1)));

@@ -175,6 +175,7 @@ impl MiniCluster {
             min_insync: 1,
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
+            receipts: true,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {
@@ -210,7 +211,6 @@ impl MiniCluster {
     pub fn kill(&mut self, name: &str, power: bool) {
         let slot = self.slot(name);
         slot.node = None;
-        slot.disk.hold_flushes(false);
         if power {
             slot.disk.crash(Keep::None)
         } else {
@@ -302,18 +302,6 @@ impl MiniCluster {
         conn
     }
 
-    /// The flush of a node's log stays under way until `release`.
-    pub fn hold_sync(&mut self, name: &str) {
-        self.slot(name).disk.hold_flushes(true);
-    }
-
-    /// The flush under way ends, and later ones end at once.
-    pub fn release_sync(&mut self, name: &str) {
-        let disk = &self.slot(name).disk;
-        disk.hold_flushes(false);
-        disk.complete_flush();
-    }
-
     /// Runs turns, in the order of names, until nobody has anything to do at this moment.
     pub fn run(&mut self) {
         for _ in 0..TURNS_MAX {
@@ -359,14 +347,25 @@ impl MiniCluster {
 
     /// One turn of one node. With `from`: of its input only what came from there.
     pub fn turn(&mut self, name: &str, from: Option<&str>) {
-        if let Err(reason) = self.try_turn(name, from) {
+        let result = self.first_half(name, from).and_then(|()| self.second_half(name));
+        self.end_if_failed(name, result);
+    }
+
+    /// A turn up to the moment when what may leave at once has left, and the disk is about to be asked.
+    pub fn half_turn(&mut self, name: &str) {
+        let result = self.first_half(name, None);
+        self.end_if_failed(name, result);
+    }
+
+    fn end_if_failed(&mut self, name: &str, result: Result<(), FatalReason>) {
+        if let Err(reason) = result {
             self.tell(format!("{name} ends with exit code {}: {reason}", reason.exit_code()));
             self.slot(name).node = None;
             self.forget_connections(name);
         }
     }
 
-    fn try_turn(&mut self, name: &str, from: Option<&str>) -> Result<(), FatalReason> {
+    fn first_half(&mut self, name: &str, from: Option<&str>) -> Result<(), FatalReason> {
         let now = self.clock.now();
         let slot = self.slot(name);
         let Some(node) = &mut slot.node else { return Ok(slot.inbox.clear()) };
@@ -383,8 +382,12 @@ impl MiniCluster {
         node.on_timers(&mut slot.io, false)?;
         node.before_sync(&mut slot.io);
         self.carry_out(name);
+        Ok(())
+    }
+
+    fn second_half(&mut self, name: &str) -> Result<(), FatalReason> {
         let slot = self.slot(name);
-        let node = slot.node.as_mut().expect("it runs");
+        let Some(node) = &mut slot.node else { return Ok(()) };
         node.sync(&mut slot.io)?;
         node.after_sync(&mut slot.io)?;
         self.carry_out(name);
@@ -513,7 +516,6 @@ impl MiniCluster {
     fn tell_disk(&mut self, name: &str) {
         let slot = self.slot(name);
         let log = slot.disk.op_log();
-        let pending = slot.disk.flush_is_pending();
         let mut texts: Vec<String> = Vec::new();
         for op in &log[slot.ops_told..] {
             let text = match op.kind {
@@ -526,8 +528,7 @@ impl MiniCluster {
         }
         slot.ops_told = log.len();
         if !texts.is_empty() {
-            let held = if pending { " (under way)" } else { "" };
-            self.tell(format!("{name} disk: {}{held}", texts.join(", ")));
+            self.tell(format!("{name} disk: {}", texts.join(", ")));
         }
     }
 

@@ -12,7 +12,14 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
     use MessageType as Type;
     let mut out = Vec::new();
     match message_type {
-        Type::Put | Type::Get | Type::Delete | Type::Ping | Type::Status | Type::Promote | Type::Follow => {
+        Type::Put
+        | Type::Get
+        | Type::Delete
+        | Type::Ping
+        | Type::Status
+        | Type::Promote
+        | Type::Follow
+        | Type::Inspect => {
             let request = Request::decode(message_type, body)?.expect("the type is a request's");
             // Whatever it says about sizes, it says so without a panic.
             let _problem = request.size_problem().map(|problem| problem.to_string());
