@@ -110,7 +110,6 @@ fn a_peers_connection_takes_no_requests_and_no_answers_that_were_not_asked_for()
     let asked_for_nothing = [
         MessageType::Hello,
         MessageType::HelloReply,
-        MessageType::Refuse,
         MessageType::OpenReply,
         MessageType::AppendEntriesAck,
         MessageType::FenceReply,

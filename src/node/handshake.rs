@@ -148,7 +148,8 @@ impl Node {
             Err(HelloError::Version { theirs }) => {
                 let (ours, theirs_text) = (PROTOCOL_VERSIONS, format!("{} to {}", theirs.0, theirs.1));
                 let why = format!(
-                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds that share one",
+                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds \
+                     that share one",
                     ours.0, ours.1
                 );
                 return Ok(Err((RefuseCode::Version, why)));
@@ -171,8 +172,8 @@ impl Node {
         }
         if hello.node_id == meta.node_id {
             let why = format!(
-                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct --peers, \
-                 or start the copy with an empty --data-dir",
+                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct \
+                 --peers, or start the copy with an empty --data-dir",
                 meta.node_id
             );
             return Ok(Err((RefuseCode::Identity, why)));
@@ -233,8 +234,8 @@ impl Node {
         } else {
             log_warn!(
                 "node",
-                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. To follow \
-                 it run `kv_client --port {port} follow {leader_address}`"
+                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. \
+                 To follow it run `kv_client --port {port} follow {leader_address}`"
             );
         }
         Ok(())

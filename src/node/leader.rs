@@ -292,7 +292,8 @@ impl Node {
         let mine = self.wal.chain_at(self.disk.as_mut(), reply.match_lsn)?;
         if mine != Some(reply.match_chain) {
             let why = format!(
-                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing was cut here",
+                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing \
+                 was cut here",
                 reply.match_lsn,
                 reply.match_chain,
                 mine.map_or_else(|| "none".to_owned(), |chain| chain.to_string())

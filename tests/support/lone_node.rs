@@ -2,54 +2,22 @@
 
 #![allow(dead_code)]
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
-use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
+use kvstore::conn::{ConnId, Delivered, Intake, OutBuf};
 use kvstore::ids::{ClusterId, NodeId, Term};
 use kvstore::node::{Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
-use kvstore::time::{Clock, Time};
+use kvstore::time::Clock;
 use kvstore::wal::{Durability, WalConfig};
 use kvstore::wire::peer::{Hello, PROTOCOL_VERSIONS};
 use kvstore::wire::{CMD_TYPES_KNOWN, MessageType};
 
 use super::mem_disk::MemDisk;
 
-#[derive(Clone, Debug)]
-struct StandingClock(Rc<Cell<u64>>);
-
-impl Clock for StandingClock {
-    fn now(&self) -> Time {
-        Time(self.0.get())
-    }
-}
-
-#[derive(Debug, Default)]
-struct TestIo {
-    outputs: BTreeMap<ConnId, OutBuf>,
-    closed: Vec<ConnId>,
-    dials: Vec<DialId>,
-}
-
-impl Io for TestIo {
-    fn output(&mut self, conn: ConnId) -> &mut OutBuf {
-        self.outputs.get_mut(&conn).expect("a node writes only to connections it was told of")
-    }
-
-    fn output_if_open(&self, conn: ConnId) -> Option<&OutBuf> {
-        self.outputs.get(&conn).filter(|_| !self.closed.contains(&conn))
-    }
-
-    fn close(&mut self, conn: ConnId, _how: Close) {
-        self.closed.push(conn);
-    }
-
-    fn dial(&mut self, dial: DialId, _address: &str) {
-        self.dials.push(dial);
-    }
-}
+#[path = "node_io.rs"]
+mod node_io;
+use node_io::{NodeIo, VirtualClock, push, split_frames};
 
 /// What the node did about bytes that were sent to it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -65,9 +33,9 @@ pub struct Answer {
 /// The node.
 pub struct LoneNode {
     pub node: Node,
-    io: TestIo,
+    io: NodeIo,
     intakes: BTreeMap<ConnId, Intake>,
-    clock: StandingClock,
+    clock: VirtualClock,
     next_conn: usize,
 }
 
@@ -87,11 +55,11 @@ impl LoneNode {
             receipts: true,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
-        let clock = StandingClock(Rc::new(Cell::new(1)));
+        let clock = VirtualClock::at_ms(1);
         let node =
             Node::open(Box::new(MemDisk::new()), Box::new(clock.clone()), 7, config).expect("a new disk");
         let mut lone =
-            LoneNode { node, io: TestIo::default(), intakes: BTreeMap::new(), clock, next_conn: 0 };
+            LoneNode { node, io: NodeIo::default(), intakes: BTreeMap::new(), clock, next_conn: 0 };
         lone.finish_turn();
         lone
     }
@@ -107,21 +75,14 @@ impl LoneNode {
     }
 
     /// One turn in which these bytes arrive.
-    pub fn send(&mut self, conn: ConnId, mut bytes: &[u8]) -> Answer {
+    pub fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Answer {
         let now = self.clock.now();
         self.node.begin_turn(now);
         let mut fenced = None;
         if let Some(mut intake) = self.intakes.remove(&conn) {
-            while !bytes.is_empty() && fenced.is_none() {
-                let space = intake.space();
-                let size = space.len().min(bytes.len());
-                space[..size].copy_from_slice(&bytes[..size]);
-                intake.filled(size);
-                bytes = &bytes[size..];
-                match intake.deliver(&mut self.node, &mut self.io, conn, now).expect("the disk is well") {
-                    Delivered::All | Delivered::Blocked => {}
-                    Delivered::Fenced(why) => fenced = Some(why),
-                }
+            let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, conn, now);
+            if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
+                fenced = Some(why);
             }
             self.intakes.insert(conn, intake);
         }
@@ -129,7 +90,7 @@ impl LoneNode {
             self.node.on_closed(&mut self.io, conn, why).expect("the disk is well");
         }
         self.finish_turn();
-        let closed = fenced.is_some() || self.io.closed.contains(&conn);
+        let closed = fenced.is_some() || !self.io.is_open(conn);
         Answer { frames: self.take_frames(conn), fenced, closed }
     }
 
@@ -138,7 +99,7 @@ impl LoneNode {
         self.node.before_sync(&mut self.io);
         self.node.sync(&mut self.io).expect("the disk is well");
         self.node.after_sync(&mut self.io).expect("the disk is well");
-        for dial in std::mem::take(&mut self.io.dials) {
+        for (dial, _) in std::mem::take(&mut self.io.dials) {
             self.node.on_dial_failed(&mut self.io, dial, "nobody there").expect("the disk is well");
         }
         self.node.sync(&mut self.io).expect("the disk is well");
@@ -146,16 +107,12 @@ impl LoneNode {
 
     fn take_frames(&mut self, conn: ConnId) -> Vec<(MessageType, Vec<u8>)> {
         let output = self.io.outputs.get_mut(&conn).expect("the connection is the test's own");
-        let (bytes, mut frames) = (output.pending().to_vec(), Vec::new());
+        let bytes = output.pending().to_vec();
         output.clear();
-        let mut rest = &bytes[..];
-        while let Some(len) = rest.first_chunk::<4>() {
-            let (frame, behind) = rest.split_at(4 + u32::from_be_bytes(*len) as usize);
-            let message_type = MessageType::from_u8(frame[4]).expect("a node sends known types");
-            frames.push((message_type, frame[5..].to_vec()));
-            rest = behind;
-        }
-        frames
+        let typed = |frame: &[u8]| {
+            (MessageType::from_u8(frame[4]).expect("a node sends known types"), frame[5..].to_vec())
+        };
+        split_frames(&bytes).map(typed).collect()
     }
 }
 

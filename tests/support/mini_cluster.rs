@@ -6,11 +6,9 @@
 
 #![allow(dead_code)]
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::rc::Rc;
 
-use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
+use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, OutBuf};
 use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
@@ -21,57 +19,14 @@ use kvstore::wire::{Frame, MessageType, client::Request, peer::Ack};
 mod frame_text;
 #[path = "mem_disk.rs"]
 mod mem_disk;
+#[path = "node_io.rs"]
+mod node_io;
 use frame_text::{Names, frame_text};
 use mem_disk::{Keep, MemDisk, OpKind};
+use node_io::{NodeIo, VirtualClock, push, split_frames};
 
 /// Turns that one command may take before it is called endless.
 const TURNS_MAX: usize = 2_000;
-
-/// A clock that a test moves.
-#[derive(Clone, Debug)]
-struct VirtualClock(Rc<Cell<u64>>);
-
-impl Clock for VirtualClock {
-    fn now(&self) -> Time {
-        Time(self.0.get())
-    }
-}
-
-/// What a node did with its connections and the cluster has not carried out.
-#[derive(Debug, Default)]
-struct NodeIo {
-    outputs: BTreeMap<ConnId, OutBuf>,
-    closes: Vec<(ConnId, Close)>,
-    dials: Vec<(DialId, String)>,
-}
-
-impl Io for NodeIo {
-    fn output(&mut self, conn: ConnId) -> &mut OutBuf {
-        assert!(self.is_open(conn), "a node writes only to connections that are open");
-        self.outputs.get_mut(&conn).expect("it is open")
-    }
-
-    fn output_if_open(&self, conn: ConnId) -> Option<&OutBuf> {
-        self.outputs.get(&conn).filter(|_| self.is_open(conn))
-    }
-
-    fn close(&mut self, conn: ConnId, how: Close) {
-        if how == Close::Now {
-            self.outputs.get_mut(&conn).expect("only open connections are closed").clear();
-        }
-        self.closes.push((conn, how));
-    }
-
-    fn dial(&mut self, dial: DialId, address: &str) {
-        self.dials.push((dial, address.to_owned()));
-    }
-}
-
-impl NodeIo {
-    fn is_open(&self, conn: ConnId) -> bool {
-        self.outputs.contains_key(&conn) && !self.closes.iter().any(|(closed, _)| *closed == conn)
-    }
-}
 
 /// What waits for a node's next turn, and from whom.
 #[derive(Debug)]
@@ -128,7 +83,7 @@ impl MiniCluster {
         MiniCluster {
             slots: BTreeMap::new(),
             names: Names::new(),
-            clock: VirtualClock(Rc::new(Cell::new(1_000_000_000))),
+            clock: VirtualClock::at_ms(1_000),
             next_conn: 0,
             blocked: BTreeSet::new(),
             acks_told: BTreeMap::new(),
@@ -318,11 +273,11 @@ impl MiniCluster {
     /// Lets time pass. A node runs when something arrives and when a deadline of its own is there, as it would
     /// over a poll that wakes it. With `fold`, heartbeats and failing dials are only counted.
     pub fn wait(&mut self, ms: u64, fold: bool) {
-        let end = self.clock.0.get() + ms * 1_000_000;
+        let end = self.clock.now().0 + ms * 1_000_000;
         self.folding = fold;
         loop {
             self.run();
-            let now = self.clock.0.get();
+            let now = self.clock.now().0;
             let awake = self.slots.values().filter(|slot| !slot.frozen);
             let deadlines = awake.filter_map(|slot| slot.node.as_ref()?.next_deadline());
             // The poll sleeps in whole milliseconds.
@@ -332,7 +287,7 @@ impl MiniCluster {
             if now >= end {
                 break;
             }
-            self.clock.0.set(wake.min(end));
+            self.clock.set(Time(wake.min(end)));
         }
         self.folding = false;
         for (what, count) in std::mem::take(&mut self.folded) {
@@ -565,36 +520,6 @@ impl Slot {
         let feeding = node.wants_feeding(|conn| self.io.output_if_open(conn).map_or(usize::MAX, OutBuf::len));
         !self.inbox.is_empty() || feeding || node.next_deadline().is_some_and(|deadline| deadline <= now)
     }
-}
-
-fn push(
-    intake: &mut Intake,
-    mut bytes: &[u8],
-    node: &mut Node,
-    io: &mut NodeIo,
-    conn: ConnId,
-    now: Time,
-) -> Result<Delivered, FatalReason> {
-    loop {
-        let space = intake.space();
-        let size = space.len().min(bytes.len());
-        space[..size].copy_from_slice(&bytes[..size]);
-        intake.filled(size);
-        bytes = &bytes[size..];
-        let delivered = intake.deliver(node, io, conn, now)?;
-        if bytes.is_empty() || !matches!(delivered, Delivered::All) {
-            return Ok(delivered);
-        }
-    }
-}
-
-fn split_frames(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        let len = u32::from_be_bytes(*bytes.first_chunk::<4>()?) as usize;
-        let (frame, rest) = bytes.split_at(4 + len);
-        bytes = rest;
-        Some(frame)
-    })
 }
 
 fn kind_of_file(name: &str) -> &str {
