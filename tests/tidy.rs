@@ -175,6 +175,13 @@ fn uses(line: &str) -> Vec<String> {
 }
 
 #[test]
+fn uses_are_found_wherever_they_stand() {
+    assert_eq!(uses("    let x = crate::wal::Wal::open(crate::disk::X);"), ["wal::Wal::open", "disk::X"]);
+    assert_eq!(uses("use crate::{log_info, log_warn};"), ["log_info", "log_warn"]);
+    assert_eq!(uses("use crate::{"), [""], "a list over several lines is allowed to nobody");
+}
+
+#[test]
 fn every_part_uses_only_what_stands_below_it() {
     let mut complaints = Complaints::default();
     for file in rust_files("src") {
@@ -185,7 +192,7 @@ fn every_part_uses_only_what_stands_below_it() {
                     let is_macro = allowed.ends_with('_') && used.starts_with(*allowed);
                     is_macro || used == **allowed || used.starts_with(&format!("{allowed}::"))
                 };
-                if !allowed.iter().any(|allowed| fits(&allowed)) {
+                if !allowed.iter().any(fits) {
                     complaints.add(&file.path, number, format_args!("{part} may not use {used}"));
                 }
             }
@@ -309,7 +316,7 @@ fn tests_wait_for_events() {
     let mut complaints = Complaints::default();
     for file in rust_files("tests").iter().filter(|file| file.path != "tests/tidy.rs") {
         let excused = SLEEPING_TESTS.iter().any(|(path, _)| *path == file.path);
-        for (number, line) in file.code().filter(|(_, line)| line.contains("sleep(")) {
+        for (number, _) in file.code().filter(|(_, line)| line.contains("sleep(")) {
             if !excused {
                 complaints.add(
                     &file.path,

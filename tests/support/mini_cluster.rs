@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, OutBuf};
+use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
 use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
@@ -323,7 +323,10 @@ impl MiniCluster {
     fn first_half(&mut self, name: &str, from: Option<&str>) -> Result<(), FatalReason> {
         let now = self.clock.now();
         let slot = self.slot(name);
-        let Some(node) = &mut slot.node else { return Ok(slot.inbox.clear()) };
+        let Some(node) = &mut slot.node else {
+            slot.inbox.clear();
+            return Ok(());
+        };
         node.begin_turn(now);
         let inbox = std::mem::take(&mut slot.inbox);
         let (taken, left): (VecDeque<_>, VecDeque<_>) =

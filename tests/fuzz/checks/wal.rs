@@ -27,10 +27,15 @@ const ENTRY: u8 = 3;
 const COPY_BLOCK: u8 = 4;
 const RENAME: u8 = 5;
 
+thread_local! {
+    /// Made once: the forks are what is changed.
+    static BASES: [MemDisk; 2] = [base_log(false), base_log(true)];
+}
+
 /// See the head of this file.
 pub fn check_log(input: &[u8]) {
     let Some((base, mut changes)) = input.split_first() else { return };
-    let disk = base_log(base & 1 == 1);
+    let disk = BASES.with(|bases| bases[usize::from(base & 1)].fork());
     let mut tail = Tail { offset: HEADER_SIZE as usize, chain: Chain::ZERO };
     while let Some((change, rest)) = Change::split(changes) {
         change.apply(&disk, &mut tail);
