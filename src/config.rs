@@ -109,6 +109,19 @@ pub struct Flags {
         help_heading = "Storage")]
     pub segment_bytes: u64,
 
+    /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "US",
+        env = "KVSTORE_BUSY_POLL_US",
+        help_heading = "Performance"
+    )]
+    pub busy_poll_us: u64,
+    /// Pin the loop to this CPU (numbered from 0)
+    #[arg(long, value_name = "N", env = "KVSTORE_CPU", help_heading = "Performance")]
+    pub cpu: Option<usize>,
+
     /// Keep no receipts of writes (only to measure what keeping them costs)
     #[arg(long, env = "KVSTORE_NO_RECEIPTS", help_heading = "Debugging")]
     pub no_receipts: bool,
@@ -180,6 +193,10 @@ pub struct Config {
     pub listen_address: String,
     /// Connections at most.
     pub connections_max: usize,
+    /// Microseconds of polling before blocking.
+    pub busy_poll_us: u64,
+    /// The CPU to run on.
+    pub cpu: Option<usize>,
     /// The data directory.
     pub data_dir: std::path::PathBuf,
     /// Whether anybody but this machine can connect.
@@ -216,6 +233,7 @@ impl Flags {
                 peers.len() + 1
             ));
         }
+        in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
         let node = NodeConfig {
             port: self.port,
@@ -244,6 +262,8 @@ impl Flags {
             node,
             listen_address,
             connections_max: self.connections_max,
+            busy_poll_us: self.busy_poll_us,
+            cpu: self.cpu,
             data_dir: self.data_dir.clone(),
             beyond_loopback,
         })

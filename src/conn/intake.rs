@@ -6,6 +6,7 @@
 use super::{ConnId, Io, OutBuf};
 use crate::limits::{
     CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, FRAME_DEADLINE_MS, INPUT_BUFFER_SIZE,
+    PEER_INPUT_BUFFER_SIZE,
 };
 use crate::node::{FatalReason, Fence, Node, Stop};
 use crate::time::Time;
@@ -36,6 +37,11 @@ impl Intake {
     /// Room to read into.
     pub fn space(&mut self) -> &mut [u8] {
         self.buffer.space()
+    }
+
+    /// The other side is a peer: batches come in bulk.
+    pub fn expect_bulk(&mut self) {
+        self.buffer.set_read_size(PEER_INPUT_BUFFER_SIZE);
     }
 
     /// Bytes arrived in [`Intake::space`].

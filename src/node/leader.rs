@@ -210,6 +210,7 @@ impl Node {
         let changed = !peer.down_told || peer.last_error.as_deref() != Some(why) && refused;
         peer.link = Link::Down { retry_at, refused };
         peer.down_told = true;
+        peer.progress.on_session_lost();
         peer.last_error = Some(why.to_owned());
         let address = peer.address.clone();
         if changed {
