@@ -84,10 +84,12 @@ pub struct Flags {
     )]
     pub min_insync: usize,
     /// Milliseconds without progress after which a follower is out of sync and writes go on without it
-    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS", help_heading = "Replication")]
+    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS",
+        help_heading = "Replication")]
     pub insync_timeout_ms: u64,
     /// Milliseconds between a leader's heartbeats
-    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS", help_heading = "Replication")]
+    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS",
+        help_heading = "Replication")]
     pub heartbeat_ms: u64,
 
     /// Directory of this node's log and identity
@@ -103,7 +105,8 @@ pub struct Flags {
     #[arg(long, value_enum, default_value = "fsync", env = "KVSTORE_DURABILITY", help_heading = "Storage")]
     pub durability: DurabilityChoice,
     /// Bytes of a log segment, allocated ahead
-    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES", help_heading = "Storage")]
+    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
+        help_heading = "Storage")]
     pub segment_bytes: u64,
 
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
