@@ -30,6 +30,7 @@ mod requests;
 mod role;
 mod start;
 mod status;
+mod stream;
 mod timers;
 mod turn;
 

@@ -40,7 +40,7 @@ impl Node {
             identity.log_generation,
             identity.cut_lsn,
             rng.next_u64(),
-            config.wal.clone(),
+            config.wal,
         )
         .map_err(FatalReason::Open)?;
         log_recovery(&report);
