@@ -41,22 +41,31 @@ load_size() {
     fi
 }
 
-# The pid of node N in $pid if it runs: the process of the pid file, and only if it is a kvstore with this very
-# data directory. A pid that the system gave to somebody else since is never touched.
-running_pid() {
-    pid=''
-    local file=$dir/node$1.pid candidate arguments i
-    [[ -f $file ]] || return 1
-    candidate=$(<"$file")
-    [[ $candidate =~ ^[0-9]+$ ]] || return 1
-    mapfile -d '' -t arguments 2>/dev/null <"/proc/$candidate/cmdline" || return 1
+# Whether a process is a kvstore with the data directory of node N.
+is_node() {
+    local arguments i
+    [[ $2 =~ ^[0-9]+$ ]] || return 1
+    mapfile -d '' -t arguments 2>/dev/null <"/proc/$2/cmdline" || return 1
     [[ ${arguments[0]:-} == */kvstore ]] || return 1
     for ((i = 1; i < ${#arguments[@]}; i++)); do
-        if [[ ${arguments[i]} == --data-dir && ${arguments[i + 1]:-} == "$dir/node$1" ]]; then
-            pid=$candidate
+        [[ ${arguments[i]} != --data-dir || ${arguments[i + 1]:-} != "$dir/node$1" ]] || return 0
+    done
+    return 1
+}
+
+# The pid of node N in $pid if it runs: from the pid file or, if that is lost, from the node's own lock file, and only
+# if that process is a kvstore with this very data directory. A pid that the system gave to somebody else since is
+# never touched.
+running_pid() {
+    local file
+    for file in "$dir/node$1.pid" "$dir/node$1/LOCK"; do
+        [[ -f $file ]] || continue
+        read -r pid _ <"$file" || true
+        if is_node "$1" "$pid"; then
             return 0
         fi
     done
+    pid=''
     return 1
 }
 
@@ -151,22 +160,24 @@ stop_node() {
     echo "node $1 stopped"
 }
 
-stop() {
+# The leader first: it stops taking writes while its followers still answer it.
+stop_all() {
     local node
-    load_size
-    if [[ $size -eq 0 ]]; then
-        echo "there is no cluster in $dir"
-        return
-    fi
-    if [[ -n ${1:-} ]]; then
-        node_number "$1"
-        stop_node "$1"
-        return
-    fi
-    # The leader first: it stops taking writes while its followers still answer it.
     for ((node = 1; node <= size; node++)); do
         stop_node "$node"
     done
+}
+
+stop() {
+    load_size
+    if [[ $size -eq 0 ]]; then
+        echo "there is no cluster in $dir"
+    elif [[ -n ${1:-} ]]; then
+        node_number "$1"
+        stop_node "$1"
+    else
+        stop_all
+    fi
 }
 
 # Exit code 0 only if every node runs and answers.
@@ -215,7 +226,7 @@ wipe() {
         echo "there is no cluster in $dir"
         return
     fi
-    stop
+    stop_all
     for ((node = 1; node <= size; node++)); do
         rm -rf "$dir/node$node" "$dir/node$node.log" "$dir/node$node.pid"
     done

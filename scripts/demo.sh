@@ -261,7 +261,7 @@ for node in 1 2 3; do
     grep -E "(AppendEntries.* lsn=$lsn\.\.$lsn( |\$)|ACK from .* last_lsn=$lsn )" "$work/node$node.log" |
         sed "s/^[^T]*T\([0-9:]*\)\.\([0-9]*\)Z /\1.\2000000000 node $node  /; s/\.\([0-9]\{9\}\)0*/.\1/"
 done | LC_ALL=C sort -s -k1,1 | sed 's/^\([^ ]*\)[0-9]\{3\} /      \1 /; s/\[INFO\] \[replication\] //'
-good "LSN $lsn went out before the leader's own fdatasync, and came back as an ACK from each follower's disk"
+good "LSN $lsn went to both followers, was written, synced and applied there, and both said so"
 
 begin_step 'kill -9 a follower, write on, bring it back'
 kill_node 3
@@ -296,7 +296,7 @@ for writer in 1 2 3 4; do
     writer_pids+=($!)
 done
 enough() {
-    [[ $(cat "$work"/acknowledged-* 2>/dev/null | wc -l) -ge 400 ]]
+    [[ $(cat "$work"/acknowledged-* 2>/dev/null | wc -l) -ge 300 ]]
 }
 # On a slow disk fewer do as well.
 wait_until 3 enough || true
@@ -342,7 +342,7 @@ good "node 2 leads, node 1 follows it, and all ${#acknowledged[@]} acknowledged 
 
 begin_step 'What a write costs here'
 puts=() pings=() round_trips=()
-for i in {1..100}; do
+for i in {1..60}; do
     timed_put 2 "receipt-$i"
     puts+=("$took")
     now_us; begin=$now
@@ -353,7 +353,7 @@ for i in {1..100}; do
 done
 put_p50=$(median "${puts[@]}")
 ping_p50=$(median "${pings[@]}")
-say "p50 of ${#puts[@]} each, one after the other, on $(nproc) cores, $(stat -f -c %T "$work") in ${TMPDIR:-/tmp}:"
+say "p50 of ${#puts[@]} each, one after the other, on $(nproc) cores, $(df --output=fstype "$work" | tail -n 1) in ${TMPDIR:-/tmp}:"
 say "  $(printf '%6d' "$put_p50") us  the whole command \`kv_client put\`: start, connect, the write on three disks, end"
 say "  $(printf '%6d' "$ping_p50") us  the whole command \`kv_client ping\`: the same without a write"
 say "  $(printf '%6d' "$(median "${round_trips[@]}")") us  a round trip on an open connection, as ping measures it"

@@ -16,6 +16,7 @@ if [[ $(uname -s) != Linux ]]; then
 fi
 
 # Colours on a terminal only.
+# shellcheck disable=SC2034
 if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
     bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' green=$'\e[32m' plain=$'\e[0m'
 else
