@@ -35,7 +35,8 @@ require() {
     exit 1
 }
 
-# A test that needs one of these must say that it did not run, and why; so does this list.
+# Nothing fails for want of these, but nothing passes silently either: what is left out is said here. A test that needs
+# one of them must say so too when it does not run.
 optional() {
     local tool=$1 without=$2
     if command -v "$tool" >/dev/null; then
@@ -53,8 +54,8 @@ echo "$(rustc --version), $(nproc) core(s), $(uname -sr), file system of ${TMPDI
 if [[ $fs_type == tmpfs ]]; then
     echo "note: ${TMPDIR:-/tmp} is in memory, so fdatasync costs nothing there; TMPDIR names another place"
 fi
-optional strace 'tests that count the system calls of a write'
-optional redis-server 'comparisons with Redis in the benchmarks'
+optional strace 'tests that count system calls (the suite has none yet)'
+optional redis-server 'comparisons with Redis (the suite has none yet)'
 optional shellcheck 'the check of these scripts'
 
 check fetch cargo fetch --locked

@@ -27,6 +27,7 @@ work=''
 port=('' '' '' '')
 pid=('' '' '' '')
 writer_pids=()
+failure_told=''
 
 begin_step() {
     step=$((step + 1))
@@ -43,6 +44,7 @@ good() {
 }
 
 fail() {
+    failure_told=yes
     printf '\n%sFAILED%s in step %d (%s): %s\n' "$red" "$plain" "$step" "$title" "$*"
     local node
     for node in 1 2 3; do
@@ -65,6 +67,9 @@ cleanup() {
     done
     if [[ $code -eq 0 || $code -ge 128 ]]; then
         [[ -z $work ]] || rm -rf "$work"
+    elif [[ -z $failure_told ]]; then
+        # A command of this script itself failed; it must not look like an end.
+        printf '\nFAILED in step %d (%s), in the script itself; logs and data are left in %s\n' "$step" "$title" "$work"
     fi
     exit "$code"
 }
@@ -199,9 +204,15 @@ look_for_acknowledged() {
     [[ ${#missing[@]} -eq 0 ]] || fail "${#missing[@]} acknowledged write(s) are missing on node $1: ${missing[*]:0:10}"
 }
 
-# The middle one of the numbers given.
+# QUARTER NUMBER...: the number at 1, 2 or 3 quarters of the sorted ones.
+at_quarter() {
+    local quarter=$1
+    shift
+    printf '%s\n' "$@" | sort -n | sed -n "$((($# - 1) * quarter / 4 + 1))p"
+}
+
 median() {
-    printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"
+    at_quarter 2 "$@"
 }
 
 find_binaries || exit 1
@@ -341,23 +352,30 @@ look_for_acknowledged 2
 good "node 2 leads, node 1 follows it, and all ${#acknowledged[@]} acknowledged writes are still there"
 
 begin_step 'What a write costs here'
-puts=() pings=() round_trips=()
+puts=() pings=() round_trips=() differences=()
+acks_before=$(grep -c 'ACK from' "$work/node2.log") || true
 for i in {1..60}; do
     timed_put 2 "receipt-$i"
     puts+=("$took")
     now_us; begin=$now
-    output=$("$kv_client" --port "${port[2]}" ping)
+    output=$("$kv_client" --port "${port[2]}" ping) || fail 'the leader does not answer a ping'
     now_us
     pings+=($((now - begin)))
+    differences+=($((took - now + begin)))
     [[ $output =~ ([0-9]+) ]] && round_trips+=("${BASH_REMATCH[1]}")
 done
-put_p50=$(median "${puts[@]}")
-ping_p50=$(median "${pings[@]}")
-say "p50 of ${#puts[@]} each, one after the other, on $(nproc) cores, $(df --output=fstype "$work" | tail -n 1) in ${TMPDIR:-/tmp}:"
-say "  $(printf '%6d' "$put_p50") us  the whole command \`kv_client put\`: start, connect, the write on three disks, end"
-say "  $(printf '%6d' "$ping_p50") us  the whole command \`kv_client ping\`: the same without a write"
-say "  $(printf '%6d' "$(median "${round_trips[@]}")") us  a round trip on an open connection, as ping measures it"
-say "  $(printf '%6d' "$((put_p50 - ping_p50))") us  the difference of the first two: about what replication and fdatasync cost"
+# The leader writes ten such lines a second at most, so these are some of the puts.
+mapfile -t ack_times < <(grep 'ACK from' "$work/node2.log" | tail -n "+$((acks_before + 1))" |
+    sed -n 's/.* after_us=\([0-9]*\) .*/\1/p')
+say "p50 of ${#puts[@]} puts and pings in turn, one at a time, on $(nproc) cores, $(df --output=fstype "$work" | tail -n 1) in ${TMPDIR:-/tmp}:"
+say "  $(printf '%6d' "$(median "${puts[@]}")") us  the whole command \`kv_client put\`: start, connect, the write on three disks, end"
+say "  $(printf '%6d' "$(median "${pings[@]}")") us  the whole command \`kv_client ping\`: the same without a write"
+say "  $(printf '%6d' "$(median "${differences[@]}")") us  put minus the ping after it; half of the pairs lie between $(at_quarter 1 "${differences[@]}") and $(at_quarter 3 "${differences[@]}") us"
+if [[ ${#ack_times[@]} -gt 0 ]]; then
+    say "  $(printf '%6d' "$(median "${ack_times[@]}")") us  from the leader's send to a follower's ACK, as the leader logs it (${#ack_times[@]} of them)"
+fi
+say "  $(printf '%6d' "$(median "${round_trips[@]}")") us  a round trip on an open connection without a write, as ping measures it"
+say 'Most of the first two is the start of a process; that and other load is what makes the pairs differ.'
 say 'The three nodes share this disk and these cores; on machines of their own they would not.'
 
 printf '\n%sEverything above was so.%s %d s, processes ended, files removed.\n' "$green" "$plain" "$((SECONDS - begun))"
