@@ -114,7 +114,7 @@ is_up() {
 
 # False if the node ended instead of answering: the port was taken by somebody else in the meantime.
 wait_for_node() {
-    wait_until 5 is_up "$1" && kill -0 "${pid[$1]}" 2>/dev/null
+    wait_until 15 is_up "$1" && kill -0 "${pid[$1]}" 2>/dev/null
 }
 
 # Three ports where nobody answers, below the range that the kernel gives to outgoing connections.
@@ -242,7 +242,7 @@ say "${dim}\$ kvstore --port ${port[1]} --data-dir node1 --role=leader   --peers
 say "${dim}\$ kvstore --port ${port[2]} --data-dir node2 --role=follower --leader=${port[1]}${plain}"
 say "${dim}\$ kvstore --port ${port[3]} --data-dir node3 --role=follower --leader=${port[1]}${plain}"
 for node in 2 3; do
-    wait_until 5 follows 1 "$node" || fail "node $node did not get a session with the leader"
+    wait_until 15 follows 1 "$node" || fail "node $node did not get a session with the leader"
 done
 good 'both followers have a session with the leader and are in sync'
 
@@ -294,7 +294,7 @@ peer_of "${port[3]}"
 [[ $peer == *'"in_sync":false'* ]] || fail 'the leader counts the dead follower as in sync'
 start_node 3
 wait_for_node 3 || fail 'node 3 did not start again'
-wait_until 5 follows 1 3 || fail 'node 3 did not catch up'
+wait_until 15 follows 1 3 || fail 'node 3 did not catch up'
 grep 'session with follower.*:'"${port[3]}"'.* behind' "$work/node1.log" | tail -n 1 | sed 's/^/      /'
 run 3 get without-node3-100
 expect 0 value-of-without-node3-100
@@ -327,7 +327,7 @@ start_node 1
 wait_for_node 1 || fail 'node 1 did not start again'
 look_for_acknowledged 1
 for node in 2 3; do
-    wait_until 5 follows 1 "$node" || fail "node $node did not find back to its leader"
+    wait_until 15 follows 1 "$node" || fail "node $node did not find back to its leader"
 done
 same_everywhere
 good "all ${#acknowledged[@]} acknowledged writes are there, on all three nodes"
@@ -343,7 +343,7 @@ expect 0 OK
 run 1 follow "${port[2]}"
 expect 0
 for node in 1 3; do
-    wait_until 5 follows 2 "$node" || fail "node $node did not follow the new leader"
+    wait_until 15 follows 2 "$node" || fail "node $node did not follow the new leader"
 done
 run 1 get after-promotion
 expect 0 yes
