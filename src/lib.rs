@@ -10,6 +10,7 @@ pub mod conn;
 pub mod disk;
 pub mod ids;
 pub mod keyspace;
+pub mod ledger;
 pub mod limits;
 mod logging;
 pub mod logsink;

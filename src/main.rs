@@ -29,7 +29,10 @@ fn main() -> ExitCode {
         Err(why) => return end(EXIT_DATA_DIR, &why),
     };
     match serve(config, disk) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            kvstore::logsink::drain();
+            ExitCode::SUCCESS
+        }
         Err(reason) => end(reason.exit_code(), &reason),
     }
 }
@@ -38,6 +41,7 @@ fn end(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
     // Through the log, so that it stands behind what led to it, and on stderr even if logging is off.
     if log::max_level() >= log::LevelFilter::Error {
         error!("[node] {why} (exit code {code})");
+        kvstore::logsink::drain();
     } else {
         eprintln!("error: {why}");
     }

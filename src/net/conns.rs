@@ -8,6 +8,7 @@ use slab::Slab;
 
 use super::connection::{Connection, Phase};
 use crate::conn::{Close, ConnId, DialId, Io, OutBuf};
+use crate::ledger::{Syscall, count};
 use crate::time::Time;
 
 /// Milliseconds in which a refused connection must take its last words.
@@ -69,6 +70,7 @@ impl Conns {
         let id = ConnId::new(entry.key(), self.generation);
         let mut connection = Connection::new(id, stream, remote, phase);
         let interest = Interest::READABLE | Interest::WRITABLE;
+        count(Syscall::EpollCtl);
         self.registry.register(connection.transport.source(), Token(id.0 as usize), interest)?;
         entry.insert(connection);
         Ok(id)
@@ -82,6 +84,8 @@ impl Conns {
     /// Begins a dial.
     pub fn begin_dial(&mut self, dial: DialId, address: &str) -> Result<(), String> {
         let socket_address = resolve(address)?;
+        count(Syscall::Socket);
+        count(Syscall::Connect);
         let stream = TcpStream::connect(socket_address).map_err(|error| error.to_string())?;
         let phase = Phase::Connecting(dial);
         self.insert(stream, address.to_owned(), phase).map(|_| ()).map_err(|error| error.to_string())
@@ -130,6 +134,7 @@ impl Conns {
         let doomed = std::mem::take(&mut self.doomed);
         for conn in &doomed {
             // Dropping it closes the descriptor, which also takes it out of the poll.
+            count(Syscall::Close);
             drop(self.slab.remove(conn.slot()));
         }
         doomed.len()

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Interest, Poll, Token};
 
 use crate::conn::{ConnId, Delivered, Io};
+use crate::ledger::{Syscall, count};
 use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
@@ -125,8 +126,11 @@ struct EventLoop {
 impl EventLoop {
     fn run(mut self) -> Result<(), FatalReason> {
         let mut events = Events::with_capacity(EVENTS_MAX);
+        crate::logsink::defer();
         loop {
             let timeout = self.timeout();
+            crate::logsink::drain();
+            count(Syscall::EpollWait);
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -236,6 +240,7 @@ impl EventLoop {
                 Ok(Accepted::Stream(stream, address)) => {
                     accepted += 1;
                     // A reply must not wait for the client's delayed ACK. It fails only on a dead socket.
+                    count(Syscall::Setsockopt);
                     let _ = stream.set_nodelay(true);
                     let remote_ip = address.ip().to_string();
                     match self.conns.insert(stream, address.to_string(), Phase::Open) {
@@ -387,6 +392,8 @@ impl EventLoop {
         let Some(connection) = self.conns.get_mut(conn) else { return Ok(()) };
         let Phase::Connecting(dial) = connection.phase else { return Ok(()) };
         let stream = connection.transport.source();
+        count(Syscall::Getsockopt);
+        count(Syscall::Getpeername);
         let failed = match (stream.take_error(), stream.peer_addr()) {
             (Ok(Some(error)), _) | (Err(error), _) => Some(error),
             (Ok(None), Ok(_)) => None,
@@ -397,6 +404,7 @@ impl EventLoop {
             self.conns.doom(conn);
             return self.node.on_dial_failed(&mut self.conns, dial, &error.to_string());
         }
+        count(Syscall::Setsockopt);
         let _ = stream.set_nodelay(true);
         connection.phase = Phase::Open;
         self.node.on_dialed(&mut self.conns, dial, conn);

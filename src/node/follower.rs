@@ -382,7 +382,6 @@ impl Node {
     pub(super) fn note_ack_due(&mut self, cost: SyncCost) {
         if let Role::Follower(Follower { session: Some(session), .. }) = &mut self.role {
             session.ack_due = true;
-            session.spent.write_ns = session.spent.write_ns.saturating_add(saturate(cost.write_ns));
             session.spent.sync_ns = session.spent.sync_ns.saturating_add(saturate(cost.sync_ns));
         }
     }

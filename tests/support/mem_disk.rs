@@ -539,6 +539,19 @@ impl Disk for MemDisk {
         outcome(failure)
     }
 
+    /// As the one call of the system: only the sectors of these bytes become durable.
+    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(file, offset, bytes)?;
+        let mut state = self.state();
+        let inode = state.inode(file)?;
+        let name = state.file(inode).name.clone();
+        let failure = state.begin(OpKind::Sync, &name, offset, bytes.len() as u64)?;
+        let keep = failure.map_or(Keep::All, |how| how.keep);
+        let sectors = offset / SECTOR_SIZE as u64..(offset + bytes.len() as u64).div_ceil(SECTOR_SIZE as u64);
+        state.file(inode).settle_range(sectors, &mut Chooser::new(keep));
+        outcome(failure)
+    }
+
     fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
         if !self.0.borrow().hold_flushes {
             return self.sync_data(file).map(|()| Flush::Done);

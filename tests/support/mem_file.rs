@@ -109,6 +109,18 @@ impl File {
         self.durable[start..end].copy_from_slice(content);
     }
 
+    /// Persists the chosen ones of these sectors; none of them is dirty any more.
+    pub fn settle_range(&mut self, range: std::ops::Range<Sector>, chooser: &mut Chooser) {
+        let mut dirty = self.dirty.split_off(&range.start);
+        let mut behind = dirty.split_off(&range.end);
+        self.dirty.append(&mut behind);
+        for (sector, versions) in dirty {
+            if let Some(kept) = chooser.next(versions.len()).checked_sub(1) {
+                self.persist(sector, &versions[kept]);
+            }
+        }
+    }
+
     /// Persists the chosen sectors; none is dirty any more.
     pub fn settle(&mut self, chooser: &mut Chooser) {
         for (sector, versions) in std::mem::take(&mut self.dirty) {
