@@ -106,6 +106,22 @@ pub struct Flags {
     #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES", help_heading = "Storage")]
     pub segment_bytes: u64,
 
+    /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "US",
+        env = "KVSTORE_BUSY_POLL_US",
+        help_heading = "Performance"
+    )]
+    pub busy_poll_us: u64,
+    /// Pin the loop to this CPU (numbered from 0)
+    #[arg(long, value_name = "N", env = "KVSTORE_CPU", help_heading = "Performance")]
+    pub cpu: Option<usize>,
+
+    /// Keep no receipts of writes (only to measure what keeping them costs)
+    #[arg(long, env = "KVSTORE_NO_RECEIPTS", help_heading = "Debugging")]
+    pub no_receipts: bool,
     /// Least important log lines that are written to stderr
     #[arg(long, value_enum, default_value = "info", env = "KVSTORE_LOG_LEVEL", help_heading = "Logging")]
     pub log_level: LevelChoice,
@@ -174,6 +190,10 @@ pub struct Config {
     pub listen_address: String,
     /// Connections at most.
     pub connections_max: usize,
+    /// Microseconds of polling before blocking.
+    pub busy_poll_us: u64,
+    /// The CPU to run on.
+    pub cpu: Option<usize>,
     /// The data directory.
     pub data_dir: std::path::PathBuf,
     /// Whether anybody but this machine can connect.
@@ -210,6 +230,7 @@ impl Flags {
                 peers.len() + 1
             ));
         }
+        in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
         let node = NodeConfig {
             port: self.port,
@@ -225,6 +246,7 @@ impl Flags {
             min_insync: self.min_insync,
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
+            receipts: !self.no_receipts,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,
                 durability: match self.durability {
@@ -237,6 +259,8 @@ impl Flags {
             node,
             listen_address,
             connections_max: self.connections_max,
+            busy_poll_us: self.busy_poll_us,
+            cpu: self.cpu,
             data_dir: self.data_dir.clone(),
             beyond_loopback,
         })

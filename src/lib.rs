@@ -20,5 +20,6 @@ pub mod node;
 pub mod replication;
 pub mod rng;
 pub mod time;
+pub mod trace;
 pub mod wal;
 pub mod wire;

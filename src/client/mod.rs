@@ -189,7 +189,8 @@ impl Client {
             return Err(ClientError::TooLarge(problem));
         }
         let reply = self.exchange(request, deadline)?;
-        let is_routed = matches!(request, Request::Put { .. } | Request::Delete { .. });
+        let is_routed =
+            matches!(request, Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. });
         if self.follow_leader && is_routed && points_elsewhere(&reply) {
             return self.call_leader(request, reply, deadline);
         }
@@ -306,7 +307,9 @@ fn next_hop(path: &[String], named: &str) -> Result<String, DeadEnd> {
 
 fn fits_into_a_frame(problem: &SizeProblem, request: &Request<'_>) -> bool {
     let other = match request {
-        Request::Put { key, value } => key.len() + value.len() - problem.size,
+        Request::Put { key, value } | Request::PutExplained { key, value } => {
+            key.len() + value.len() - problem.size
+        }
         _ => 0,
     };
     problem.size + other + FRAME_SLACK <= FRAME_SIZE_MAX

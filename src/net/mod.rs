@@ -71,20 +71,24 @@ pub fn bind(address: &str) -> Result<Bound, FatalReason> {
     Ok(Bound { socket: mio::net::TcpListener::bind(socket_address).map_err(net)? })
 }
 
+/// What the operator chose for the loop.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopOptions {
+    /// Connections at most.
+    pub connections_max: usize,
+    /// Microseconds of polling without sleep before the loop blocks.
+    pub busy_poll_us: u64,
+}
+
 /// Runs the node until it is asked to end.
-pub fn run(
-    bound: Bound,
-    node: Node,
-    clock: MonotonicClock,
-    connections_max: usize,
-) -> Result<(), FatalReason> {
+pub fn run(bound: Bound, node: Node, clock: MonotonicClock, options: LoopOptions) -> Result<(), FatalReason> {
     let net = |doing: &str| {
         let doing = doing.to_owned();
         move |source| FatalReason::Net { doing, source }
     };
     let poll = Poll::new().map_err(net("create an epoll instance"))?;
     let registry = poll.registry().try_clone().map_err(net("clone the epoll descriptor"))?;
-    let mut listener = Listener::new(bound.socket, connections_max);
+    let mut listener = Listener::new(bound.socket, options.connections_max);
     let mut signals = Signals::install().map_err(net("install signal handlers"))?;
     poll.registry()
         .register(listener.source(), LISTENER, Interest::READABLE)
@@ -103,6 +107,7 @@ pub fn run(
         backlog: Vec::new(),
         extra_memory: 0,
         sweep_at: None,
+        busy_poll_ns: options.busy_poll_us * 1_000,
     };
     event_loop.run()
 }
@@ -121,6 +126,7 @@ struct EventLoop {
     /// Bytes of input buffers beyond their first size.
     extra_memory: usize,
     sweep_at: Option<Time>,
+    busy_poll_ns: u64,
 }
 
 impl EventLoop {
@@ -130,12 +136,7 @@ impl EventLoop {
         loop {
             let timeout = self.timeout();
             crate::logsink::drain();
-            count(Syscall::EpollWait);
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(FatalReason::Net { doing: "wait for events".to_owned(), source }),
-            }
+            self.wait(&mut events, timeout)?;
             let now = self.clock.now();
             self.conns.now = now;
             self.node.begin_turn(now);
@@ -144,6 +145,25 @@ impl EventLoop {
             if self.has_ended() {
                 return self.node.close_log();
             }
+        }
+    }
+
+    /// Waits for events: with `--busy-poll-us` first without sleeping, because waking a processor that has
+    /// gone idle costs more than a short fdatasync.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), FatalReason> {
+        let give_up = Time(self.clock.now().0 + self.busy_poll_ns);
+        let mut busy = self.busy_poll_ns > 0 && timeout != Some(Duration::ZERO);
+        loop {
+            count(Syscall::EpollWait);
+            match self.poll.poll(events, if busy { Some(Duration::ZERO) } else { timeout }) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(FatalReason::Net { doing: "wait for events".to_owned(), source }),
+            }
+            if !busy || !events.is_empty() {
+                return Ok(());
+            }
+            busy = self.clock.now() < give_up;
         }
     }
 
@@ -161,6 +181,7 @@ impl EventLoop {
         self.dial()?;
         self.sweep(now)?;
         self.flush()?;
+        self.node.end_turn();
         let freed = self.conns.free_doomed();
         if let (Some(listener), 1..) = (&mut self.listener, freed) {
             listener.on_descriptor_freed();
@@ -303,7 +324,11 @@ impl EventLoop {
     }
 
     fn read_and_deliver(&mut self, conn: ConnId, now: Time) -> Result<(), FatalReason> {
-        let budget = if self.node.is_peer(conn) { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        let is_peer = self.node.is_peer(conn);
+        let budget = if is_peer { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        if let (true, Some(connection)) = (is_peer, self.conns.get_mut(conn)) {
+            connection.intake.expect_bulk();
+        }
         let mut read = 0;
         loop {
             // What is buffered goes first: it may be all this turn's budget allows.

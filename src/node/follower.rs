@@ -355,6 +355,7 @@ impl Node {
         let error = match error {
             ReserveError::Failed(error) => return Err(error.into()),
             ReserveError::NoRoom(error) => error,
+            ReserveError::FlushPending => unreachable!("a turn waits for its sync"),
         };
         self.counters.disk_full += 1;
         let why = format!("no room for a log segment in {}: {error}", self.disk.describe());

@@ -174,6 +174,7 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), record_size(&effect)) {
             Ok(()) => {}
             Err(ReserveError::NoRoom(error)) => return Err(FatalReason::NoRoom(error)),
+            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
             Err(ReserveError::Failed(error)) => return Err(error.into()),
         }
         self.append(effect);
@@ -209,6 +210,7 @@ impl Node {
         let changed = !peer.down_told || peer.last_error.as_deref() != Some(why) && refused;
         peer.link = Link::Down { retry_at, refused };
         peer.down_told = true;
+        peer.progress.on_session_lost();
         peer.last_error = Some(why.to_owned());
         let address = peer.address.clone();
         if changed {

@@ -23,6 +23,7 @@ mod fatal;
 pub mod follower;
 mod handshake;
 mod inflight;
+mod inspect;
 pub mod leader;
 mod promote;
 mod replog;
@@ -42,6 +43,7 @@ use crate::meta::MetaStore;
 use crate::replication::commit::AckPolicy;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock, Time};
+use crate::trace::Trace;
 use crate::wal::{Wal, WalConfig};
 use crate::wire::{Authority, Frame, MessageType};
 
@@ -76,6 +78,8 @@ pub struct NodeConfig {
     pub insync_timeout_ms: u64,
     /// Between heartbeats.
     pub heartbeat_ms: u64,
+    /// Whether receipts are kept (on; off only to measure what they cost).
+    pub receipts: bool,
     /// The log.
     pub wal: WalConfig,
 }
@@ -103,6 +107,8 @@ pub struct Counters {
     pub syncs: u64,
     /// Writes acknowledged.
     pub writes_acked: u64,
+    /// Reads answered.
+    pub reads: u64,
     /// Connections refused for want of descriptors or slots.
     pub accepts_refused: u64,
 }
@@ -142,6 +148,9 @@ pub struct Node {
     ack_lines: LineLimit,
     shutdown: Option<Time>,
     spare_retry_at: Time,
+    trace: Option<Trace>,
+    /// Since when the frame under way is being handled.
+    frame_started: Time,
     /// What happened so far.
     pub counters: Counters,
 }

@@ -11,6 +11,7 @@ use crate::keyspace::Keyspace;
 use crate::meta::{Meta, MetaStore, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
+use crate::trace::Trace;
 use crate::wal::{Opened, RecoveryReport, Wal};
 use crate::{log_info, log_warn};
 
@@ -73,6 +74,8 @@ impl Node {
             ack_lines: LineLimit::default(),
             shutdown: None,
             spare_retry_at: now,
+            trace: config.receipts.then(|| Trace::new(0, last.next())),
+            frame_started: now,
             counters: Counters::default(),
             config,
         };
@@ -131,6 +134,9 @@ impl Node {
         log_info!("node", "leading in term {term} with {} peer(s): {}", peers.len(), peers.join(", "));
         self.role =
             Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));
+        let next = self.wal.last_lsn().next();
+        self.trace =
+            self.config.receipts.then(|| Trace::new(self.leader().map_or(0, |l| l.peers.len()), next));
         self.append_term_record(term)
     }
 }

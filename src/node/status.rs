@@ -57,6 +57,7 @@ impl Node {
             "connections": self.conns.len(),
             "counters": self.counters_document(),
             "peers": self.peers_document(io),
+            "latency": self.latency_document(),
         })
         .to_string()
     }
@@ -78,6 +79,7 @@ impl Node {
         let counters = &self.counters;
         json!({
             "writes_acked": counters.writes_acked,
+            "reads": counters.reads,
             "syncs": counters.syncs,
             "sessions": counters.sessions,
             "cuts": counters.cuts,

@@ -112,6 +112,9 @@ impl Node {
                 Line::Debug => log_debug!("replication", "{line}"),
             }
         }
+        if let Some(trace) = &mut self.trace {
+            trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
+        }
         self.rejoin(index);
         self.advance_commit(io);
         Ok(())
@@ -142,6 +145,11 @@ impl Node {
         }
         let term_lsn = leader.term_lsn;
         let barred = self.applied < term_lsn;
+        if committed.lsn() > self.applied {
+            if let Some(trace) = &mut self.trace {
+                trace.committed(committed.lsn(), self.clock.now());
+            }
+        }
         // Records loaded at the start are applied already, committed or not; see `start`.
         self.apply_up_to(io, committed.lsn());
         if barred && self.applied >= term_lsn {

@@ -76,6 +76,7 @@ impl Node {
             match self.wal.write_mark(self.disk.as_mut(), commit) {
                 Ok(()) => {}
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
+                Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
                 // Without the mark the next start only rewrites the last batch.
                 Err(ReserveError::NoRoom(error)) => log_info!("wal", "no room for the closing mark: {error}"),
             }

@@ -19,6 +19,7 @@ impl Node {
     /// Puts this turn's records into the buffers of the followers that are up to date. The loop writes them
     /// out before it calls [`Node::sync`].
     pub fn before_sync(&mut self, io: &mut dyn Io) {
+        self.trace_turn();
         if matches!(self.role, Role::Leader(_)) {
             self.send_current_batch(io);
         }
@@ -37,7 +38,11 @@ impl Node {
             let token = self.wal.write_durably(self.disk.as_mut(), commit)?;
             self.counters.syncs += 1;
             self.inflight.seal();
-            let cost = SyncCost { sync_ns: self.clock.now().since(begin) };
+            let end = self.clock.now();
+            let cost = SyncCost { sync_ns: end.since(begin) };
+            if let Some(trace) = &mut self.trace {
+                trace.synced(begin, end);
+            }
             self.on_durable(io, token, cost);
         }
         self.send_due_ack(io);
@@ -52,7 +57,7 @@ impl Node {
             // A full disk shows when a record needs the room; trying early is only a courtesy.
             self.spare_retry_at = self.now.after_ms(SPARE_RETRY_MS);
             match self.wal.prepare_spare(self.disk.as_mut()) {
-                Ok(()) | Err(ReserveError::NoRoom(_)) => {}
+                Ok(()) | Err(ReserveError::NoRoom(_) | ReserveError::FlushPending) => {}
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
@@ -62,6 +67,8 @@ impl Node {
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
     /// where the durable log ends: opening a session, answering a fence, changing the role.
     pub(super) fn settle(&mut self, io: &mut dyn Io) -> Result<Durable, FatalReason> {
+        // What is sealed by the sync must have been given to the followers before.
+        self.before_sync(io);
         self.sync(io)?;
         Ok(self.wal.durable())
     }

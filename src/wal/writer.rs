@@ -12,7 +12,7 @@ use super::entry::{ENTRY_HEADER_SIZE, Position, put_entry};
 use super::error::{ReserveError, WalError};
 use super::mark::{MARK_SIZE, Mark};
 use super::segment::{HEADER_SIZE, Header, SPARE_NAME, Segment};
-use super::{Durability, InFlight, Spare, Wal};
+use super::{Durability, Spare, Wal};
 
 /// Proof that the log was durable up to an LSN, in a generation. Only a finished flush makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Wal {
     /// Makes room for one more record of `record_size` bytes in the batch. Where the segment is full, the batch is
     /// written and synced and the next segment begun, with the spare file if there is one.
     ///
-    /// After `NoRoom` everything is as before, and asking again later is right.
+    /// After `NoRoom` and `FlushPending` everything is as before, and asking again later is right.
     pub fn reserve(&mut self, disk: &mut dyn Disk, record_size: usize) -> Result<(), ReserveError> {
         assert!(record_size <= RECORD_SIZE_MAX, "a record of {record_size} bytes passed the limits");
         self.reserve_bytes(disk, ENTRY_HEADER_SIZE + record_size)
@@ -113,6 +113,7 @@ impl Wal {
             generation: self.generation,
             next_lsn: self.written_lsn.next(),
             chain: self.written_chain,
+            entry_bytes: (self.batch.len() - MARK_SIZE) as u32,
         };
         self.batch[..MARK_SIZE].copy_from_slice(&mark.encode(segment.header.seed(), segment.end));
         let result = match sync {
@@ -154,6 +155,9 @@ impl Wal {
     /// Ends the log cleanly: writes and syncs what is there, then a mark that says so, synced too. The next
     /// open then knows every record to be durable. Syncs under [`Durability::Os`] as well.
     pub fn write_mark(&mut self, disk: &mut dyn Disk, commit_lsn: Lsn) -> Result<(), ReserveError> {
+        if self.in_flight.is_some() {
+            return Err(ReserveError::FlushPending);
+        }
         self.write(disk, commit_lsn).map_err(ReserveError::Failed)?;
         if self.segments.is_empty() {
             return Ok(());
@@ -170,6 +174,7 @@ impl Wal {
 
     /// Syncs the active segment here and now: for rotation, cut, open and a clean end.
     pub(super) fn sync_written(&mut self, disk: &mut dyn Disk) -> Result<(), WalError> {
+        assert!(self.in_flight.is_none(), "a sync beside a flush could take its failure for success");
         let Some(file) = self.active else { return Ok(()) };
         if let Err(error) = disk.sync_data(file) {
             return Err(self.fail(disk, "sync", error));
@@ -219,7 +224,7 @@ impl Wal {
                 Ok(Some(self.token(self.written_lsn)))
             }
             Ok(Flush::Pending) => {
-                self.in_flight = Some(InFlight { file, lsn: self.written_lsn });
+                self.in_flight = Some(self.written_lsn);
                 Ok(None)
             }
             Err(error) => Err(self.fail(disk, "sync", error)),
@@ -228,13 +233,13 @@ impl Wal {
 
     /// The token of the flush under way, once it has ended; `None` before that, and if there is none.
     pub fn flush_poll(&mut self, disk: &mut dyn Disk) -> Option<Result<Durable, WalError>> {
-        let in_flight = self.in_flight?;
+        let asked_lsn = self.in_flight?;
         let result = disk.flush_poll()?;
         self.in_flight = None;
         match result {
             Ok(()) => {
-                self.synced_lsn = self.synced_lsn.max(in_flight.lsn);
-                Some(Ok(self.token(in_flight.lsn)))
+                self.synced_lsn = asked_lsn;
+                Some(Ok(self.token(asked_lsn)))
             }
             Err(error) => Some(Err(self.fail(disk, "sync", error))),
         }
@@ -277,6 +282,9 @@ impl Wal {
     /// written and synced, the file renamed, the name synced.
     fn rotate(&mut self, disk: &mut dyn Disk, bytes: u64) -> Result<(), ReserveError> {
         assert!(!self.cluster_id.is_none(), "a log belongs to a cluster before its first record");
+        if self.in_flight.is_some() {
+            return Err(ReserveError::FlushPending);
+        }
         let spare = self.spare_of(disk, bytes.max(self.config.segment_bytes))?;
         if self.batch_bytes() > 0 {
             self.write_batch(disk).map_err(ReserveError::Failed)?;
@@ -288,13 +296,24 @@ impl Wal {
             ReserveError::Failed(WalError::new(disk, op, &segment.name, 0, error))
         })?;
         self.spare = None;
-        if let Some(last) = self.active.replace(spare.file) {
-            let first_lsn = self.segments.last().expect("an active file has a segment").header.first_lsn;
-            self.read_files.adopt(disk, first_lsn, last, self.in_flight.map(|flush| flush.file));
-        }
+        self.retire_active(disk, segment.header.first_lsn);
+        self.active = Some(spare.file);
         self.segments.push(segment);
         self.invariants();
         Ok(())
+    }
+
+    /// Lets go of the segment before. One without a record has the very name of the new one, which has taken its
+    /// place: a record too large for an empty segment, after a restart or a cut.
+    fn retire_active(&mut self, disk: &mut dyn Disk, next_first_lsn: Lsn) {
+        let Some(file) = self.active.take() else { return };
+        let first_lsn = self.segments.last().expect("an active file has a segment").header.first_lsn;
+        if first_lsn == next_first_lsn {
+            self.segments.pop();
+            disk.close(file);
+        } else {
+            self.read_files.adopt(disk, first_lsn, file);
+        }
     }
 
     fn begin_segment(

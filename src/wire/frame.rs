@@ -66,9 +66,11 @@ impl fmt::Display for FrameError {
 }
 
 /// Collects bytes and gives out frames.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
+    /// Bytes offered to a read at least, once the buffer is empty.
+    read_size: usize,
     head: usize,
     tail: usize,
     invalid: Option<FrameError>,
@@ -76,10 +78,28 @@ pub struct FrameBuffer {
     discard: usize,
 }
 
+impl Default for FrameBuffer {
+    fn default() -> FrameBuffer {
+        FrameBuffer::new()
+    }
+}
+
 impl FrameBuffer {
     /// An empty buffer that has allocated nothing.
     pub fn new() -> FrameBuffer {
-        FrameBuffer::default()
+        FrameBuffer {
+            bytes: Vec::new(),
+            read_size: INPUT_BUFFER_SIZE,
+            head: 0,
+            tail: 0,
+            invalid: None,
+            discard: 0,
+        }
+    }
+
+    /// The other side sends in bulk: offer larger reads from now on.
+    pub fn set_read_size(&mut self, read_size: usize) {
+        self.read_size = read_size;
     }
 
     /// Room to read into: at least what the frame under way still needs, and never more than one frame
@@ -88,7 +108,7 @@ impl FrameBuffer {
         if self.head == self.tail {
             (self.head, self.tail) = (0, 0);
         }
-        let wanted = self.frame_size().unwrap_or(0).max(INPUT_BUFFER_SIZE);
+        let wanted = self.frame_size().unwrap_or(0).max(self.read_size);
         if self.bytes.len() - self.head < wanted || self.tail == self.bytes.len() {
             self.bytes.copy_within(self.head..self.tail, 0);
             (self.head, self.tail) = (0, self.tail - self.head);
@@ -161,7 +181,7 @@ impl FrameBuffer {
 
     /// Gives back memory that a large frame needed.
     pub fn shrink(&mut self) {
-        if self.pending() == 0 && self.bytes.len() > INPUT_BUFFER_SIZE {
+        if self.pending() == 0 && self.bytes.len() > self.read_size {
             self.bytes = Vec::new();
             (self.head, self.tail) = (0, 0);
         }

@@ -115,10 +115,12 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Seen>>, script: &dyn Fn(&Seen) 
 
 fn owned(request: &Request<'_>) -> Seen {
     match *request {
-        Request::Put { key, value } => Seen::Put(key.to_vec(), value.to_vec()),
+        Request::Put { key, value } | Request::PutExplained { key, value } => {
+            Seen::Put(key.to_vec(), value.to_vec())
+        }
         Request::Get { key } => Seen::Get(key.to_vec()),
         Request::Delete { key } => Seen::Delete(key.to_vec()),
-        Request::Ping => Seen::Ping,
+        Request::Ping | Request::Inspect(_) => Seen::Ping,
         Request::Status => Seen::Status,
         Request::Promote { force } => Seen::Promote(force),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
