@@ -353,7 +353,6 @@ good "node 2 leads, node 1 follows it, and all ${#acknowledged[@]} acknowledged 
 
 begin_step 'What a write costs here'
 puts=() pings=() round_trips=() differences=()
-acks_before=$(grep -c 'ACK from' "$work/node2.log") || true
 for i in {1..60}; do
     timed_put 2 "receipt-$i"
     puts+=("$took")
@@ -364,18 +363,28 @@ for i in {1..60}; do
     differences+=($((took - now + begin)))
     [[ $output =~ ([0-9]+) ]] && round_trips+=("${BASH_REMATCH[1]}")
 done
-# The leader writes ten such lines a second at most, so these are some of the puts.
-mapfile -t ack_times < <(grep 'ACK from' "$work/node2.log" | tail -n "+$((acks_before + 1))" |
-    sed -n 's/.* after_us=\([0-9]*\) .*/\1/p')
+status_of "${port[2]}"
 say "p50 of ${#puts[@]} puts and pings in turn, one at a time, on $(nproc) cores, $(df --output=fstype "$work" | tail -n 1) in ${TMPDIR:-/tmp}:"
 say "  $(printf '%6d' "$(median "${puts[@]}")") us  the whole command \`kv_client put\`: start, connect, the write on three disks, end"
 say "  $(printf '%6d' "$(median "${pings[@]}")") us  the whole command \`kv_client ping\`: the same without a write"
 say "  $(printf '%6d' "$(median "${differences[@]}")") us  put minus the ping after it; half of the pairs lie between $(at_quarter 1 "${differences[@]}") and $(at_quarter 3 "${differences[@]}") us"
-if [[ ${#ack_times[@]} -gt 0 ]]; then
-    say "  $(printf '%6d' "$(median "${ack_times[@]}")") us  from the leader's send to a follower's ACK, as the leader logs it (${#ack_times[@]} of them)"
-fi
 say "  $(printf '%6d' "$(median "${round_trips[@]}")") us  a round trip on an open connection without a write, as ping measures it"
 say 'Most of the first two is the start of a process; that and other load is what makes the pairs differ.'
+# NAME: the p50 of a stage as the leader measured it, in $value, and of how many in $count.
+stage() {
+    value='' count=''
+    if [[ $status =~ \"$1\":\{\"count\":([0-9]+),\"p50_us\":([0-9.]+) ]]; then
+        count=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
+    fi
+}
+stage 'put total'
+[[ -n $value && $count -gt 0 ]] || fail 'the leader does not say where the time of its writes went'
+say "The leader's own account of its last $count puts (\`kv_client status\`), from the request read to the reply sent, p50:"
+say "  $(printf '%8s' "$value") us  in all"
+stage 'put sync'
+say "  $(printf '%8s' "$value") us  its own write and sync, while the followers do theirs"
+stage 'put commit'
+say "  $(printf '%8s' "$value") us  then waiting for the last follower's ACK"
 say 'The three nodes share this disk and these cores; on machines of their own they would not.'
 
 printf '\n%sEverything above was so.%s %d s, processes ended, files removed.\n' "$green" "$plain" "$((SECONDS - begun))"
