@@ -17,7 +17,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::conn::{ConnId, Delivered, Io};
 use crate::ledger::{Syscall, count};
-use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
+use crate::limits::{INPUT_BUDGET, LISTEN_QUEUE_SIZE, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
@@ -69,7 +69,10 @@ pub struct Bound {
 pub fn bind(address: &str) -> Result<Bound, FatalReason> {
     let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
     let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    Ok(Bound { socket: mio::net::TcpListener::bind(socket_address).map_err(net)? })
+    let socket = mio::net::TcpListener::bind(socket_address).map_err(net)?;
+    // Listening again only sets the length of the queue, which mio fixes at 128.
+    rustix::net::listen(&socket, LISTEN_QUEUE_SIZE).map_err(|errno| net(errno.into()))?;
+    Ok(Bound { socket })
 }
 
 /// What the operator chose for the loop.
@@ -184,7 +187,8 @@ impl EventLoop {
         self.flush()?;
         self.node.end_turn();
         let freed = self.conns.free_doomed();
-        if let (Some(listener), 1..) = (&mut self.listener, freed) {
+        self.extra_memory -= freed.extra_memory;
+        if let (Some(listener), 1..) = (&mut self.listener, freed.connections) {
             listener.on_descriptor_freed();
         }
         Ok(())

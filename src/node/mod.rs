@@ -229,6 +229,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),

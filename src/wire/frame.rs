@@ -113,7 +113,10 @@ impl FrameBuffer {
             self.bytes.copy_within(self.head..self.tail, 0);
             (self.head, self.tail) = (0, self.tail - self.head);
             if self.bytes.len() < wanted {
-                self.bytes.resize(wanted, 0);
+                // Fresh zeros come from the system untouched: bytes announced and not sent take no memory.
+                let mut grown = vec![0; wanted];
+                grown[..self.tail].copy_from_slice(&self.bytes[..self.tail]);
+                self.bytes = grown;
             }
         }
         &mut self.bytes[self.tail..]
