@@ -84,10 +84,12 @@ pub struct Flags {
     )]
     pub min_insync: usize,
     /// Milliseconds without progress after which a follower is out of sync and writes go on without it
-    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS", help_heading = "Replication")]
+    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS",
+        help_heading = "Replication")]
     pub insync_timeout_ms: u64,
     /// Milliseconds between a leader's heartbeats
-    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS", help_heading = "Replication")]
+    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS",
+        help_heading = "Replication")]
     pub heartbeat_ms: u64,
 
     /// Directory of this node's log and identity
@@ -103,7 +105,8 @@ pub struct Flags {
     #[arg(long, value_enum, default_value = "fsync", env = "KVSTORE_DURABILITY", help_heading = "Storage")]
     pub durability: DurabilityChoice,
     /// Bytes of a log segment, allocated ahead
-    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES", help_heading = "Storage")]
+    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
+        help_heading = "Storage")]
     pub segment_bytes: u64,
 
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
@@ -325,6 +328,11 @@ impl Config {
             Durability::Fsync => "on disk (fdatasync)",
             Durability::Os => "in the page cache (survives a crash of the process, not of the machine)",
         };
+        if node.role == RoleFlag::Follower {
+            return format!(
+                "this node tells its leader of a record when it is {disk}; what an acknowledged write means is the leader's --ack"
+            );
+        }
         let whom = match (node.ack, node.peers.len()) {
             (_, 0) => "on this node".to_owned(),
             (AckPolicy::InSync, _) => format!("on this node and every follower in sync (of {nodes} nodes)"),
@@ -371,6 +379,13 @@ mod tests {
         assert_eq!((config.node.role, config.listen_address.as_str()), (RoleFlag::Leader, "127.0.0.1:9001"));
         assert_eq!(config.promise(), "an acknowledged write is on disk (fdatasync) on this node");
         assert!(!config.beyond_loopback);
+    }
+
+    #[test]
+    fn a_follower_promises_nothing_in_its_leaders_place() {
+        let config = validate(&["--role=follower", "--leader=9001", "--port=9002"]).unwrap();
+        assert!(!config.promise().contains("acknowledged write is on disk"), "{}", config.promise());
+        assert!(config.promise().contains("on disk (fdatasync)"), "{}", config.promise());
     }
 
     #[test]

@@ -111,8 +111,8 @@ fn random_seed() -> std::io::Result<u64> {
 fn warn_about_surroundings(config: &Config, disk: &RealDisk) {
     if config.beyond_loopback {
         warn!(
-            "[node] W001 listening on {} beyond loopback: nothing authenticates yet, so whoever reaches the port can read \
-             and write; allow only trusted hosts to connect",
+            "[node] W001 listening on {} beyond loopback: nothing authenticates yet, so whoever reaches the port can \
+             read and write; allow only trusted hosts to connect",
             config.listen_address
         );
     }
@@ -142,7 +142,8 @@ fn connections_within_nofile(config: &Config) -> usize {
     let available = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let connections = available.saturating_sub(needed - config.connections_max as u64).max(1) as usize;
     warn!(
-        "[node] W003 nofile is {available}: {connections} connections at most instead of {}; raise it with `ulimit -n {needed}`",
+        "[node] W003 nofile is {available}: {connections} connections at most instead of {}; raise it with \
+         `ulimit -n {needed}`",
         config.connections_max
     );
     connections

@@ -170,7 +170,8 @@ impl Node {
             }
             Role::Deposed => {
                 let why = format!(
-                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} follow ADDR` there",
+                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} \
+                     follow ADDR` there",
                     meta.term
                 );
                 return Err(Refusal(RefuseCode::NotFollower, why));
@@ -215,9 +216,9 @@ impl Node {
         }
         let port = self.config.port;
         let why = format!(
-            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the leader \
-             lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a file) run \
-             `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
+            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the \
+             leader lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a \
+             file) run `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
             match_lsn.next()
         );
         Err(Refusal(RefuseCode::CutBelowCommit, why))

@@ -2,6 +2,7 @@
 
 use super::fatal::{fence, malformed};
 use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
+use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{ClusterId, NodeId, Term};
 use crate::meta::StoredRole;
@@ -66,7 +67,11 @@ impl Node {
                 return Ok(());
             }
         };
-        let address = visible_address(&hello.address, remote_ip);
+        // It is stored, dialled and told to clients, so what cannot be an address goes no further.
+        let address = match parse_address(&visible_address(&hello.address, remote_ip)) {
+            Ok(address) => address,
+            Err(error) => return fence(format!("HELLO of a node that says it listens at {error}")),
+        };
         self.note_higher_term(io, &hello, &address)?;
         *self.conns.get_mut(conn).expect("the frame came from it") =
             Conn::PeerIn(PeerIn { node_id: hello.node_id, cluster_id: hello.cluster_id, address });
@@ -158,7 +163,8 @@ impl Node {
             Err(HelloError::Version { theirs }) => {
                 let (ours, theirs_text) = (PROTOCOL_VERSIONS, format!("{} to {}", theirs.0, theirs.1));
                 let why = format!(
-                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds that share one",
+                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds \
+                     that share one",
                     ours.0, ours.1
                 );
                 return Ok(Err((RefuseCode::Version, why)));
@@ -181,8 +187,8 @@ impl Node {
         }
         if hello.node_id == meta.node_id {
             let why = format!(
-                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct --peers, \
-                 or start the copy with an empty --data-dir",
+                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct \
+                 --peers, or start the copy with an empty --data-dir",
                 meta.node_id
             );
             return Ok(Err((RefuseCode::Identity, why)));
@@ -243,8 +249,8 @@ impl Node {
         } else {
             log_warn!(
                 "node",
-                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. To follow \
-                 it run `kv_client --port {port} follow {leader_address}`"
+                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. \
+                 To follow it run `kv_client --port {port} follow {leader_address}`"
             );
         }
         Ok(())

@@ -293,7 +293,8 @@ impl Node {
         let mine = self.wal.chain_at(self.disk.as_mut(), reply.match_lsn)?;
         if mine != Some(reply.match_chain) {
             let why = format!(
-                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing was cut here",
+                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing \
+                 was cut here",
                 reply.match_lsn,
                 reply.match_chain,
                 mine.map_or_else(|| "none".to_owned(), |chain| chain.to_string())
@@ -407,8 +408,12 @@ impl Node {
                 }
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
             };
-            let expiry =
-                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).map(|ns| Time(self.now.0 + ns));
+            // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
+            let sleep_ns_max = self.loop_clock.credit_max_ns();
+            let expiry = peer
+                .progress
+                .expires_in(self.loop_clock.now(), timeout_ns)
+                .map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
             [Some(link), expiry].into_iter().flatten()
         });
         times.min()

@@ -149,10 +149,17 @@ pub struct Node {
     shutdown: Option<Time>,
     spare_retry_at: Time,
     trace: Option<Trace>,
-    /// Since when the frame under way is being handled.
-    frame_started: Time,
+    frames: Frames,
     /// What happened so far.
     pub counters: Counters,
+}
+
+/// The frames of one read, for the receipts.
+#[derive(Debug, Default)]
+struct Frames {
+    started: Time,
+    first_lsn: Lsn,
+    reads: u64,
 }
 
 /// What a dial is for.

@@ -57,8 +57,8 @@ impl Node {
         }
         let addresses = self.peers_to_ask();
         if addresses.is_empty() && !force {
-            let message = "this node never had a session with a leader, so it knows no peers to compare with; with --force \
-                           it leads alone, and what other nodes hold is lost";
+            let message = "this node never had a session with a leader, so it knows no peers to compare with; \
+                           with --force it leads alone, and what other nodes hold is lost";
             self.reply(io, conn, Status::Refused, message.as_bytes());
             return Ok(());
         }
@@ -296,7 +296,10 @@ impl Node {
         let strays: Vec<ConnId> = self
             .conns
             .iter()
-            .filter(|(_, conn)| matches!(conn, Conn::PeerOut(peer) if matches!(peer.purpose, DialPurpose::Promotion(_))))
+            .filter(|(_, conn)| {
+                let Conn::PeerOut(peer) = conn else { return false };
+                matches!(peer.purpose, DialPurpose::Promotion(_))
+            })
             .map(|(id, _)| id)
             .collect();
         strays.into_iter().for_each(|conn| self.close(io, conn, Close::Now));

@@ -262,8 +262,8 @@ impl Node {
                 let (count, all) = (leader.in_sync_count(), leader.peers.len() + 1);
                 log_warn!(
                     "replication",
-                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: writes go on \
-                     without it, {count} of {all} nodes in sync"
+                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: \
+                     writes go on without it, {count} of {all} nodes in sync"
                 );
             }
         }
