@@ -5,13 +5,14 @@
 //! write the peers' records out; one sync; write the replies out, one write for each connection; free what
 //! was closed.
 
+mod clock;
 mod connection;
 mod conns;
 mod listener;
 mod signals;
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
@@ -22,6 +23,7 @@ use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
 
+pub use clock::MonotonicClock;
 use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
@@ -34,30 +36,6 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
 const SWEEP_MS: u64 = 1_000;
-
-/// The monotonic clock of this process.
-#[derive(Clone, Copy, Debug)]
-pub struct MonotonicClock(Instant);
-
-impl MonotonicClock {
-    /// A clock that reads a little above zero now.
-    #[allow(clippy::disallowed_methods, reason = "this is where the node's time comes from")]
-    pub fn new() -> MonotonicClock {
-        MonotonicClock(Instant::now())
-    }
-}
-
-impl Default for MonotonicClock {
-    fn default() -> MonotonicClock {
-        MonotonicClock::new()
-    }
-}
-
-impl Clock for MonotonicClock {
-    fn now(&self) -> Time {
-        Time(self.0.elapsed().as_nanos() as u64 + 1)
-    }
-}
 
 /// A bound socket that serves nobody yet.
 #[derive(Debug)]
