@@ -28,6 +28,7 @@ use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
 use listener::{Accepted, Listener};
+pub use listener::{Bound, bind};
 use signals::Signals;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -36,19 +37,6 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
 const SWEEP_MS: u64 = 1_000;
-
-/// A bound socket that serves nobody yet.
-#[derive(Debug)]
-pub struct Bound {
-    socket: mio::net::TcpListener,
-}
-
-/// Binds the node's address, before anything is touched on disk that a second start would disturb.
-pub fn bind(address: &str) -> Result<Bound, FatalReason> {
-    let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
-    let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    Ok(Bound { socket: mio::net::TcpListener::bind(socket_address).map_err(net)? })
-}
 
 /// What the operator chose for the loop.
 #[derive(Clone, Copy, Debug)]
