@@ -5,27 +5,30 @@
 //! write the peers' records out; one sync; write the replies out, one write for each connection; free what
 //! was closed.
 
+mod clock;
 mod connection;
 mod conns;
 mod listener;
 mod signals;
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
 use crate::conn::{ConnId, Delivered, Io};
 use crate::ledger::{Syscall, count};
-use crate::limits::{INPUT_BUDGET, LISTEN_QUEUE_SIZE, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
+use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
 
+pub use clock::MonotonicClock;
 use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
 use listener::{Accepted, Listener};
+pub use listener::{Bound, bind};
 use signals::Signals;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -34,46 +37,6 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
 const SWEEP_MS: u64 = 1_000;
-
-/// The monotonic clock of this process.
-#[derive(Clone, Copy, Debug)]
-pub struct MonotonicClock(Instant);
-
-impl MonotonicClock {
-    /// A clock that reads a little above zero now.
-    #[allow(clippy::disallowed_methods, reason = "this is where the node's time comes from")]
-    pub fn new() -> MonotonicClock {
-        MonotonicClock(Instant::now())
-    }
-}
-
-impl Default for MonotonicClock {
-    fn default() -> MonotonicClock {
-        MonotonicClock::new()
-    }
-}
-
-impl Clock for MonotonicClock {
-    fn now(&self) -> Time {
-        Time(self.0.elapsed().as_nanos() as u64 + 1)
-    }
-}
-
-/// A bound socket that serves nobody yet.
-#[derive(Debug)]
-pub struct Bound {
-    socket: mio::net::TcpListener,
-}
-
-/// Binds the node's address, before anything is touched on disk that a second start would disturb.
-pub fn bind(address: &str) -> Result<Bound, FatalReason> {
-    let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
-    let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    let socket = mio::net::TcpListener::bind(socket_address).map_err(net)?;
-    // Listening again only sets the length of the queue, which mio fixes at 128.
-    rustix::net::listen(&socket, LISTEN_QUEUE_SIZE).map_err(|errno| net(errno.into()))?;
-    Ok(Bound { socket })
-}
 
 /// What the operator chose for the loop.
 #[derive(Clone, Copy, Debug)]
