@@ -1,4 +1,4 @@
-//! Accepting: a budget per turn, a limit on connections, and what to do when descriptors run out.
+//! Binding and accepting: a budget per turn, a limit on connections, and what to do when descriptors run out.
 //!
 //! With edge-triggered events a connection that stays in the queue brings no further event. So when accept
 //! fails for want of descriptors (P6) the listener tries again on a timer and after every close; meanwhile
@@ -10,13 +10,31 @@ use std::os::fd::OwnedFd;
 
 use mio::net::{TcpListener, TcpStream};
 
+use super::conns::resolve;
 use crate::ledger::{Syscall, count};
-use crate::limits::ACCEPTS_PER_TURN;
+use crate::limits::{ACCEPTS_PER_TURN, LISTEN_QUEUE_SIZE};
+use crate::node::FatalReason;
 use crate::time::Time;
 use crate::wire::client::Reply;
 
 /// Milliseconds until accepting is tried again without descriptors.
 const RETRY_MS: u64 = 100;
+
+/// A bound socket that serves nobody yet.
+#[derive(Debug)]
+pub struct Bound {
+    pub(super) socket: TcpListener,
+}
+
+/// Binds the node's address, before anything is touched on disk that a second start would disturb.
+pub fn bind(address: &str) -> Result<Bound, FatalReason> {
+    let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
+    let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
+    let socket = TcpListener::bind(socket_address).map_err(net)?;
+    // Listening again only sets the length of the queue, which mio fixes at 128.
+    rustix::net::listen(&socket, LISTEN_QUEUE_SIZE).map_err(|errno| net(errno.into()))?;
+    Ok(Bound { socket })
+}
 
 /// The listening socket.
 #[derive(Debug)]

@@ -5,27 +5,30 @@
 //! write the peers' records out; one sync; write the replies out, one write for each connection; free what
 //! was closed.
 
+mod clock;
 mod connection;
 mod conns;
 mod listener;
 mod signals;
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
-use crate::conn::{ConnId, Delivered, Io};
+use crate::conn::{ConnId, Delivered, Io, Wire};
 use crate::ledger::{Syscall, count};
-use crate::limits::{INPUT_BUDGET, LISTEN_QUEUE_SIZE, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
+use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
 
+pub use clock::MonotonicClock;
 use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
 use listener::{Accepted, Listener};
+pub use listener::{Bound, bind};
 use signals::Signals;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -34,46 +37,6 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
 const SWEEP_MS: u64 = 1_000;
-
-/// The monotonic clock of this process.
-#[derive(Clone, Copy, Debug)]
-pub struct MonotonicClock(Instant);
-
-impl MonotonicClock {
-    /// A clock that reads a little above zero now.
-    #[allow(clippy::disallowed_methods, reason = "this is where the node's time comes from")]
-    pub fn new() -> MonotonicClock {
-        MonotonicClock(Instant::now())
-    }
-}
-
-impl Default for MonotonicClock {
-    fn default() -> MonotonicClock {
-        MonotonicClock::new()
-    }
-}
-
-impl Clock for MonotonicClock {
-    fn now(&self) -> Time {
-        Time(self.0.elapsed().as_nanos() as u64 + 1)
-    }
-}
-
-/// A bound socket that serves nobody yet.
-#[derive(Debug)]
-pub struct Bound {
-    socket: mio::net::TcpListener,
-}
-
-/// Binds the node's address, before anything is touched on disk that a second start would disturb.
-pub fn bind(address: &str) -> Result<Bound, FatalReason> {
-    let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
-    let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    let socket = mio::net::TcpListener::bind(socket_address).map_err(net)?;
-    // Listening again only sets the length of the queue, which mio fixes at 128.
-    rustix::net::listen(&socket, LISTEN_QUEUE_SIZE).map_err(|errno| net(errno.into()))?;
-    Ok(Bound { socket })
-}
 
 /// What the operator chose for the loop.
 #[derive(Clone, Copy, Debug)]
@@ -174,17 +137,10 @@ impl EventLoop {
     fn turn(&mut self, now: Time) -> Result<(), FatalReason> {
         self.accept(now)?;
         let input_left = self.take_input(now)?;
-        self.node.on_timers(&mut self.conns, input_left)?;
-        self.node.before_sync(&mut self.conns);
-        if self.node.needs_sync() {
-            // What may leave now leaves now: the followers' disks work while ours does.
-            self.flush()?;
-        }
-        self.node.sync(&mut self.conns)?;
-        self.node.after_sync(&mut self.conns)?;
+        self.node.finish_turn(&mut self.conns, input_left)?;
         self.dial()?;
         self.sweep(now)?;
-        self.flush()?;
+        self.node.flush(&mut self.conns)?;
         self.node.end_turn();
         let freed = self.conns.free_doomed();
         self.extra_memory -= freed.extra_memory;
@@ -303,7 +259,7 @@ impl EventLoop {
                     self.read_and_deliver(conn, now)?;
                 }
                 Phase::Draining(_) => {
-                    self.conns.flush(conn);
+                    self.conns.flush_one(conn);
                 }
                 Phase::Doomed => {}
             }
@@ -321,7 +277,7 @@ impl EventLoop {
     fn write_on_event(&mut self, conn: ConnId) -> Result<(), FatalReason> {
         let waits = self.conns.get(conn).is_some_and(|c| !c.output.is_empty() && !c.write_blocked);
         if waits {
-            if let Some(why) = self.conns.flush(conn) {
+            if let Some(why) = self.conns.flush_one(conn) {
                 self.over(conn, &why)?;
             }
         }
@@ -399,13 +355,6 @@ impl EventLoop {
     fn over(&mut self, conn: ConnId, why: &str) -> Result<(), FatalReason> {
         self.node.on_closed(&mut self.conns, conn, why)?;
         self.conns.doom(conn);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), FatalReason> {
-        for (conn, why) in self.conns.flush_dirty() {
-            self.over(conn, &why)?;
-        }
         Ok(())
     }
 
