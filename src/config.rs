@@ -328,6 +328,12 @@ impl Config {
             Durability::Fsync => "on disk (fdatasync)",
             Durability::Os => "in the page cache (survives a crash of the process, not of the machine)",
         };
+        if node.role == RoleFlag::Follower {
+            return format!(
+                "this node tells its leader of a record when it is {disk}; what an acknowledged write means is the \
+                 leader's --ack"
+            );
+        }
         let whom = match (node.ack, node.peers.len()) {
             (_, 0) => "on this node".to_owned(),
             (AckPolicy::InSync, _) => format!("on this node and every follower in sync (of {nodes} nodes)"),
@@ -374,6 +380,13 @@ mod tests {
         assert_eq!((config.node.role, config.listen_address.as_str()), (RoleFlag::Leader, "127.0.0.1:9001"));
         assert_eq!(config.promise(), "an acknowledged write is on disk (fdatasync) on this node");
         assert!(!config.beyond_loopback);
+    }
+
+    #[test]
+    fn a_follower_promises_nothing_in_its_leaders_place() {
+        let config = validate(&["--role=follower", "--leader=9001", "--port=9002"]).unwrap();
+        assert!(!config.promise().contains("acknowledged write is on disk"), "{}", config.promise());
+        assert!(config.promise().contains("on disk (fdatasync)"), "{}", config.promise());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Connections accepted in one turn of the loop, at most: a connect storm must not starve peers.
 pub const ACCEPTS_PER_TURN: usize = 64;
+/// Connections that wait to be accepted, at most; the system's `somaxconn` may bound it further. When the
+/// queue is full a client waits a second for its next try, so it is as long as a storm between two turns.
+pub const LISTEN_QUEUE_SIZE: i32 = 4096;
 /// Bytes read from one client connection in one turn, at most.
 pub const READ_PER_TURN_CLIENT: usize = 256 << 10;
 /// Bytes read from one peer connection in one turn, at most.

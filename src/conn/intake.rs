@@ -57,9 +57,22 @@ impl Intake {
         conn: ConnId,
         now: Time,
     ) -> Result<Delivered, FatalReason> {
-        if self.buffer.has_frame() {
-            node.begin_frames();
+        if !self.buffer.has_frame() {
+            return Ok(self.drained(now));
         }
+        node.begin_frames();
+        let delivered = self.deliver_frames(node, io, conn, now);
+        node.end_frames();
+        delivered
+    }
+
+    fn deliver_frames(
+        &mut self,
+        node: &mut Node,
+        io: &mut dyn Io,
+        conn: ConnId,
+        now: Time,
+    ) -> Result<Delivered, FatalReason> {
         loop {
             if !self.may_deliver(node, io.output_if_open(conn), conn) {
                 return Ok(if self.buffer.has_frame() { Delivered::Blocked } else { self.drained(now) });

@@ -28,6 +28,15 @@ pub struct Conns {
     pub now: Time,
 }
 
+/// What [`Conns::free_doomed`] gave back.
+#[derive(Clone, Copy, Debug)]
+pub struct Freed {
+    /// Connections.
+    pub connections: usize,
+    /// Bytes of their input buffers beyond the first size: they no longer count against the budget.
+    pub extra_memory: usize,
+}
+
 impl Conns {
     /// No connections.
     pub fn new(registry: Registry) -> Conns {
@@ -129,15 +138,16 @@ impl Conns {
         }
     }
 
-    /// Frees the slots of connections that ended; how many.
-    pub fn free_doomed(&mut self) -> usize {
+    /// Frees the slots of connections that ended.
+    pub fn free_doomed(&mut self) -> Freed {
         let doomed = std::mem::take(&mut self.doomed);
+        let mut freed = Freed { connections: doomed.len(), extra_memory: 0 };
         for conn in &doomed {
             // Dropping it closes the descriptor, which also takes it out of the poll.
             count(Syscall::Close);
-            drop(self.slab.remove(conn.slot()));
+            freed.extra_memory += self.slab.remove(conn.slot()).intake.extra_memory();
         }
-        doomed.len()
+        freed
     }
 
     /// Lists a connection as having output.

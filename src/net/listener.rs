@@ -12,7 +12,7 @@ use mio::net::{TcpListener, TcpStream};
 
 use super::conns::resolve;
 use crate::ledger::{Syscall, count};
-use crate::limits::ACCEPTS_PER_TURN;
+use crate::limits::{ACCEPTS_PER_TURN, LISTEN_QUEUE_SIZE};
 use crate::node::FatalReason;
 use crate::time::Time;
 use crate::wire::client::Reply;
@@ -30,7 +30,10 @@ pub struct Bound {
 pub fn bind(address: &str) -> Result<Bound, FatalReason> {
     let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
     let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    Ok(Bound { socket: TcpListener::bind(socket_address).map_err(net)? })
+    let socket = TcpListener::bind(socket_address).map_err(net)?;
+    // Listening again only sets the length of the queue, which mio fixes at 128.
+    rustix::net::listen(&socket, LISTEN_QUEUE_SIZE).map_err(|errno| net(errno.into()))?;
+    Ok(Bound { socket })
 }
 
 /// The listening socket.

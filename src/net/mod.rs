@@ -150,7 +150,8 @@ impl EventLoop {
         self.flush()?;
         self.node.end_turn();
         let freed = self.conns.free_doomed();
-        if let (Some(listener), 1..) = (&mut self.listener, freed) {
+        self.extra_memory -= freed.extra_memory;
+        if let (Some(listener), 1..) = (&mut self.listener, freed.connections) {
             listener.on_descriptor_freed();
         }
         Ok(())

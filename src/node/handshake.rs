@@ -117,6 +117,21 @@ impl Node {
         Ok(())
     }
 
+    /// The node that dialled us has heard our side and refuses: this operator is told as well as its own.
+    pub(super) fn on_refused_by_dialler(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        body: &[u8],
+    ) -> Result<(), Stop> {
+        let refuse = Refuse::decode(body).map_err(malformed("REFUSE"))?;
+        let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
+        log_warn!("peer", "{} refuses this node: {}", peer.address, refuse.message);
+        self.session_lost(conn, "the leader refuses it");
+        self.close(io, conn, Close::Now);
+        Ok(())
+    }
+
     fn dialled_peer_refused(
         &mut self,
         io: &mut dyn Io,

@@ -149,10 +149,17 @@ pub struct Node {
     shutdown: Option<Time>,
     spare_retry_at: Time,
     trace: Option<Trace>,
-    /// Since when the frame under way is being handled.
-    frame_started: Time,
+    frames: Frames,
     /// What happened so far.
     pub counters: Counters,
+}
+
+/// The frames of one read, for the receipts.
+#[derive(Debug, Default)]
+struct Frames {
+    started: Time,
+    first_lsn: Lsn,
+    reads: u64,
 }
 
 /// What a dial is for.
@@ -222,6 +229,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),

@@ -113,7 +113,10 @@ impl FrameBuffer {
             self.bytes.copy_within(self.head..self.tail, 0);
             (self.head, self.tail) = (0, self.tail - self.head);
             if self.bytes.len() < wanted {
-                self.bytes.resize(wanted, 0);
+                // Fresh zeros come from the system untouched: bytes announced and not sent take no memory.
+                let mut grown = vec![0; wanted];
+                grown[..self.tail].copy_from_slice(&self.bytes[..self.tail]);
+                self.bytes = grown;
             }
         }
         &mut self.bytes[self.tail..]
@@ -164,9 +167,10 @@ impl FrameBuffer {
         self.tail - self.head
     }
 
-    /// Whether a complete frame is waiting.
+    /// Whether [`FrameBuffer::next_frame`] has something to say: a complete frame, or an error.
     pub fn has_frame(&self) -> bool {
-        self.invalid.is_none() && self.frame_size().is_some_and(|size| self.pending() >= size)
+        let ready = |len| !(1..=FRAME_SIZE_MAX).contains(&len) || self.pending() >= 4 + len;
+        self.invalid.is_some() || self.len_field().is_some_and(ready)
     }
 
     /// Bytes the frame under way takes in all, once its length is known and valid.
@@ -245,6 +249,7 @@ mod tests {
         push(&mut buffer, b"GET / HTTP/1.1\r\n");
         let error = buffer.next_frame().unwrap_err();
         assert!(error.to_string().contains("an HTTP request"), "{error}");
+        assert!(buffer.has_frame(), "an error is something to say");
         assert!(buffer.capacity() <= INPUT_BUFFER_SIZE);
         push(&mut buffer, &[0, 0, 0, 1, 6]);
         assert_eq!(buffer.next_frame(), Err(error));
