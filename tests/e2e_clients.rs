@@ -4,7 +4,7 @@
 #[path = "support/cluster.rs"]
 mod cluster;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -192,20 +192,14 @@ fn a_client_that_never_reads_its_replies_is_no_longer_read_and_disturbs_nobody()
     assert!(begin.elapsed() < Duration::from_secs(5), "others took {:?}", begin.elapsed());
     thread::sleep(Duration::from_millis(500));
     assert!(single.node.cpu_ticks() - ticks < 60, "the node does not spin on what it may not read");
-    // Once the client reads, everything it was owed comes, in order.
-    flood.stream.set_nonblocking(false).unwrap();
+    // Once the client reads, what it was owed comes.
     let whole_requests = sent / (requests.len() as u64 / 1_000);
-    let mut scratch = vec![0; 1 << 20];
-    let mut received = 0_u64;
-    let reply_size = {
+    assert!(whole_requests > 100, "{whole_requests} requests are no flood");
+    flood.stream.set_nonblocking(false).unwrap();
+    for _ in 0..100 {
         let (status, _, payload) = flood.reply();
         assert_eq!((status, payload.len()), (Status::Ok, 64 << 10));
-        4 + 1 + 1 + 8 + 8 + 4 + payload.len() as u64 + 4
-    };
-    while received < reply_size * 100 {
-        received += flood.stream.read(&mut scratch).expect("more replies") as u64;
     }
-    assert!(whole_requests > 100);
 }
 
 #[test]

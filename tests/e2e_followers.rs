@@ -58,6 +58,7 @@ fn a_killed_follower_costs_one_warning_per_change_of_state_and_one_stall() {
             assert!(begin.elapsed() < TIMEOUT, "write {number} stalled again");
         }
         assert_eq!(cluster.nodes[0].status()["counters"]["insync_left"], round);
+        cluster.nodes[0].log.wait_for_line(mark, "is out of sync", DEADLINE);
         // The leader has dialled many times while the first write waited, and said so once.
         let lines = warnings(&cluster, mark, &lost);
         assert_eq!(lines.len(), 2, "lost, and out of sync: {lines:#?}");
@@ -76,6 +77,8 @@ fn a_follower_that_never_was_there_is_one_warning_too() {
     cluster.nodes[0].start();
     let mut client = cluster.nodes[0].client();
     client.put(b"k", b"v").unwrap();
+    // A node answers first and logs then.
+    cluster.nodes[0].log.wait_for_line(0, "is out of sync", DEADLINE);
     let lines = warnings(&cluster, 0, &cluster.nodes[1].address());
     assert_eq!(lines.len(), 2, "not reachable, and out of sync: {lines:#?}");
     cluster.nodes[1].start();
@@ -91,11 +94,11 @@ fn a_stopped_follower_costs_the_leader_a_bounded_amount_of_memory_and_catches_up
     let before = cluster.nodes[0].rss_kib();
     cluster.nodes[2].signal(Signal::STOP);
     let mut highest = before;
-    for _ in 0..12 {
+    for _ in 0..9 {
         write_many(&cluster, 100);
         highest = highest.max(cluster.nodes[0].rss_kib());
     }
-    // 37 MiB were written meanwhile, in some 150 segments.
+    // 28 MiB were written meanwhile, in more than 100 segments.
     assert!(cluster.nodes[0].files(".seg").len() > 100);
     assert!(highest - before < RSS_GROWTH_MAX_KIB, "resident memory grew from {before} to {highest} KiB");
     let status = cluster.nodes[0].status();

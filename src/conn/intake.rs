@@ -20,6 +20,8 @@ pub struct Intake {
     unfinished_since: Option<Time>,
     /// The output passed its high-water mark and has not fallen below the low one.
     throttled: bool,
+    /// Bytes arrived that the node has not been told of.
+    fresh: bool,
 }
 
 /// Why delivering stopped.
@@ -47,6 +49,7 @@ impl Intake {
     /// Bytes arrived in [`Intake::space`].
     pub fn filled(&mut self, size: usize) {
         self.buffer.filled(size);
+        self.fresh |= size > 0;
     }
 
     /// Hands complete frames to the node, as long as it takes them.
@@ -57,6 +60,9 @@ impl Intake {
         conn: ConnId,
         now: Time,
     ) -> Result<Delivered, FatalReason> {
+        if std::mem::take(&mut self.fresh) {
+            node.on_bytes(conn);
+        }
         if !self.buffer.has_frame() {
             return Ok(self.drained(now));
         }

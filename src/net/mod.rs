@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
-use crate::conn::{ConnId, Delivered, Io};
+use crate::conn::{ConnId, Delivered, Io, Wire};
 use crate::ledger::{Syscall, count};
 use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
@@ -137,17 +137,10 @@ impl EventLoop {
     fn turn(&mut self, now: Time) -> Result<(), FatalReason> {
         self.accept(now)?;
         let input_left = self.take_input(now)?;
-        self.node.on_timers(&mut self.conns, input_left)?;
-        self.node.before_sync(&mut self.conns);
-        if self.node.needs_sync() {
-            // What may leave now leaves now: the followers' disks work while ours does.
-            self.flush()?;
-        }
-        self.node.sync(&mut self.conns)?;
-        self.node.after_sync(&mut self.conns)?;
+        self.node.finish_turn(&mut self.conns, input_left)?;
         self.dial()?;
         self.sweep(now)?;
-        self.flush()?;
+        self.node.flush(&mut self.conns)?;
         self.node.end_turn();
         let freed = self.conns.free_doomed();
         self.extra_memory -= freed.extra_memory;
@@ -266,7 +259,7 @@ impl EventLoop {
                     self.read_and_deliver(conn, now)?;
                 }
                 Phase::Draining(_) => {
-                    self.conns.flush(conn);
+                    self.conns.flush_one(conn);
                 }
                 Phase::Doomed => {}
             }
@@ -284,7 +277,7 @@ impl EventLoop {
     fn write_on_event(&mut self, conn: ConnId) -> Result<(), FatalReason> {
         let waits = self.conns.get(conn).is_some_and(|c| !c.output.is_empty() && !c.write_blocked);
         if waits {
-            if let Some(why) = self.conns.flush(conn) {
+            if let Some(why) = self.conns.flush_one(conn) {
                 self.over(conn, &why)?;
             }
         }
@@ -362,13 +355,6 @@ impl EventLoop {
     fn over(&mut self, conn: ConnId, why: &str) -> Result<(), FatalReason> {
         self.node.on_closed(&mut self.conns, conn, why)?;
         self.conns.doom(conn);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), FatalReason> {
-        for (conn, why) in self.conns.flush_dirty() {
-            self.over(conn, &why)?;
-        }
         Ok(())
     }
 

@@ -39,6 +39,13 @@ pub struct Session {
     received: Option<(Lsn, Time)>,
 }
 
+impl Session {
+    /// The number of the newest frame heard.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+}
+
 /// Why a session is not opened.
 struct Refusal(RefuseCode, String);
 
@@ -63,6 +70,14 @@ impl Node {
         log_warn!("replication", "session with leader {} is lost: {why}", session.leader_address);
         if let Role::Follower(follower) = &mut self.role {
             follower.session = None;
+        }
+    }
+
+    /// Bytes arrived: who sends them is not silent, even if they are not a whole frame yet.
+    pub fn on_bytes(&mut self, conn: ConnId) {
+        let now = self.now;
+        if let Some(session) = self.session_mut(conn) {
+            session.last_heard = now;
         }
     }
 

@@ -100,6 +100,8 @@ pub struct Stream {
     pub(super) last_sent: Time,
     pub(super) last_heard: Time,
     pub(super) round_heard: u64,
+    /// Bytes that waited to be written when this was last looked at.
+    pub(super) waiting_bytes: usize,
 }
 
 impl Leader {
@@ -130,6 +132,11 @@ impl Leader {
     /// The connections of its sessions.
     pub fn connections(&self) -> Vec<ConnId> {
         self.peers.iter().filter_map(Peer::conn).collect()
+    }
+
+    /// The number of the newest frame sent to any follower.
+    pub fn round(&self) -> u64 {
+        self.round
     }
 
     /// Nodes in sync, the leader among them.
@@ -318,6 +325,7 @@ impl Node {
             last_sent: now,
             last_heard: now,
             round_heard: 0,
+            waiting_bytes: 0,
         });
         peer.progress.on_session(reply.match_lsn, last, loop_now);
         peer.backoff.on_success();
@@ -352,6 +360,7 @@ impl Node {
     /// for what they did not say.
     pub(super) fn leader_timers(&mut self, io: &mut dyn Io, input_left: bool) {
         let now = self.now;
+        self.note_taken_output(io);
         for index in 0..self.leader().map_or(0, |leader| leader.peers.len()) {
             let Some(leader) = self.leader_mut() else { return };
             let peer = &leader.peers[index];

@@ -56,6 +56,7 @@ use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
 pub use role::{Role, RoleFlag};
+pub use status::Observed;
 
 /// What a node is told when it starts. Validated; nothing in it is checked again.
 #[derive(Clone, Debug)]

@@ -341,6 +341,11 @@ impl MemDisk {
         self.state().crash_before = Some(op);
     }
 
+    /// Whether a crash point is set and not reached.
+    pub fn crash_is_armed(&self) -> bool {
+        self.state().crash_before.is_some()
+    }
+
     /// Whether the crash point was reached.
     pub fn has_crashed(&self) -> bool {
         self.state().crashed
