@@ -330,7 +330,8 @@ impl Config {
         };
         if node.role == RoleFlag::Follower {
             return format!(
-                "this node tells its leader of a record when it is {disk}; what an acknowledged write means is the leader's --ack"
+                "this node tells its leader of a record when it is {disk}; what an acknowledged write means is the \
+                 leader's --ack"
             );
         }
         let whom = match (node.ack, node.peers.len()) {

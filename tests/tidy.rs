@@ -66,7 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("client", &["address", "client", "ids", "limits", "wire"]),
+    ("client", &["address", "client", "ids", "limits", "trace::STAGES", "wire"]),
 ];
 
 /// Words that only some parts may write.
@@ -79,7 +79,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
     ("std::net::", &["net", "client", "address", "config"], "sockets belong to net/ and the client"),
     ("std::time", &["net", "client"], "time is an argument: see `time::Clock`"),
     ("std::thread", &[], "one thread"),
-    ("rustix::", &["disk", "net", "logsink", "ledger", "main"], "system calls belong to the edges"),
+    ("rustix::", &["disk", "net", "logsink", "ledger", "main", "client"], "system calls belong to the edges"),
     ("rand::", &["main"], "randomness is an argument: see `rng::Rng`"),
     ("println!", &["client", "bin"], "the node logs, it does not print"),
     ("HashMap", &["keyspace"], "no order that a hash decides may be seen"),
@@ -98,6 +98,9 @@ const TOP_LEVEL: &[&str] = &[
     "src",
     "tests",
 ];
+
+/// Files with longer lines, and why.
+const LONG_LINES: &[(&str, &str)] = &[("tests/receipts.rs", "holds what a command prints, line by line")];
 
 struct File {
     /// Relative to the root, with `/`.
@@ -282,9 +285,10 @@ fn files_begin_with_prose_and_are_not_too_long() {
 fn lines_fit_a_screen_and_end_where_they_end() {
     let mut complaints = Complaints::default();
     for file in ["src", "tests", "bench"].iter().flat_map(|below| rust_files(below)) {
+        let excused = LONG_LINES.iter().any(|(path, _)| *path == file.path);
         for (at, line) in file.text.lines().enumerate() {
             let chars = line.chars().count();
-            if chars > LINE_CHARS_MAX {
+            if chars > LINE_CHARS_MAX && !excused {
                 complaints.add(&file.path, at + 1, format_args!("{chars} characters of {LINE_CHARS_MAX}"));
             }
             if line.ends_with(char::is_whitespace) || line.contains('\t') {

@@ -172,7 +172,8 @@ pub struct LoadArgs {
     #[arg(long, value_enum, default_value = "quorum")]
     pub floor_ack: Ack,
     /// A bare leader with two bare followers (3), or alone (1).
-    #[arg(long, default_value_t = 3, value_parser = PossibleValuesParser::new(["1", "3"]).map(|n| n.parse::<usize>().expect("checked above")))]
+    #[arg(long, default_value_t = 3,
+        value_parser = PossibleValuesParser::new(["1", "3"]).map(|n| n.parse::<usize>().expect("checked above")))]
     pub floor_nodes: usize,
     /// Where the floor writes, and whose file system the report names: the disk that the store is on.
     #[arg(long, default_value = ".", value_name = "DIR")]

@@ -7,7 +7,6 @@ use super::turn::SyncCost;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use crate::limits::SESSION_SILENCE_MS;
 use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, Open, OpenReply, RefuseCode};
@@ -31,7 +30,7 @@ pub struct Session {
     /// Where the leader listens.
     pub leader_address: String,
     term: Term,
-    last_heard: Time,
+    pub(super) last_heard: Time,
     round: u64,
     ack_due: bool,
     spent: AckDurations,
@@ -427,30 +426,6 @@ impl Node {
                 Line::Info => log_info!("replication", "{line}"),
                 Line::Debug => log_debug!("replication", "{line}"),
             }
-        }
-    }
-
-    /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.
-    pub(super) fn follower_timers(&mut self, io: &mut dyn Io, input_left: bool) {
-        let now = self.now;
-        let Role::Follower(Follower { session: Some(session), .. }) = &self.role else { return };
-        if !input_left && now.since(session.last_heard) > SESSION_SILENCE_MS * 1_000_000 {
-            log_warn!(
-                "replication",
-                "leader {} is silent for {SESSION_SILENCE_MS} ms",
-                session.leader_address
-            );
-            self.drop_session(io, "the leader is silent");
-        }
-    }
-
-    /// When [`Node::follower_timers`] has something to do.
-    pub(super) fn follower_deadline(&self) -> Option<Time> {
-        match &self.role {
-            Role::Follower(Follower { session: Some(session), .. }) => {
-                Some(session.last_heard.after_ms(SESSION_SILENCE_MS + 1))
-            }
-            _ => None,
         }
     }
 }
