@@ -88,7 +88,7 @@ pub const REDIAL_MS_MIN: u64 = 20;
 /// See [`REDIAL_MS_MIN`].
 pub const REDIAL_MS_MAX: u64 = 1_000;
 /// Milliseconds before a peer that refused the session in words is asked again.
-pub const REFUSED_RETRY_MS: u64 = 2_000;
+pub const REFUSED_RETRY_MS: u64 = 500;
 /// Milliseconds in which the peers must answer a promotion.
 pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
 /// Log lines about single replication events at info, per kind and second; the rest is summed up.

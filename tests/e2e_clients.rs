@@ -128,7 +128,7 @@ fn a_storm_of_connections_does_not_hold_up_a_stream_of_writes() {
                 while !stop.load(Ordering::Relaxed) {
                     // Every other one leaves with a reset, unread bytes and all.
                     if let Ok(mut stream) = TcpStream::connect(&address) {
-                        if count % 2 == 0 {
+                        if count.is_multiple_of(2) {
                             let mut ping = Vec::new();
                             Request::Ping.encode(&mut ping);
                             let _ = stream.write_all(&ping);

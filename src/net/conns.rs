@@ -179,11 +179,11 @@ impl Wire for Conns {
     }
 
     fn doom(&mut self, conn: ConnId) {
-        if let Some(connection) = self.get_mut(conn) {
-            if connection.phase != Phase::Doomed {
-                connection.phase = Phase::Doomed;
-                self.doomed.push(conn);
-            }
+        if let Some(connection) = self.get_mut(conn)
+            && connection.phase != Phase::Doomed
+        {
+            connection.phase = Phase::Doomed;
+            self.doomed.push(conn);
         }
     }
 }

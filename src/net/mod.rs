@@ -276,10 +276,8 @@ impl EventLoop {
 
     fn write_on_event(&mut self, conn: ConnId) -> Result<(), FatalReason> {
         let waits = self.conns.get(conn).is_some_and(|c| !c.output.is_empty() && !c.write_blocked);
-        if waits {
-            if let Some(why) = self.conns.flush_one(conn) {
-                self.over(conn, &why)?;
-            }
+        if waits && let Some(why) = self.conns.flush_one(conn) {
+            self.over(conn, &why)?;
         }
         Ok(())
     }

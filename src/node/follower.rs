@@ -82,11 +82,11 @@ impl Node {
 
     /// Ends the session from this side, if there is one.
     pub(super) fn drop_session(&mut self, io: &mut dyn Io, why: &str) {
-        if let Role::Follower(follower) = &mut self.role {
-            if let Some(session) = follower.session.take() {
-                log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-                self.close(io, session.conn, Close::Now);
-            }
+        if let Role::Follower(follower) = &mut self.role
+            && let Some(session) = follower.session.take()
+        {
+            log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
+            self.close(io, session.conn, Close::Now);
         }
     }
 
@@ -100,7 +100,7 @@ impl Node {
         match self.try_open(io, conn, &open, &address)? {
             Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
             Err(Refusal(code, why)) => {
-                log_warn!("replication", "refused a session of {address} in term {}: {why}", open.term);
+                self.log_refusal(format!("refused a session of {address} in term {}: {why}", open.term));
                 self.refuse(io, conn, code, why);
             }
         }

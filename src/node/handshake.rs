@@ -8,7 +8,7 @@ use crate::ids::{ClusterId, NodeId, Term};
 use crate::meta::StoredRole;
 use crate::wire::CMD_TYPES_KNOWN;
 use crate::wire::peer::{Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
-use crate::{log_info, log_warn};
+use crate::{log_debug, log_info, log_warn};
 
 /// A node that dialled us and said hello.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Node {
         let hello = match self.checked_hello(body)? {
             Ok(hello) => hello,
             Err((code, why)) => {
-                log_warn!("peer", "refused a node at {remote_ip}: {why}");
+                self.log_refusal(format!("refused a node at {remote_ip}: {why}"));
                 self.refuse(io, conn, code, why);
                 return Ok(());
             }
@@ -194,6 +194,16 @@ impl Node {
             return Ok(Err((RefuseCode::Identity, why)));
         }
         Ok(Ok(hello))
+    }
+
+    /// A node that is refused asks again every so often: one warning for each reason, the rest at debug.
+    pub(super) fn log_refusal(&mut self, what: String) {
+        if self.last_refusal == what {
+            log_debug!("peer", "{what}");
+        } else {
+            log_warn!("peer", "{what}");
+            self.last_refusal = what;
+        }
     }
 
     /// Refuses in words and closes.

@@ -150,6 +150,8 @@ pub struct Node {
     shutdown: Option<Time>,
     spare_retry_at: Time,
     trace: Option<Trace>,
+    /// The last refusal that was logged as a warning.
+    last_refusal: String,
     frames: Frames,
     /// What happened so far.
     pub counters: Counters,

@@ -75,6 +75,7 @@ impl Node {
             shutdown: None,
             spare_retry_at: now,
             trace: config.receipts.then(|| Trace::new(0, last.next())),
+            last_refusal: String::new(),
             frames: super::Frames { started: now, first_lsn: last.next(), reads: 0 },
             counters: Counters::default(),
             config,

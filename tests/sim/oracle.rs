@@ -240,10 +240,10 @@ impl Oracle {
         let sent = sent.clone();
         core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
         match (&sent.ask, reply.status) {
-            (Ask::Put { .. }, Status::Ok) | (Ask::Delete { .. }, Status::Ok | Status::NotFound) => {
-                if !shrunk {
-                    self.on_acked(core, hosts, site, seen, &sent, reply);
-                }
+            (Ask::Put { .. }, Status::Ok) | (Ask::Delete { .. }, Status::Ok | Status::NotFound)
+                if !shrunk =>
+            {
+                self.on_acked(core, hosts, site, seen, &sent, reply);
             }
             (Ask::Get { key }, Status::Ok | Status::NotFound) if !shrunk => {
                 let mirror = hosts[site].mirror.borrow();
