@@ -46,9 +46,9 @@ pub const READ_PER_TURN_CLIENT: usize = 256 << 10;
 pub const READ_PER_TURN_PEER: usize = 8 << 20;
 /// Bytes of a connection's input buffer to begin with; it grows only for a frame whose length was checked.
 pub const INPUT_BUFFER_SIZE: usize = 16 << 10;
-/// Bytes of a peer's input buffer: batches of records come in frames of up to [`APPEND_BATCH_SIZE`], and
-/// reading them 16 KiB at a time would cost a call for each.
-pub const PEER_INPUT_BUFFER_SIZE: usize = 256 << 10;
+/// Bytes of a peer's input buffer: a whole frame of records, so that it neither takes many reads nor makes the
+/// buffer grow (and be zeroed) for each one.
+pub const PEER_INPUT_BUFFER_SIZE: usize = APPEND_BATCH_SIZE + FRAME_SLACK;
 /// Bytes of all input buffers that grew beyond their first size, together, at most.
 pub const INPUT_BUDGET: usize = 512 << 20;
 /// Bytes waiting to be sent to a client above which its requests are no longer read.

@@ -207,3 +207,38 @@ fn a_port_that_is_taken_is_said_so() {
     assert!(code == 15 && text.contains(&single.node.address()), "{code}: {text}");
     assert!(text.contains("in use"), "{text}");
 }
+
+#[test]
+fn surroundings_that_weaken_a_promise_are_a_warning_with_a_stable_code() {
+    let mut single = Single::prepare(&["--listen=0.0.0.0"]);
+    single.node.start();
+    let line = single.node.log.line("W001");
+    assert!(line.contains("WARN") && line.contains("nothing authenticates yet"), "{line}");
+    single.node.kill9();
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("SKIPPED: there is no /dev/shm to put a data directory on tmpfs");
+        return;
+    };
+    let mut single = Single::prepare(&[]);
+    single.node.dir = memory.path().join("node");
+    single.node.start();
+    let line = single.node.log.line("W002");
+    assert!(line.contains("WARN") && line.contains("tmpfs"), "{line}");
+}
+
+#[test]
+fn the_banner_says_what_an_acknowledgement_means() {
+    let cases = [
+        (&[][..], "on disk (fdatasync) on this node"),
+        (&["--durability=os"], "in the page cache"),
+        (&["--peers=1,2"], "on this node and every follower in sync (of 3 nodes)"),
+        (&["--peers=1,2", "--ack=quorum"], "a majority (2 of 3 nodes)"),
+        (&["--peers=1,2", "--ack=leader"], "on this node alone"),
+        (&["--peers=1,2", "--min-insync=2"], "on 2 nodes at least"),
+    ];
+    for (flags, promise) in cases {
+        let single = Single::start(flags);
+        let line = single.node.log.line("an acknowledged write is");
+        assert!(line.contains(promise), "{flags:?}: {line}");
+    }
+}
