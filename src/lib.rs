@@ -3,6 +3,8 @@
 //! Follow the life of a PUT by module name: [`net`] reads bytes, [`wire`] makes messages, [`node`] runs one
 //! turn, [`wal`] makes it durable, [`replication`] decides what may be said to whom, [`keyspace`] applies.
 
+#![warn(clippy::disallowed_methods)]
+
 pub mod address;
 pub mod client;
 pub mod config;

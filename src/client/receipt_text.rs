@@ -302,7 +302,8 @@ pub fn render_tail(tail: &Value) -> String {
     let what = |share: &Value| share.get("what").and_then(Value::as_str).map_or("?".to_owned(), printable);
     let percent = |share: &Value| format!("{:.1} %", Receipt(share).us("percent"));
     let mut out = format!(
-        "In the slowest {} of the last {} write{} (above p{}, {} to {} us) most time went to {}: {}, {} us on average.\n\n",
+        "In the slowest {} of the last {} write{} (above p{}, {} to {} us) most time went to {}: {}, \
+         {} us on average.\n\n",
         grouped(slowest),
         grouped(known),
         plural(known),

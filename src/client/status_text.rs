@@ -41,6 +41,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "connections",
     "log_generation",
     "counters",
+    "latency",
     "peers",
     "in_flight_bytes",
     "insync_timeout_ms",
@@ -58,6 +59,7 @@ pub fn render(document: &Value) -> String {
         out.push_str(&peer_table(status.peers()));
     }
     let empty = Map::new();
+    out.push_str(&latency_table(document.get("latency").and_then(Value::as_object).unwrap_or(&empty)));
     let counters = document.get("counters").and_then(Value::as_object).unwrap_or(&empty);
     out.push_str(&section("counters", counters.iter()));
     let fields = document.as_object().unwrap_or(&empty).iter();
@@ -248,6 +250,27 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     .to_vec()
 }
 
+/// Where the time went, in microseconds; stages in which nothing was measured are left out.
+fn latency_table(stages: &Map<String, Value>) -> String {
+    const COLUMNS: [&str; 5] = ["p50_us", "p90_us", "p99_us", "p999_us", "max_us"];
+    let measured = stages.iter().filter(|(_, stage)| Status(stage).number("count").is_some_and(|n| n > 0));
+    let rows: Vec<Vec<String>> = measured
+        .map(|(name, stage)| {
+            let times = COLUMNS.map(|column| match stage.get(column).and_then(Value::as_f64) {
+                Some(us) => format!("{us:.1}"),
+                None => "-".to_owned(),
+            });
+            let count = Status(stage).number("count").map_or_else(String::new, grouped);
+            [format!("  {}", printable(name)), count].into_iter().chain(times).collect()
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header = ["latency (us)", "count", "p50", "p90", "p99", "p99.9", "max"].map(str::to_owned).to_vec();
+    format!("\n{}", aligned(&[vec![header], rows].concat(), &[1, 2, 3, 4, 5, 6]))
+}
+
 /// Names and values under a heading, numbers aligned; nothing at all if there are none.
 fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Value)>) -> String {
     let rows: Vec<Vec<String>> = entries
@@ -266,6 +289,21 @@ fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Val
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn latencies_are_a_table_of_what_was_measured() {
+        let measured = serde_json::json!(
+            {"count": 1_200, "p50_us": 150.0, "p90_us": 200.5, "p99_us": 300.0, "p999_us": 900.0, "max_us": 1_000.0}
+        );
+        let text = render(&serde_json::json!({"latency": {"put total": measured, "get": {"count": 0}}}));
+        let expected = "\
+latency (us)  count    p50    p90    p99  p99.9     max
+  put total   1,200  150.0  200.5  300.0  900.0  1000.0
+";
+        assert!(text.ends_with(expected), "{text}");
+        // A follower keeps no receipts of its own.
+        assert!(!render(&serde_json::json!({"latency": null})).contains("latency"));
+    }
 
     #[test]
     fn a_document_without_fields_is_no_reason_to_fail() {

@@ -48,3 +48,11 @@ pub trait Io {
     /// Connects to `HOST:PORT`; answered by `on_dialed` or `on_dial_failed`, later.
     fn dial(&mut self, dial: DialId, address: &str);
 }
+
+/// What the second half of a turn needs besides: to write out what waits, and to end a connection.
+pub trait Wire: Io + Sized {
+    /// Writes out what waits. Returns the connections that are over by that, and why.
+    fn flush(&mut self) -> Vec<(ConnId, String)>;
+    /// Ends a connection with this turn.
+    fn doom(&mut self, conn: ConnId);
+}

@@ -7,7 +7,7 @@ use mio::{Interest, Registry, Token};
 use slab::Slab;
 
 use super::connection::{Connection, Phase};
-use crate::conn::{Close, ConnId, DialId, Io, OutBuf};
+use crate::conn::{Close, ConnId, DialId, Io, OutBuf, Wire};
 use crate::ledger::{Syscall, count};
 use crate::time::Time;
 
@@ -26,6 +26,15 @@ pub struct Conns {
     dials: Vec<(DialId, String)>,
     /// When this turn began.
     pub now: Time,
+}
+
+/// What [`Conns::free_doomed`] gave back.
+#[derive(Clone, Copy, Debug)]
+pub struct Freed {
+    /// Connections.
+    pub connections: usize,
+    /// Bytes of their input buffers beyond the first size: they no longer count against the budget.
+    pub extra_memory: usize,
 }
 
 impl Conns {
@@ -91,19 +100,8 @@ impl Conns {
         self.insert(stream, address.to_owned(), phase).map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// Writes what waits. Returns the connections that are over by that.
-    pub fn flush_dirty(&mut self) -> Vec<(ConnId, String)> {
-        let mut over = Vec::new();
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for conn in dirty.drain(..) {
-            over.extend(self.flush(conn).map(|why| (conn, why)));
-        }
-        self.dirty = dirty;
-        over
-    }
-
     /// Writes what waits on one connection. `Some`: it is over, and why.
-    pub fn flush(&mut self, conn: ConnId) -> Option<String> {
+    pub fn flush_one(&mut self, conn: ConnId) -> Option<String> {
         let connection = self.get_mut(conn)?;
         connection.listed_dirty = false;
         let over = match connection.phase {
@@ -119,25 +117,16 @@ impl Conns {
         over
     }
 
-    /// Ends a connection with this turn.
-    pub fn doom(&mut self, conn: ConnId) {
-        if let Some(connection) = self.get_mut(conn) {
-            if connection.phase != Phase::Doomed {
-                connection.phase = Phase::Doomed;
-                self.doomed.push(conn);
-            }
-        }
-    }
-
-    /// Frees the slots of connections that ended; how many.
-    pub fn free_doomed(&mut self) -> usize {
+    /// Frees the slots of connections that ended.
+    pub fn free_doomed(&mut self) -> Freed {
         let doomed = std::mem::take(&mut self.doomed);
+        let mut freed = Freed { connections: doomed.len(), extra_memory: 0 };
         for conn in &doomed {
             // Dropping it closes the descriptor, which also takes it out of the poll.
             count(Syscall::Close);
-            drop(self.slab.remove(conn.slot()));
+            freed.extra_memory += self.slab.remove(conn.slot()).intake.extra_memory();
         }
-        doomed.len()
+        freed
     }
 
     /// Lists a connection as having output.
@@ -175,6 +164,27 @@ impl Io for Conns {
 
     fn dial(&mut self, dial: DialId, address: &str) {
         self.dials.push((dial, address.to_owned()));
+    }
+}
+
+impl Wire for Conns {
+    fn flush(&mut self) -> Vec<(ConnId, String)> {
+        let mut over = Vec::new();
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for conn in dirty.drain(..) {
+            over.extend(self.flush_one(conn).map(|why| (conn, why)));
+        }
+        self.dirty = dirty;
+        over
+    }
+
+    fn doom(&mut self, conn: ConnId) {
+        if let Some(connection) = self.get_mut(conn)
+            && connection.phase != Phase::Doomed
+        {
+            connection.phase = Phase::Doomed;
+            self.doomed.push(conn);
+        }
     }
 }
 

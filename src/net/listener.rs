@@ -10,11 +10,10 @@ use std::os::fd::OwnedFd;
 
 use mio::net::{TcpListener, TcpStream};
 
-use crate::ids::{Lsn, Term};
 use crate::ledger::{Syscall, count};
 use crate::limits::ACCEPTS_PER_TURN;
 use crate::time::Time;
-use crate::wire::client::{Reply, Status};
+use crate::wire::client::Reply;
 
 /// Milliseconds until accepting is tried again without descriptors.
 const RETRY_MS: u64 = 100;
@@ -123,7 +122,7 @@ impl Listener {
         self.refused += 1;
         let mut frame = Vec::new();
         let payload = b"this node has no room for another connection; try again later";
-        Reply { status: Status::Busy, lsn: Lsn::ZERO, term: Term::ZERO, payload }.encode(&mut frame);
+        Reply::busy_before_request(payload).encode(&mut frame);
         count(Syscall::Send);
         let _ = stream.write(&frame);
         count(Syscall::Close);

@@ -5,6 +5,8 @@
 //! write the peers' records out; one sync; write the replies out, one write for each connection; free what
 //! was closed.
 
+mod bound;
+mod clock;
 mod connection;
 mod conns;
 mod listener;
@@ -12,23 +14,24 @@ mod signals;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Registry, Token};
+use mio::{Events, Interest, Poll, Token};
 
-use crate::conn::{ConnId, Delivered, Io};
+use crate::conn::{ConnId, Delivered, Io, Wire};
 use crate::ledger::{Syscall, count};
 use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
 
+pub use bound::{Bound, bind};
+pub use clock::MonotonicClock;
 use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
-use listener::{Accepted, Listener, reserve_descriptor};
-use signals::{SignalPipe, Signals};
+use listener::{Accepted, Listener};
+use signals::Signals;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -37,69 +40,23 @@ const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
 const SWEEP_MS: u64 = 1_000;
 
-/// The monotonic clock of this process.
+/// What the operator chose for the loop.
 #[derive(Clone, Copy, Debug)]
-pub struct MonotonicClock(Instant);
-
-impl MonotonicClock {
-    /// A clock that reads a little above zero now.
-    pub fn new() -> MonotonicClock {
-        MonotonicClock(Instant::now())
-    }
-}
-
-impl Default for MonotonicClock {
-    fn default() -> MonotonicClock {
-        MonotonicClock::new()
-    }
-}
-
-impl Clock for MonotonicClock {
-    fn now(&self) -> Time {
-        Time(self.0.elapsed().as_nanos() as u64 + 1)
-    }
-}
-
-/// A bound socket that serves nobody yet, and all other descriptors that every node has: opened here, before
-/// the log with its varying number of files, they have the same numbers in every process.
-#[derive(Debug)]
-pub struct Bound {
-    listener: mio::net::TcpListener,
-    reserve: Option<OwnedFd>,
-    poll: Poll,
-    registry: Registry,
-    signals: SignalPipe,
-}
-
-/// Binds the node's address, before anything is touched on disk that a second start would disturb.
-pub fn bind(address: &str) -> Result<Bound, FatalReason> {
-    let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
-    let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    let listener = mio::net::TcpListener::bind(socket_address).map_err(net)?;
-    let local = |doing: &str| {
-        let doing = doing.to_owned();
-        move |source| FatalReason::Net { doing, source }
-    };
-    let poll = Poll::new().map_err(local("create an epoll instance"))?;
-    let registry = poll.registry().try_clone().map_err(local("clone the epoll descriptor"))?;
-    let reserve = reserve_descriptor(&listener);
-    let signals = SignalPipe::new().map_err(local("make a pipe for signals"))?;
-    Ok(Bound { listener, reserve, poll, registry, signals })
+pub struct LoopOptions {
+    /// Connections at most.
+    pub connections_max: usize,
+    /// Microseconds of polling without sleep before the loop blocks.
+    pub busy_poll_us: u64,
 }
 
 /// Runs the node until it is asked to end.
-pub fn run(
-    bound: Bound,
-    node: Node,
-    clock: MonotonicClock,
-    connections_max: usize,
-) -> Result<(), FatalReason> {
+pub fn run(bound: Bound, node: Node, clock: MonotonicClock, options: LoopOptions) -> Result<(), FatalReason> {
     let net = |doing: &str| {
         let doing = doing.to_owned();
         move |source| FatalReason::Net { doing, source }
     };
     let Bound { listener, reserve, poll, registry, signals } = bound;
-    let mut listener = Listener::new(listener, reserve, connections_max);
+    let mut listener = Listener::new(listener, reserve, options.connections_max);
     let mut signals = Signals::install(signals).map_err(net("install signal handlers"))?;
     poll.registry()
         .register(listener.source(), LISTENER, Interest::READABLE)
@@ -119,6 +76,7 @@ pub fn run(
         extra_memory: 0,
         sweep_at: None,
         named_for: "",
+        busy_poll_ns: options.busy_poll_us * 1_000,
     };
     event_loop.run()
 }
@@ -139,6 +97,7 @@ struct EventLoop {
     sweep_at: Option<Time>,
     /// The role that the process is named for.
     named_for: &'static str,
+    busy_poll_ns: u64,
 }
 
 impl EventLoop {
@@ -149,12 +108,7 @@ impl EventLoop {
             self.follow_role_with_name();
             let timeout = self.timeout();
             crate::logsink::drain();
-            count(Syscall::EpollWait);
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(FatalReason::Net { doing: "wait for events".to_owned(), source }),
-            }
+            self.wait(&mut events, timeout)?;
             let now = self.clock.now();
             self.conns.now = now;
             self.node.begin_turn(now);
@@ -179,23 +133,36 @@ impl EventLoop {
         }
     }
 
+    /// Waits for events: with `--busy-poll-us` first without sleeping, because waking a processor that has
+    /// gone idle costs more than a short fdatasync.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), FatalReason> {
+        let give_up = Time(self.clock.now().0 + self.busy_poll_ns);
+        let mut busy = self.busy_poll_ns > 0 && timeout != Some(Duration::ZERO);
+        loop {
+            count(Syscall::EpollWait);
+            match self.poll.poll(events, if busy { Some(Duration::ZERO) } else { timeout }) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(FatalReason::Net { doing: "wait for events".to_owned(), source }),
+            }
+            if !busy || !events.is_empty() {
+                return Ok(());
+            }
+            busy = self.clock.now() < give_up;
+        }
+    }
+
     fn turn(&mut self, now: Time) -> Result<(), FatalReason> {
         self.accept(now)?;
         let input_left = self.take_input(now)?;
-        self.node.on_timers(&mut self.conns, input_left)?;
-        self.node.before_sync(&mut self.conns);
-        if self.node.needs_sync() {
-            // What may leave now leaves now: the followers' disks work while ours does.
-            self.flush()?;
-        }
-        self.node.sync(&mut self.conns)?;
-        self.node.after_sync(&mut self.conns)?;
+        self.node.finish_turn(&mut self.conns, input_left)?;
         self.dial()?;
         self.sweep(now)?;
-        self.flush()?;
+        self.node.flush(&mut self.conns)?;
         self.node.end_turn();
         let freed = self.conns.free_doomed();
-        if let (Some(listener), 1..) = (&mut self.listener, freed) {
+        self.extra_memory -= freed.extra_memory;
+        if let (Some(listener), 1..) = (&mut self.listener, freed.connections) {
             listener.on_descriptor_freed();
         }
         Ok(())
@@ -310,7 +277,7 @@ impl EventLoop {
                     self.read_and_deliver(conn, now)?;
                 }
                 Phase::Draining(_) => {
-                    self.conns.flush(conn);
+                    self.conns.flush_one(conn);
                 }
                 Phase::Doomed => {}
             }
@@ -327,16 +294,18 @@ impl EventLoop {
 
     fn write_on_event(&mut self, conn: ConnId) -> Result<(), FatalReason> {
         let waits = self.conns.get(conn).is_some_and(|c| !c.output.is_empty() && !c.write_blocked);
-        if waits {
-            if let Some(why) = self.conns.flush(conn) {
-                self.over(conn, &why)?;
-            }
+        if waits && let Some(why) = self.conns.flush_one(conn) {
+            self.over(conn, &why)?;
         }
         Ok(())
     }
 
     fn read_and_deliver(&mut self, conn: ConnId, now: Time) -> Result<(), FatalReason> {
-        let budget = if self.node.is_peer(conn) { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        let is_peer = self.node.is_peer(conn);
+        let budget = if is_peer { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        if let (true, Some(connection)) = (is_peer, self.conns.get_mut(conn)) {
+            connection.intake.expect_bulk();
+        }
         let mut read = 0;
         loop {
             // What is buffered goes first: it may be all this turn's budget allows.
@@ -402,13 +371,6 @@ impl EventLoop {
     fn over(&mut self, conn: ConnId, why: &str) -> Result<(), FatalReason> {
         self.node.on_closed(&mut self.conns, conn, why)?;
         self.conns.doom(conn);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), FatalReason> {
-        for (conn, why) in self.conns.flush_dirty() {
-            self.over(conn, &why)?;
-        }
         Ok(())
     }
 

@@ -7,7 +7,6 @@ use super::turn::SyncCost;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use crate::limits::SESSION_SILENCE_MS;
 use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, Open, OpenReply, RefuseCode};
@@ -31,12 +30,19 @@ pub struct Session {
     /// Where the leader listens.
     pub leader_address: String,
     term: Term,
-    last_heard: Time,
+    pub(super) last_heard: Time,
     round: u64,
     ack_due: bool,
     spent: AckDurations,
     /// Records and the moment of the first frame since the last ACK, for the log line.
     received: Option<(Lsn, Time)>,
+}
+
+impl Session {
+    /// The number of the newest frame heard.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
 }
 
 /// Why a session is not opened.
@@ -66,13 +72,21 @@ impl Node {
         }
     }
 
+    /// Bytes arrived: who sends them is not silent, even if they are not a whole frame yet.
+    pub fn on_bytes(&mut self, conn: ConnId) {
+        let now = self.now;
+        if let Some(session) = self.session_mut(conn) {
+            session.last_heard = now;
+        }
+    }
+
     /// Ends the session from this side, if there is one.
     pub(super) fn drop_session(&mut self, io: &mut dyn Io, why: &str) {
-        if let Role::Follower(follower) = &mut self.role {
-            if let Some(session) = follower.session.take() {
-                log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-                self.close(io, session.conn, Close::Now);
-            }
+        if let Role::Follower(follower) = &mut self.role
+            && let Some(session) = follower.session.take()
+        {
+            log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
+            self.close(io, session.conn, Close::Now);
         }
     }
 
@@ -86,7 +100,7 @@ impl Node {
         match self.try_open(io, conn, &open, &address)? {
             Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
             Err(Refusal(code, why)) => {
-                log_warn!("replication", "refused a session of {address} in term {}: {why}", open.term);
+                self.log_refusal(format!("refused a session of {address} in term {}: {why}", open.term));
                 self.refuse(io, conn, code, why);
             }
         }
@@ -170,7 +184,8 @@ impl Node {
             }
             Role::Deposed => {
                 let why = format!(
-                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} follow ADDR` there",
+                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} \
+                     follow ADDR` there",
                     meta.term
                 );
                 return Err(Refusal(RefuseCode::NotFollower, why));
@@ -215,9 +230,9 @@ impl Node {
         }
         let port = self.config.port;
         let why = format!(
-            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the leader \
-             lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a file) run \
-             `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
+            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the \
+             leader lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a \
+             file) run `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
             match_lsn.next()
         );
         Err(Refusal(RefuseCode::CutBelowCommit, why))
@@ -411,30 +426,6 @@ impl Node {
                 Line::Info => log_info!("replication", "{line}"),
                 Line::Debug => log_debug!("replication", "{line}"),
             }
-        }
-    }
-
-    /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.
-    pub(super) fn follower_timers(&mut self, io: &mut dyn Io, input_left: bool) {
-        let now = self.now;
-        let Role::Follower(Follower { session: Some(session), .. }) = &self.role else { return };
-        if !input_left && now.since(session.last_heard) > SESSION_SILENCE_MS * 1_000_000 {
-            log_warn!(
-                "replication",
-                "leader {} is silent for {SESSION_SILENCE_MS} ms",
-                session.leader_address
-            );
-            self.drop_session(io, "the leader is silent");
-        }
-    }
-
-    /// When [`Node::follower_timers`] has something to do.
-    pub(super) fn follower_deadline(&self) -> Option<Time> {
-        match &self.role {
-            Role::Follower(Follower { session: Some(session), .. }) => {
-                Some(session.last_heard.after_ms(SESSION_SILENCE_MS + 1))
-            }
-            _ => None,
         }
     }
 }

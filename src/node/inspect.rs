@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Node;
+use super::{Frames, Node, Role};
 use crate::ids::Lsn;
 use crate::ledger;
 use crate::trace::{RING_SIZE, SLOWEST_SIZE, tail_document};
@@ -12,8 +12,23 @@ impl Node {
     /// The first of the frames that were read together is about to be decoded.
     pub fn begin_frames(&mut self) {
         if self.trace.is_some() {
-            self.frame_started = self.clock.now();
+            self.frames =
+                Frames { started: self.clock.now(), first_lsn: self.wal.last_lsn().next(), reads: 0 };
         }
+    }
+
+    /// The last of them is decoded.
+    pub fn end_frames(&mut self) {
+        let Some(trace) = &mut self.trace else { return };
+        let frames = &mut self.frames;
+        let last = self.wal.last_lsn();
+        if matches!(self.role, Role::Leader(_)) && last >= frames.first_lsn {
+            trace.appended(frames.first_lsn, last, frames.started, self.clock.now());
+        } else if frames.reads > 0 {
+            trace.reads(self.clock.now().since(frames.started), frames.reads);
+        }
+        frames.first_lsn = last.next();
+        frames.reads = 0;
     }
 
     /// Everything this turn had to say was handed to the sockets.
@@ -26,25 +41,10 @@ impl Node {
         }
     }
 
-    pub(super) fn trace_append(&mut self, lsn: Lsn) {
-        if let Some(trace) = &mut self.trace {
-            let now = self.clock.now();
-            trace.appended(lsn, self.frame_started, now);
-            self.frame_started = now;
-        }
-    }
-
-    pub(super) fn trace_read(&mut self) {
-        self.counters.reads += 1;
-        if let Some(trace) = &mut self.trace {
-            let now = self.clock.now();
-            trace.read(now.since(self.frame_started));
-            self.frame_started = now;
-        }
-    }
-
     /// All requests of the turn are read.
     pub(super) fn trace_turn(&mut self) {
+        // Of a turn that is settled in the middle of a read.
+        self.end_frames();
         let batch = self.inflight.current();
         if let (Some(trace), false) = (&mut self.trace, batch.is_empty()) {
             trace.turn(batch.last(), batch.len() as u32, self.clock.now());

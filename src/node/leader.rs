@@ -100,6 +100,8 @@ pub struct Stream {
     pub(super) last_sent: Time,
     pub(super) last_heard: Time,
     pub(super) round_heard: u64,
+    /// Bytes that waited to be written when this was last looked at.
+    pub(super) waiting_bytes: usize,
 }
 
 impl Leader {
@@ -130,6 +132,11 @@ impl Leader {
     /// The connections of its sessions.
     pub fn connections(&self) -> Vec<ConnId> {
         self.peers.iter().filter_map(Peer::conn).collect()
+    }
+
+    /// The number of the newest frame sent to any follower.
+    pub fn round(&self) -> u64 {
+        self.round
     }
 
     /// Nodes in sync, the leader among them.
@@ -210,6 +217,7 @@ impl Node {
         let changed = !peer.down_told || peer.last_error.as_deref() != Some(why) && refused;
         peer.link = Link::Down { retry_at, refused };
         peer.down_told = true;
+        peer.progress.on_session_lost();
         peer.last_error = Some(why.to_owned());
         let address = peer.address.clone();
         if changed {
@@ -292,7 +300,8 @@ impl Node {
         let mine = self.wal.chain_at(self.disk.as_mut(), reply.match_lsn)?;
         if mine != Some(reply.match_chain) {
             let why = format!(
-                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing was cut here",
+                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing \
+                 was cut here",
                 reply.match_lsn,
                 reply.match_chain,
                 mine.map_or_else(|| "none".to_owned(), |chain| chain.to_string())
@@ -316,6 +325,7 @@ impl Node {
             last_sent: now,
             last_heard: now,
             round_heard: 0,
+            waiting_bytes: 0,
         });
         peer.progress.on_session(reply.match_lsn, last, loop_now);
         peer.backoff.on_success();
@@ -350,6 +360,7 @@ impl Node {
     /// for what they did not say.
     pub(super) fn leader_timers(&mut self, io: &mut dyn Io, input_left: bool) {
         let now = self.now;
+        self.note_taken_output(io);
         for index in 0..self.leader().map_or(0, |leader| leader.peers.len()) {
             let Some(leader) = self.leader_mut() else { return };
             let peer = &leader.peers[index];
@@ -406,8 +417,12 @@ impl Node {
                 }
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
             };
-            let expiry =
-                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).map(|ns| Time(self.now.0 + ns));
+            // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
+            let sleep_ns_max = self.loop_clock.credit_max_ns();
+            let expiry = peer
+                .progress
+                .expires_in(self.loop_clock.now(), timeout_ns)
+                .map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
             [Some(link), expiry].into_iter().flatten()
         });
         times.min()

@@ -57,6 +57,7 @@ use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
 pub use role::{Role, RoleFlag};
+pub use status::Observed;
 
 /// What a node is told when it starts. Validated; nothing in it is checked again.
 #[derive(Clone, Debug)]
@@ -151,10 +152,19 @@ pub struct Node {
     spare_retry_at: Time,
     trace: Option<Trace>,
     marks: Marks,
-    /// Since when the frame under way is being handled.
-    frame_started: Time,
+    /// The last refusal that was logged as a warning.
+    last_refusal: String,
+    frames: Frames,
     /// What happened so far.
     pub counters: Counters,
+}
+
+/// The frames of one read, for the receipts.
+#[derive(Debug, Default)]
+struct Frames {
+    started: Time,
+    first_lsn: Lsn,
+    reads: u64,
 }
 
 /// What a dial is for.
@@ -224,6 +234,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),

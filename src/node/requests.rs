@@ -88,7 +88,9 @@ impl Node {
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         if client.waiting.is_empty() && !barred {
             self.answer_read(io, conn, key);
-            return self.trace_read();
+            self.counters.reads += 1;
+            self.frames.reads += 1;
+            return;
         }
         client.waiting.push_back(Waiting::Read(key.into()));
         if let (true, Role::Leader(leader)) = (barred, &mut self.role) {
@@ -144,7 +146,6 @@ impl Node {
         if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
             client.waiting.push_back(Waiting::Write { lsn, explain });
         }
-        self.trace_append(lsn);
         Ok(())
     }
 

@@ -77,7 +77,8 @@ impl Node {
             spare_retry_at: now,
             trace: config.receipts.then(|| Trace::new(0, last.next())),
             marks: Marks::default(),
-            frame_started: now,
+            last_refusal: String::new(),
+            frames: super::Frames { started: now, first_lsn: last.next(), reads: 0 },
             counters: Counters::default(),
             config,
         };
@@ -133,6 +134,9 @@ impl Node {
             }
         })?;
         self.wal.set_cluster(self.meta.get().cluster_id);
+        // What the old leader knew to be committed beyond this log is not in it. The LSNs will be given out again,
+        // and nobody has acknowledged those records.
+        self.commit = self.commit.min(self.wal.last_lsn());
         log_info!("node", "leading in term {term} with {} peer(s): {}", peers.len(), peers.join(", "));
         self.role =
             Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));

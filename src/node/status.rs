@@ -5,10 +5,61 @@ use serde_json::{Value, json};
 use super::leader::{Link, Peer};
 use super::{Node, Role};
 use crate::conn::Io;
-use crate::ids::Lsn;
+use crate::ids::{Lsn, Term};
 use crate::ledger::{Syscall, count};
 
+/// What the simulator compares after every turn; the same facts as in the status document, without the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The highest term met.
+    pub term: Term,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Last LSN appended.
+    pub last: Lsn,
+    /// Last LSN on disk.
+    pub durable: Lsn,
+    /// Highest LSN known to be committed and held.
+    pub commit: Lsn,
+    /// Last LSN in the keyspace.
+    pub applied: Lsn,
+    /// Log generation.
+    pub generation: u64,
+    /// A cut below the commit LSN is allowed by an operator.
+    pub discard_allowed: bool,
+    /// Of a follower: the leader's last word about it. Kept over a restart.
+    pub in_sync: bool,
+    /// The term and round of the newest frame of a leader's: sent, or heard in the session.
+    pub round: (Term, u64),
+    /// Of a leader: address, match LSN and whether it is in sync, for each follower.
+    pub peers: Vec<(String, Lsn, bool)>,
+}
+
 impl Node {
+    /// See [`Observed`].
+    pub fn observe(&self) -> Observed {
+        let meta = self.meta.get();
+        let round = match &self.role {
+            Role::Leader(leader) => leader.round(),
+            Role::Follower(follower) => follower.session.as_ref().map_or(0, |session| session.round()),
+            Role::Deposed => 0,
+        };
+        let of = |peer: &Peer| (peer.address.clone(), peer.progress.match_lsn(), peer.progress.in_sync());
+        Observed {
+            term: meta.term,
+            leads: self.leader().is_some(),
+            last: self.wal.last_lsn(),
+            durable: self.wal.durable().lsn(),
+            commit: self.effective_commit(),
+            applied: self.applied,
+            generation: self.wal.generation(),
+            discard_allowed: meta.discard_allowed,
+            in_sync: meta.in_sync,
+            round: (meta.term, round),
+            peers: self.leader().map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
+        }
+    }
+
     /// The document as JSON text. LSNs, terms and counts are numbers; the term of a u64 is also given as
     /// text, `PROMOTION.START`.
     pub(super) fn status_document(&mut self, io: &mut dyn Io) -> String {

@@ -8,7 +8,10 @@ use super::fatal::{fence, malformed};
 use super::leader::Link;
 use super::replog::Line;
 use super::{FatalReason, Node, Role, Stop};
-use crate::conn::{ConnId, Io};
+use crate::conn::{ConnId, Io, OutBuf};
+use crate::ids::Lsn;
+#[cfg(doc)]
+use crate::limits::SESSION_SILENCE_MS;
 use crate::limits::{APPEND_BATCH_SIZE, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
 use crate::wal::Cursor;
 use crate::wire::peer::{Ack, AppendEntries, AppendTail};
@@ -137,26 +140,44 @@ impl Node {
     /// Asks the rule again; applies and answers what is committed now.
     pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
         let own = self.wal.durable();
+        let current = self.inflight.current();
+        // A segment that is begun in the middle of a turn syncs the records before it. They are released with
+        // their batch all the same, once it has been sent.
+        let releasable = if current.is_empty() { self.wal.last_lsn() } else { current.first().prev() };
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
         leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));
-        let committed = leader.rule.committed(&own, &leader.states);
-        if committed.lsn() > self.commit {
-            self.commit = committed.lsn();
-        }
-        let term_lsn = leader.term_lsn;
-        let barred = self.applied < term_lsn;
-        if committed.lsn() > self.applied {
-            self.marks.committed(committed.lsn());
+        let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
+        self.commit = self.commit.max(committed);
+        if committed > self.applied {
+            self.marks.committed(committed);
             if let Some(trace) = &mut self.trace {
-                trace.committed(committed.lsn(), self.clock.now());
+                trace.committed(committed, self.clock.now());
             }
         }
         // Records loaded at the start are applied already, committed or not; see `start`.
-        self.apply_up_to(io, committed.lsn());
-        if barred && self.applied >= term_lsn {
-            let readers = self.leader_mut().map(|leader| std::mem::take(&mut leader.barred_readers));
-            readers.into_iter().flatten().for_each(|conn| self.drain_waiting(io, conn));
+        self.apply_up_to(io, committed);
+    }
+
+    /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.
+    pub(super) fn release_barred_readers(&mut self, io: &mut dyn Io, applied: Lsn) {
+        let Some(leader) = self.leader_mut().filter(|leader| leader.term_lsn == applied) else { return };
+        let readers = std::mem::take(&mut leader.barred_readers);
+        readers.into_iter().for_each(|conn| self.drain_waiting(io, conn));
+    }
+
+    /// A follower that takes bytes is alive, however long the frame is until whose end it has nothing to
+    /// answer: 8 MiB take longer than [`SESSION_SILENCE_MS`] on a link of less than 22 Mbit/s.
+    pub(super) fn note_taken_output(&mut self, io: &dyn Io) {
+        let now = self.now;
+        let Some(leader) = self.leader_mut() else { return };
+        for peer in &mut leader.peers {
+            let Link::Streaming(stream) = &mut peer.link else { continue };
+            let waiting_bytes = io.output_if_open(stream.conn).map_or(0, OutBuf::len);
+            if waiting_bytes < stream.waiting_bytes {
+                stream.last_heard = now;
+            }
+            stream.waiting_bytes = waiting_bytes;
         }
     }
 
@@ -264,8 +285,8 @@ impl Node {
                 let (count, all) = (leader.in_sync_count(), leader.peers.len() + 1);
                 log_warn!(
                     "replication",
-                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: writes go on \
-                     without it, {count} of {all} nodes in sync"
+                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: \
+                     writes go on without it, {count} of {all} nodes in sync"
                 );
             }
         }

@@ -1,7 +1,7 @@
 //! The second half of a turn: send, make durable, release, apply, reply, feed.
 
 use super::{FatalReason, Node, Role};
-use crate::conn::Io;
+use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
 use crate::wal::{Durable, ReserveError};
 use crate::wire::Effect;
@@ -16,6 +16,28 @@ pub(super) struct SyncCost {
 }
 
 impl Node {
+    /// The second half of a turn, once its input is delivered: the same for sockets and for the simulator.
+    /// `input_left`: see [`Node::on_timers`].
+    pub fn finish_turn(&mut self, wire: &mut impl Wire, input_left: bool) -> Result<(), FatalReason> {
+        self.on_timers(wire, input_left)?;
+        self.before_sync(wire);
+        if self.needs_sync() {
+            // What may leave now leaves now: the followers' disks work while ours does.
+            self.flush(wire)?;
+        }
+        self.sync(wire)?;
+        self.after_sync(wire)
+    }
+
+    /// Writes out what waits; a connection that breaks by that is over.
+    pub fn flush(&mut self, wire: &mut impl Wire) -> Result<(), FatalReason> {
+        for (conn, why) in wire.flush() {
+            self.on_closed(wire, conn, &why)?;
+            wire.doom(conn);
+        }
+        Ok(())
+    }
+
     /// Puts this turn's records into the buffers of the followers that are up to date. The loop writes them
     /// out before it calls [`Node::sync`].
     pub fn before_sync(&mut self, io: &mut dyn Io) {
@@ -104,6 +126,8 @@ impl Node {
             if matches!(self.role, Role::Leader(_)) {
                 let found = existed || !matches!(record.effect, Effect::Delete { .. });
                 self.answer_write(io, record.lsn, found);
+                // Now, and not after the loop: a write behind such a read may be applied in the same call.
+                self.release_barred_readers(io, record.lsn);
             }
         });
         self.inflight = inflight;

@@ -14,7 +14,8 @@
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt.
-//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, a PUT with its receipt), an address (NOT_LEADER), else a message.
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, a PUT with its receipt), an
+//! address (NOT_LEADER), else a message.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
@@ -289,6 +290,11 @@ impl<'a> Request<'a> {
 }
 
 impl<'a> Reply<'a> {
+    /// The answer to a connection that is turned away before it asked anything: served at no LSN, in no term.
+    pub fn busy_before_request(payload: &'a [u8]) -> Reply<'a> {
+        Reply { status: Status::Busy, lsn: Lsn::ZERO, term: Term::ZERO, payload }
+    }
+
     /// Appends the reply as a frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = begin_frame(out, MessageType::Reply);

@@ -28,7 +28,7 @@ use kvstore::disk::{Disk, FileId, Flush};
 
 mod mem_file;
 use mem_file::{Chooser, DirOp, File, Inode, Sector};
-pub use mem_file::{Keep, SECTOR_SIZE, SplitMix64};
+pub use mem_file::{Keep, SECTOR_SIZE, SimulatedCrash, SplitMix64, is_simulated_crash};
 
 /// `errno` values as Linux has them, so that tests need no further crate.
 pub const EIO: i32 = 5;
@@ -80,23 +80,6 @@ impl fmt::Display for Op {
             other => write!(f, "{} {name}", format!("{other:?}").to_lowercase()),
         }
     }
-}
-
-/// The error of every operation from the crash point on.
-#[derive(Debug)]
-pub struct SimulatedCrash;
-
-impl fmt::Display for SimulatedCrash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("simulated crash")
-    }
-}
-
-impl std::error::Error for SimulatedCrash {}
-
-/// Whether an error came from [`MemDisk::crash_before`].
-pub fn is_simulated_crash(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<SimulatedCrash>())
 }
 
 /// A flush that was begun and not completed: what it covers is what was written before it began.
@@ -339,6 +322,11 @@ impl MemDisk {
     /// after it returns [`SimulatedCrash`] and does nothing, until `crash` or `kill_process`.
     pub fn crash_before(&self, op: u64) {
         self.state().crash_before = Some(op);
+    }
+
+    /// Whether a crash point is set and not reached.
+    pub fn crash_is_armed(&self) -> bool {
+        self.state().crash_before.is_some()
     }
 
     /// Whether the crash point was reached.

@@ -1,6 +1,8 @@
 //! What a power loss leaves of one file and of the names, by a given choice. See `mem_disk`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
 
 /// The unit that a power loss keeps or loses.
 pub const SECTOR_SIZE: usize = 512;
@@ -163,4 +165,21 @@ impl DirOp {
             }
         }
     }
+}
+
+/// The error of every operation from the crash point on.
+#[derive(Debug)]
+pub struct SimulatedCrash;
+
+impl fmt::Display for SimulatedCrash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("simulated crash")
+    }
+}
+
+impl std::error::Error for SimulatedCrash {}
+
+/// Whether an error came from [`MemDisk::crash_before`].
+pub fn is_simulated_crash(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<SimulatedCrash>())
 }

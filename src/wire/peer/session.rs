@@ -2,7 +2,7 @@
 
 use super::{decode_address, finish, framed};
 use crate::ids::{Chain, Lsn, NodeId, Term};
-use crate::limits::{PEERS_MAX, TERM_HISTORY_MAX};
+use crate::limits::{PEERS_MAX, TERM_HISTORY_ENTRY_SIZE, TERM_HISTORY_MAX};
 use crate::replication::history::{TermHistory, TermStart};
 use crate::wire::client::decode_bool;
 use crate::wire::{DecodeError, DecodeProblem, MessageType, Reader, Writer};
@@ -105,7 +105,7 @@ impl Open {
         let peers = decode_list(
             &mut reader,
             "peers",
-            PEERS_MAX,
+            (PEERS_MAX, 2),
             |reader, _| reader.u16("peer count").map(u32::from),
             |reader| decode_address(reader, "peer"),
         )?;
@@ -113,7 +113,8 @@ impl Open {
         let last_lsn = Lsn(reader.u64("last_lsn")?);
         let last_chain = Chain(reader.u32("last_chain")?);
         let history_error = reader.error("term history", DecodeProblem::Invalid(0));
-        let starts = decode_list(&mut reader, "term history", TERM_HISTORY_MAX, Reader::u32, |reader| {
+        let limits = (TERM_HISTORY_MAX, TERM_HISTORY_ENTRY_SIZE);
+        let starts = decode_list(&mut reader, "term history", limits, Reader::u32, |reader| {
             Ok(TermStart {
                 term: Term::from_u64(reader.u64("history term")?),
                 leader: NodeId(reader.array("history leader")?),
@@ -130,21 +131,22 @@ impl Open {
     }
 }
 
-/// A counted list; nothing is allocated for entries that cannot be there.
+/// A counted list of at most `count_max` entries, each of at least `entry_size_min` bytes; nothing is allocated for
+/// entries that cannot be there.
 fn decode_list<'a, T>(
     reader: &mut Reader<'a>,
     field: &'static str,
-    limit: usize,
+    (count_max, entry_size_min): (usize, usize),
     read_count: impl FnOnce(&mut Reader<'a>, &'static str) -> Result<u32, DecodeError>,
     mut read_entry: impl FnMut(&mut Reader<'a>) -> Result<T, DecodeError>,
 ) -> Result<Vec<T>, DecodeError> {
     let error = reader.error(field, DecodeProblem::Truncated);
     let count = read_count(reader, field)? as usize;
-    if count > limit {
-        let problem = DecodeProblem::TooLarge { value: count as u64, limit: limit as u64 };
+    if count > count_max {
+        let problem = DecodeProblem::TooLarge { value: count as u64, limit: count_max as u64 };
         return Err(DecodeError { problem, ..error });
     }
-    let mut entries = Vec::with_capacity(count.min(reader.left()));
+    let mut entries = Vec::with_capacity(count.min(reader.left() / entry_size_min));
     for _ in 0..count {
         entries.push(read_entry(reader)?);
     }

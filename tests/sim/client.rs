@@ -1,0 +1,170 @@
+//! Clients: what they ask, when they give up, and what they were answered.
+
+use std::collections::VecDeque;
+
+use kvstore::wire::FrameBuffer;
+use kvstore::wire::client::{Reply, Request, Status};
+
+use crate::core::{Core, MS};
+
+/// Requests of all clients in the first phase of a run, about.
+const REQUESTS_PER_RUN: u64 = 1_200;
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    Put { key: Vec<u8>, id: u64, size: usize },
+    Get { key: Vec<u8> },
+    Delete { key: Vec<u8>, id: u64 },
+    Promote { force: bool },
+    Follow { site: usize, discard: bool },
+}
+
+/// A request that was sent on a connection.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub ask: Ask,
+    pub at: u64,
+    /// Filled in when the node hands the reply to the network: whether a leader gave it.
+    pub by_leader: bool,
+}
+
+/// All requests of one connection; the n-th reply answers the n-th request.
+#[derive(Debug, Default)]
+pub struct Dialogue {
+    pub site: usize,
+    pub sent: Vec<Sent>,
+    pub emitted: usize,
+    pub received: usize,
+}
+
+/// A client. The last one of a run is the operator.
+pub struct Client {
+    pub site: usize,
+    pub conn: Option<usize>,
+    pub target: usize,
+    buffer: FrameBuffer,
+    to_send: VecDeque<u8>,
+    pub next_id: u64,
+    /// Reads nothing until then.
+    pub lazy_until: u64,
+    /// Sends nothing new any more.
+    pub quiet: bool,
+}
+
+/// A reply as a client got it.
+#[derive(Clone, Debug)]
+pub struct Got {
+    pub status: Status,
+    pub lsn: u64,
+    pub term: u64,
+    pub text: String,
+}
+
+impl Client {
+    pub fn new(site: usize, number: u64) -> Client {
+        Client {
+            site,
+            conn: None,
+            target: 0,
+            buffer: FrameBuffer::new(),
+            to_send: VecDeque::new(),
+            next_id: (number + 1) << 40,
+            lazy_until: 0,
+            quiet: false,
+        }
+    }
+
+    /// Forgets the connection.
+    pub fn reset(&mut self) {
+        self.conn = None;
+        self.buffer = FrameBuffer::new();
+        self.to_send.clear();
+    }
+
+    /// Draws the next request.
+    pub fn draw(&mut self, core: &mut Core) -> Ask {
+        let hot = core.chance_of(|knobs| knobs.hot_ppm);
+        let keys = if hot { core.knobs.keys_hot } else { core.knobs.keys_cold };
+        let key = format!("{}{}", if hot { "hot" } else { "cold" }, core.rng.below(keys)).into_bytes();
+        if core.chance_of(|knobs| knobs.read_ppm) {
+            return Ask::Get { key };
+        }
+        self.next_id += 1;
+        if core.chance_of(|knobs| knobs.delete_ppm) {
+            return Ask::Delete { key, id: self.next_id };
+        }
+        let large = core.chance_of(|knobs| knobs.large_ppm);
+        let size = if large { core.between(3_000, 30_000) } else { core.between(8, 200) };
+        Ask::Put { key, id: self.next_id, size: size as usize }
+    }
+
+    /// Encodes a request behind what waits to be sent.
+    pub fn push(&mut self, ask: &Ask, address: impl Fn(usize) -> String) {
+        let mut out = Vec::new();
+        match ask {
+            Ask::Put { key, id, size } => {
+                let mut value = id.to_be_bytes().to_vec();
+                value.resize((*size).max(8), *id as u8);
+                Request::Put { key, value: &value }.encode(&mut out);
+            }
+            Ask::Get { key } => Request::Get { key }.encode(&mut out),
+            Ask::Delete { key, .. } => Request::Delete { key }.encode(&mut out),
+            Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
+            Ask::Follow { site, discard } => {
+                Request::Follow { address: &address(*site), discard: *discard }.encode(&mut out);
+            }
+        }
+        self.to_send.extend(out);
+    }
+
+    /// Writes what the socket takes. `Err`: the connection is over.
+    pub fn write(&mut self, core: &mut Core) -> Result<(), &'static str> {
+        let Some(conn) = self.conn else { return Ok(()) };
+        let bytes = self.to_send.make_contiguous();
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let size = core.send(conn, 0, bytes, 0)?;
+        self.to_send.drain(..size);
+        Ok(())
+    }
+
+    /// Reads what has arrived; the replies in it. The flag: the connection is over.
+    pub fn read(&mut self, core: &mut Core) -> (Vec<Got>, bool) {
+        let mut replies = Vec::new();
+        let Some(conn) = self.conn else { return (replies, false) };
+        if core.now < self.lazy_until {
+            return (replies, false);
+        }
+        loop {
+            let space = self.buffer.space();
+            let size = match core.receive(conn, 0, space) {
+                Ok(0) => return (replies, false),
+                Ok(size) => size,
+                Err(_) => return (replies, true),
+            };
+            self.buffer.filled(size);
+            while let Some(frame) = self.buffer.next_frame().expect("a node sends whole frames") {
+                let reply = Reply::decode(frame.body).expect("a node sends whole replies");
+                replies.push(Got {
+                    status: reply.status,
+                    lsn: reply.lsn.0,
+                    term: reply.term.as_u64(),
+                    text: String::from_utf8_lossy(reply.payload).into_owned(),
+                });
+            }
+        }
+    }
+
+    /// When this client acts next. All clients together ask about as often as the run can afford.
+    pub fn think(core: &mut Core, healed: bool) -> u64 {
+        let knobs = &core.knobs;
+        let afford = knobs.chaos_ns / REQUESTS_PER_RUN * knobs.clients as u64 * (knobs.pipeline_max / 2 + 1);
+        let mean = if healed { 400 * MS } else { knobs.think_ns.max(afford) };
+        core.between(mean / 4, mean * 2)
+    }
+
+    /// After so long without an answer a client gives up.
+    pub const PATIENCE: u64 = 6_000 * MS;
+}

@@ -1,0 +1,157 @@
+//! The disk of a host: `MemDisk` with time and trouble, and the tap that feeds the mirror.
+//!
+//! Every operation takes virtual time, which the node sees on its own clock within the turn: a sync may
+//! stall for seconds. What fails, when the machine crashes and what a crash leaves is decided by the world;
+//! here is only what happens by itself.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+
+use kvstore::disk::{Disk, FileId};
+use kvstore::time::{Clock, Time};
+
+use crate::core::{MS, Shared};
+use crate::mem_disk::MemDisk;
+use crate::mirror::Mirror;
+
+/// The clock of a host: virtual time, the time that this turn has taken so far, and a rate of its own.
+#[derive(Clone)]
+pub struct HostClock {
+    pub core: Shared,
+    /// How far the turn under way has come beyond the moment of its event.
+    pub ahead: Rc<Cell<u64>>,
+    pub rate_ppm: u64,
+    pub zero: u64,
+}
+
+impl HostClock {
+    /// The moment of virtual time at which this clock shows `time`, rounded up.
+    pub fn global(&self, time: Time) -> u64 {
+        let scaled = (u128::from(time.0) * 1_000_000).div_ceil(u128::from(self.rate_ppm));
+        self.zero + scaled as u64
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> Time {
+        let global = self.core.borrow().now + self.ahead.get();
+        let run = u128::from(global.saturating_sub(self.zero)) * u128::from(self.rate_ppm) / 1_000_000;
+        Time(run as u64 + 1)
+    }
+}
+
+/// See the head of this file.
+pub struct SimDisk {
+    pub mem: MemDisk,
+    pub core: Shared,
+    pub ahead: Rc<Cell<u64>>,
+    pub mirror: Rc<RefCell<Mirror>>,
+    pub name: String,
+}
+
+impl SimDisk {
+    fn takes(&self, ns: u64) {
+        self.ahead.set(self.ahead.get() + ns);
+    }
+
+    fn sync_takes(&self) {
+        let mut core = self.core.borrow_mut();
+        let mut ns = core.knobs.sync_ns;
+        if core.chance_of(|knobs| knobs.slow_disk_ppm) {
+            core.stats.count("disk: slow");
+            ns *= 10;
+        }
+        if core.chance_of(|knobs| knobs.stall_ppm) {
+            core.stats.count("disk: stall");
+            ns += core.between(50 * MS, 10_000 * MS);
+        }
+        drop(core);
+        self.takes(ns);
+    }
+}
+
+impl Disk for SimDisk {
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        self.mem.list()
+    }
+
+    fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
+        self.takes(20_000);
+        let result = self.mem.create(name, size);
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            self.core.borrow_mut().stats.count("disk: ENOSPC");
+        }
+        result
+    }
+
+    fn open(&mut self, name: &str) -> io::Result<FileId> {
+        self.mem.open(name)
+    }
+
+    fn close(&mut self, file: FileId) {
+        self.mem.close(file);
+    }
+
+    fn len(&mut self, file: FileId) -> io::Result<u64> {
+        self.mem.len(file)
+    }
+
+    fn read_at(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.takes(1_000);
+        self.mem.read_at(file, offset, buffer)
+    }
+
+    fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.takes(5_000);
+        let mut core = self.core.borrow_mut();
+        let short = bytes.len() > 1 && core.chance_of(|knobs| knobs.short_write_ppm);
+        let most = if short { core.between(1, bytes.len() as u64 - 1) as usize } else { bytes.len() };
+        if short {
+            core.stats.count("disk: short write");
+        }
+        drop(core);
+        self.mem.write_at(file, offset, &bytes[..most])
+    }
+
+    fn write_all_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            done += self.write_at(file, offset + done as u64, &bytes[done..])?;
+        }
+        self.mirror.borrow_mut().on_write(file, bytes);
+        Ok(())
+    }
+
+    fn sync_data(&mut self, file: FileId) -> io::Result<()> {
+        self.sync_takes();
+        let result = self.mem.sync_data(file);
+        match &result {
+            Ok(()) => self.mirror.borrow_mut().on_sync(file),
+            Err(error) if !crate::mem_disk::is_simulated_crash(error) => {
+                self.core.borrow_mut().stats.count("disk: sync failed");
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn sync_dir(&mut self) -> io::Result<()> {
+        self.sync_takes();
+        self.mem.sync_dir()
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.takes(5_000);
+        self.mem.rename(from, to)
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.takes(5_000);
+        self.mem.remove(name)
+    }
+}

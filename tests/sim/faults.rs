@@ -1,0 +1,245 @@
+//! What breaks, and what an operator does at bad moments.
+
+use crate::client::Ask;
+use crate::core::{Event, MS};
+use crate::mem_disk::{EIO, Keep};
+use crate::world::World;
+
+impl World {
+    /// One fault, drawn by the weights of the run.
+    pub fn fault(&mut self) {
+        if self.healed_at.is_some() {
+            return;
+        }
+        let mut core = self.core.borrow_mut();
+        let every = core.knobs.fault_every_ns;
+        let next = core.between(every / 4, every * 2);
+        core.after(next, Event::Fault);
+        let weights = core.knobs.weights.clone();
+        let site = core.some_host();
+        drop(core);
+        let table: [(u64, fn(&mut World, usize)); 13] = [
+            (weights.power_loss, |world, site| world.crash(site, true)),
+            (weights.kill, |world, site| world.crash(site, false)),
+            (weights.crash_point, World::arm_crash_point),
+            (weights.pause, World::pause),
+            (weights.partition, World::partition),
+            (weights.one_way, World::one_way),
+            (weights.reset, World::reset),
+            (weights.half_open, World::half_open),
+            (weights.sync_error, World::sync_error),
+            (weights.disk_full, World::disk_full),
+            (weights.flap, World::flap),
+            (weights.wipe, World::wipe),
+            (weights.shutdown, World::shut_down),
+        ];
+        let total: u64 = table.iter().map(|(weight, _)| weight).sum();
+        if total == 0 {
+            return;
+        }
+        let mut drawn = self.core.borrow_mut().rng.below(total);
+        for (weight, fault) in table {
+            if drawn < weight {
+                return fault(self, site);
+            }
+            drawn -= weight;
+        }
+    }
+
+    fn crash(&mut self, site: usize, power: bool) {
+        if self.hosts[site].process.is_some() {
+            let name = if power { "process: power loss" } else { "process: kill" };
+            self.core.borrow_mut().stats.count(name);
+            self.end_process(site, power);
+        }
+    }
+
+    /// The machine dies between two operations of its disk, somewhere in the next ones.
+    fn arm_crash_point(&mut self, site: usize) {
+        let host = &mut self.hosts[site];
+        let mut core = self.core.borrow_mut();
+        let ops = core.between(0, 12);
+        host.mem.crash_before(host.mem.op_count() + ops);
+        core.trace(|| format!("host {site} will crash in {ops} disk operations"));
+        core.after(3_000 * MS, Event::CrashNow { host: site, incarnation: host.incarnation, power: true });
+    }
+
+    fn pause(&mut self, site: usize) {
+        if self.hosts[site].process.is_none() || self.hosts[site].paused {
+            return;
+        }
+        let mut core = self.core.borrow_mut();
+        self.hosts[site].paused = true;
+        self.hosts[site].next_turn = None;
+        core.stats.count("process: pause");
+        let long = core.chance(300_000);
+        let for_ns = if long { core.between(MS, 10_000 * MS) } else { core.between(MS, 500 * MS) };
+        core.trace(|| format!("host {site} pauses for {} ms", for_ns / MS));
+        core.after(for_ns, Event::Continue(site));
+    }
+
+    fn partition(&mut self, site: usize) {
+        let mut core = self.core.borrow_mut();
+        let sites = core.knobs.hosts + core.knobs.clients;
+        let for_ns = core.between(10 * MS, 6_000 * MS);
+        // Partial: with each of the others a coin decides.
+        for other in (0..sites).filter(|other| *other != site) {
+            if core.chance(700_000) {
+                core.block(site, other, for_ns);
+                core.block(other, site, for_ns);
+            }
+        }
+        core.trace(|| format!("host {site} is partitioned for {} ms", for_ns / MS));
+    }
+
+    fn one_way(&mut self, site: usize) {
+        let mut core = self.core.borrow_mut();
+        let other = core.some_host();
+        if other == site {
+            return;
+        }
+        let for_ns = core.between(10 * MS, 6_000 * MS);
+        core.block(site, other, for_ns);
+        core.stats.count("net: one-way partition");
+        core.trace(|| format!("host {site} does not reach host {other} for {} ms", for_ns / MS));
+    }
+
+    fn flap(&mut self, site: usize) {
+        let mut core = self.core.borrow_mut();
+        let other = core.some_host();
+        if other == site {
+            return;
+        }
+        core.stats.count("net: link flaps");
+        let for_ns = core.between(20 * MS, 400 * MS);
+        core.block(site, other, for_ns);
+        core.block(other, site, for_ns);
+        if core.chance(900_000) {
+            core.after(for_ns * 2, Event::Fault);
+        }
+    }
+
+    fn reset(&mut self, _site: usize) {
+        let mut core = self.core.borrow_mut();
+        if core.reset_some() {
+            core.stats.count("net: reset");
+        }
+    }
+
+    fn half_open(&mut self, _site: usize) {
+        let mut core = self.core.borrow_mut();
+        if core.half_open_some() {
+            core.stats.count("net: half open");
+        }
+    }
+
+    /// The next syncs of this disk but a few fail, and lose what they were to write, or a part of it.
+    fn sync_error(&mut self, site: usize) {
+        let mut core = self.core.borrow_mut();
+        let (after, seed) = (core.rng.below(4), core.rng.next_u64());
+        let keep = if seed.is_multiple_of(3) { Keep::None } else { Keep::Random(seed) };
+        self.hosts[site].mem.fail_sync_keeping(after, EIO, keep);
+    }
+
+    fn disk_full(&mut self, site: usize) {
+        let host = &self.hosts[site];
+        let mut core = self.core.borrow_mut();
+        let most = 2 * core.knobs.segment_bytes;
+        let room = core.rng.below(most);
+        host.mem.set_capacity(Some(host.mem.used() + room));
+        let for_ns = core.between(50 * MS, 5_000 * MS);
+        core.trace(|| format!("host {site} has {room} bytes left on its disk"));
+        core.after(for_ns, Event::SpaceBack(site));
+    }
+
+    fn shut_down(&mut self, site: usize) {
+        let host = &mut self.hosts[site];
+        if let Some(process) = host.process.as_mut().filter(|_| !host.ending) {
+            process.node.begin_shutdown();
+            host.ending = true;
+            self.wake(site);
+        }
+    }
+
+    /// A follower's data directory is lost.
+    fn wipe(&mut self, site: usize) {
+        let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
+        if leads || site == 0 || self.hosts[site].process.is_none() {
+            return;
+        }
+        self.end_process(site, false);
+        let host = &mut self.hosts[site];
+        host.mem = crate::mem_disk::MemDisk::new();
+        *host.mirror.borrow_mut() = Default::default();
+        host.seen = None;
+        host.told = Default::default();
+        host.heard = (0, 0);
+        self.oracle.wiped.insert(site);
+        let mut core = self.core.borrow_mut();
+        core.stats.count("process: wiped");
+        core.trace(|| format!("host {site} has lost its data directory"));
+    }
+
+    /// A command at a moment that nobody chose.
+    pub fn operator_acts(&mut self) {
+        if self.healed_at.is_some() {
+            return self.heal_step();
+        }
+        let mut core = self.core.borrow_mut();
+        let every = core.knobs.operator_every_ns;
+        let next = core.between(every / 4, every * 2);
+        core.after(next, Event::Operator);
+        let hosts = core.knobs.hosts as u64;
+        let target = core.rng.below(hosts) as usize;
+        let ask = if core.chance(500_000) {
+            // One that never had a session would begin a cluster of its own, which nothing can heal.
+            let force =
+                core.chance_of(|knobs| knobs.force_ppm) && self.hosts[target].mirror.borrow().last() > 0;
+            Ask::Promote { force }
+        } else {
+            // Mostly one that leads.
+            let leaders: Vec<usize> =
+                (0..self.hosts.len()).filter(|site| self.leads(*site) && *site != target).collect();
+            let any = core.rng.below(hosts) as usize;
+            let site = if core.chance(800_000) { leaders.first().copied().unwrap_or(any) } else { any };
+            Ask::Follow { site, discard: core.chance_of(|knobs| knobs.discard_ppm) }
+        };
+        drop(core);
+        self.command(target, ask);
+    }
+
+    /// Whether this host leads, as far as it was seen.
+    pub fn leads(&self, site: usize) -> bool {
+        self.hosts[site].process.is_some() && self.hosts[site].seen.as_ref().is_some_and(|seen| seen.leads)
+    }
+
+    /// The operator gives a command, on a connection of its own.
+    pub fn command(&mut self, target: usize, ask: Ask) {
+        let operator = self.clients.len() - 1;
+        self.client_lost(operator);
+        self.clients[operator].target = target;
+        if self.core.borrow().net.alive[target] == 0 {
+            return;
+        }
+        let mut core = self.core.borrow_mut();
+        core.trace(|| format!("operator asks host {target}: {ask:?}"));
+        match &ask {
+            Ask::Promote { force } => {
+                core.stats.count(if *force { "operator: promote --force" } else { "operator: promote" });
+                if *force {
+                    self.oracle.forced.insert(target);
+                }
+            }
+            Ask::Follow { discard, .. } => {
+                core.stats.count(if *discard { "operator: follow --discard" } else { "operator: follow" });
+                if *discard {
+                    self.oracle.discarding.insert(target);
+                }
+            }
+            _ => {}
+        }
+        drop(core);
+        self.ask(operator, ask);
+        self.client_writes(operator);
+    }
+}

@@ -1,0 +1,207 @@
+//! The second phase: nothing breaks any more, an operator who knows what he does repairs the roles, and
+//! within bounded time everything must be well: requests answered, followers equal, buffers empty, nobody
+//! dialling in a tight loop, and every acknowledged write there.
+
+use kvstore::wire::client::Status;
+
+use crate::client::Ask;
+use crate::core::{Event, MS};
+use crate::host::Host;
+use crate::world::World;
+
+/// The second phase lasts so long.
+pub const HEAL_NS: u64 = 50_000 * MS;
+/// Clients send nothing new in the last part of it.
+const QUIET_NS: u64 = 20_000 * MS;
+/// Connects of one host in the last ten seconds, per other host, at most: a steady state needs none.
+const DIALS_MAX: u64 = 15;
+
+/// What the operator has done so far.
+#[derive(Default)]
+pub struct Heal {
+    chosen: Option<usize>,
+    restarted: bool,
+    last_follow: Vec<u64>,
+    dials_before: Vec<u64>,
+    steps: u64,
+}
+
+impl Heal {
+    /// A command was answered.
+    pub fn on_reply(&mut self, _ask: &Ask, _status: Status) {}
+}
+
+impl World {
+    /// Nothing breaks from now on.
+    pub fn begin_heal(&mut self) {
+        let mut core = self.core.borrow_mut();
+        core.trace(|| "everything is healed".to_owned());
+        self.healed_at = Some(core.now);
+        let sites = core.knobs.hosts + core.knobs.clients + 1;
+        for from in 0..sites {
+            for to in 0..sites {
+                while !core.net.works(from, to) {
+                    core.unblock(from, to);
+                }
+            }
+        }
+        core.heap.retain(|_, event| !matches!(event, Event::Unblock { .. } | Event::CrashNow { .. }));
+        core.give_up_dead();
+        core.knobs.flip_ppm = 0;
+        core.knobs.stall_ppm = 0;
+        core.knobs.slow_disk_ppm = 0;
+        core.knobs.net_slow_ppm = 0;
+        core.knobs.lazy_reader_ppm = 0;
+        core.after(0, Event::Operator);
+        drop(core);
+        for site in 0..self.hosts.len() {
+            let host = &mut self.hosts[site];
+            host.mem.heal();
+            host.mem.set_capacity(None);
+            if host.mem.crash_is_armed() {
+                // A crash point that was not reached yet would be a fault of the second phase.
+                self.end_process(site, false);
+            }
+            if self.hosts[site].process.is_none() {
+                self.core.borrow_mut().after(10 * MS, Event::Start(site));
+            }
+            self.hosts[site].paused = false;
+            self.wake(site);
+        }
+        self.heal.last_follow = vec![0; self.hosts.len()];
+        self.heal.dials_before = vec![0; self.hosts.len()];
+    }
+
+    /// Twice a second: the next thing that a careful operator would do.
+    pub fn heal_step(&mut self) {
+        let now = self.core.borrow().now;
+        let since = now - self.healed_at.expect("it is healed");
+        self.core.borrow_mut().after(500 * MS, Event::Operator);
+        self.heal.steps += 1;
+        if since + QUIET_NS >= HEAL_NS {
+            self.clients.iter_mut().for_each(|client| client.quiet = true);
+        }
+        if since + 10_000 * MS <= HEAL_NS {
+            self.heal.dials_before = self.hosts.iter().map(|host| host.dials_made).collect();
+        }
+        // What is under way may still end by itself.
+        if since < 4_000 * MS || self.hosts.iter().any(|host| host.process.is_none()) {
+            return;
+        }
+        let chosen = match self.heal.chosen {
+            Some(chosen) => chosen,
+            None => self.choose_leader(),
+        };
+        self.heal.chosen = Some(chosen);
+        if !self.leads(chosen) {
+            if self.heal.steps.is_multiple_of(8) {
+                self.command(chosen, Ask::Promote { force: true });
+            }
+            return;
+        }
+        let peers = self.hosts[chosen].seen.as_ref().map_or(0, |seen| seen.peers.len());
+        if peers + 1 < self.hosts.len() && !self.heal.restarted {
+            self.heal.restarted = true;
+            let others = (0..self.hosts.len()).filter(|site| *site != chosen).map(Host::address);
+            self.hosts[chosen].config.peers = others.collect();
+            self.end_process(chosen, false);
+            return;
+        }
+        for site in (0..self.hosts.len()).filter(|site| *site != chosen) {
+            let process = self.hosts[site].process.as_ref().expect("all are up");
+            let role = process.node.role_name();
+            let equal = process.node.positions().0
+                == self.hosts[chosen].process.as_ref().expect("up").node.positions().0;
+            if (role != "follower" || !equal) && now - self.heal.last_follow[site] > 12_000 * MS {
+                self.heal.last_follow[site] = now;
+                self.command(site, Ask::Follow { site: chosen, discard: true });
+                return;
+            }
+        }
+    }
+
+    /// The leader of the highest term; if nobody leads, the one with everything that was acknowledged.
+    fn choose_leader(&mut self) -> usize {
+        let term = |site: &usize| self.hosts[*site].seen.as_ref().map(|seen| seen.term);
+        let leader = (0..self.hosts.len()).filter(|site| self.leads(*site)).max_by_key(term);
+        let chosen = leader.unwrap_or_else(|| {
+            let missing = |site: &usize| {
+                let mirror = self.hosts[*site].mirror.borrow();
+                let lost = self.oracle.acked.iter().filter(|write| !write.given_up);
+                let lost = lost.filter(|write| !mirror.holds(write.lsn, write.chain)).count();
+                (std::cmp::Reverse(lost), mirror.entries.last().map(|entry| (entry.term, entry.lsn)))
+            };
+            (0..self.hosts.len()).max_by_key(missing).expect("there are hosts")
+        });
+        self.core.borrow_mut().trace(|| format!("operator chooses host {chosen}"));
+        chosen
+    }
+
+    /// The end of the run.
+    pub fn check_healed(&mut self) {
+        let chosen = self.heal.chosen.expect("some host can lead");
+        let loose =
+            !self.oracle.forced.is_empty() || self.oracle.discards_in_chaos || !self.oracle.wiped.is_empty();
+        let leader = self.hosts[chosen].process.as_ref().unwrap_or_else(|| panic!("host {chosen} is not up"));
+        let state = leader.node.observe();
+        assert!(state.leads, "host {chosen} does not lead in the end: {state:?}");
+        assert!(
+            state.commit == state.last,
+            "host {chosen}: not everything is committed in the end: {state:?}"
+        );
+        let hash = leader.node.keyspace().state_hash();
+        for host in &self.hosts {
+            let site = host.site;
+            let Some(process) = &host.process else { panic!("host {site} is not up in the end") };
+            let seen = process.node.observe();
+            assert!(
+                seen.last == state.last,
+                "host {site} is not equal in the end: {seen:?}, leader {state:?}"
+            );
+            assert!(seen.applied == state.last, "host {site} has not applied everything: {seen:?}");
+            assert!(process.node.keyspace().state_hash() == hash, "host {site} has another state");
+            for sock in process.socks.slots.iter().flatten() {
+                assert!(sock.output.is_empty(), "host {site}: {} bytes never left", sock.output.len());
+            }
+            let dials = host.dials_made - self.heal.dials_before[site];
+            let most = DIALS_MAX * self.hosts.len() as u64;
+            assert!(dials <= most, "host {site} dialled {dials} times in the last ten seconds");
+        }
+        for client in &self.clients {
+            let Some(conn) = client.conn else { continue };
+            let dialogue = &self.dialogues[&conn];
+            let unanswered = dialogue.sent.len() - dialogue.received;
+            assert!(
+                unanswered == 0,
+                "client {}: {unanswered} requests without an answer at host {}",
+                client.site,
+                dialogue.site
+            );
+        }
+        let mirror = self.hosts[chosen].mirror.borrow();
+        for write in self.oracle.acked.iter().filter(|write| !write.given_up) {
+            let held = mirror.holds(write.lsn, write.chain);
+            assert!(held || loose, "LSN {} of term {} was acknowledged and is lost", write.lsn, write.term);
+        }
+        drop(mirror);
+        self.compare_logs(chosen);
+    }
+
+    /// What is on the disks is the same, record by record.
+    fn compare_logs(&mut self, chosen: usize) {
+        let reference = self.hosts[chosen].mirror.borrow();
+        for host in &self.hosts {
+            let log =
+                crate::host::read_log(&host.mem).unwrap_or_else(|why| panic!("host {}: {why}", host.site));
+            assert!(
+                log.last() == reference.last(),
+                "host {}: its disk has {} records",
+                host.site,
+                log.last()
+            );
+            for (mine, theirs) in log.entries.iter().zip(&reference.entries) {
+                assert!(mine.chain == theirs.chain, "host {}: LSN {} differs on disk", host.site, mine.lsn);
+            }
+        }
+    }
+}

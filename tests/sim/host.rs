@@ -1,0 +1,384 @@
+//! A machine: its disk, and the process on it while there is one. A turn here follows the event loop of
+//! `net` step by step, over simulated streams.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
+use kvstore::disk::Disk;
+use kvstore::ids::Chain;
+use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
+use kvstore::meta::MetaStore;
+use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
+use kvstore::time::{Clock, Time};
+use kvstore::wal::Wal;
+
+use crate::core::Shared;
+use crate::disk::{HostClock, SimDisk};
+use crate::mem_disk::MemDisk;
+use crate::mirror::Mirror;
+use crate::socks::{Phase, Sock, Socks};
+
+/// A running process.
+pub struct Process {
+    pub node: Node,
+    pub socks: Socks,
+    backlog: Vec<ConnId>,
+    sweep_at: Option<Time>,
+}
+
+/// What the machine must find again after a restart.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// The highest LSN told to be on this disk, and the chain there.
+    pub lsn: u64,
+    pub chain: Chain,
+    /// The term in force when something left last.
+    pub term: u64,
+    /// The commit LSN in the last synced mark.
+    pub mark_commit: u64,
+}
+
+/// See the head of this file.
+pub struct Host {
+    pub site: usize,
+    pub core: Shared,
+    pub mem: MemDisk,
+    pub mirror: Rc<RefCell<Mirror>>,
+    pub ahead: Rc<Cell<u64>>,
+    pub clock: HostClock,
+    pub config: NodeConfig,
+    pub process: Option<Process>,
+    pub incarnation: u64,
+    /// Connections that wait to be accepted.
+    pub accepts: Vec<(usize, String)>,
+    /// Dials answered since the last turn.
+    pub dialled: Vec<(DialId, Result<usize, String>)>,
+    pub busy_until: u64,
+    pub paused: bool,
+    pub token: u64,
+    pub next_turn: Option<u64>,
+    pub seen: Option<Observed>,
+    pub told: Told,
+    /// Cuts counted in this process when they were last looked at.
+    pub cuts: u64,
+    pub dials_made: u64,
+    /// Term and round of the newest frame heard from a leader.
+    pub heard: (u64, u64),
+    /// The moment of the last turns, and how many there were at that moment.
+    pub spin: (u64, u64),
+    /// The process was asked to end.
+    pub ending: bool,
+}
+
+/// How a turn ended.
+pub enum TurnEnd {
+    GoesOn,
+    /// The crash point of the disk was reached.
+    Crashed,
+    Fatal(FatalReason),
+    /// An orderly end.
+    Ended,
+}
+
+impl Host {
+    pub fn address(site: usize) -> String {
+        format!("10.0.0.{}:9000", site + 1)
+    }
+
+    fn disk(&self) -> SimDisk {
+        SimDisk {
+            mem: self.mem.clone(),
+            core: self.core.clone(),
+            ahead: self.ahead.clone(),
+            mirror: self.mirror.clone(),
+            name: format!("host{}", self.site),
+        }
+    }
+
+    /// Starts the process: opens the node. `Err`: it refuses, or crashed on the way.
+    pub fn start(&mut self, seed: u64) -> Result<(), TurnEnd> {
+        self.ahead.set(0);
+        self.mirror.borrow_mut().on = false;
+        let now = self.core.borrow().now;
+        self.clock.zero = now;
+        let opened =
+            Node::open(Box::new(self.disk()), Box::new(self.clock.clone()), seed, self.config.clone());
+        if self.mem.has_crashed() {
+            return Err(TurnEnd::Crashed);
+        }
+        let node = opened.map_err(TurnEnd::Fatal)?;
+        let durable =
+            read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
+        self.mirror.borrow_mut().reload(durable);
+        let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone());
+        self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
+        self.busy_until = now + self.ahead.get();
+        self.cuts = 0;
+        self.ending = false;
+        Ok(())
+    }
+
+    /// A loop that wakes up again and again without time going on would burn a processor.
+    pub fn check_spin(&mut self) {
+        let now = self.core.borrow().now;
+        self.spin = if self.spin.0 == now { (now, self.spin.1 + 1) } else { (now, 1) };
+        if self.spin.1 > 10_000 {
+            let process = self.process.as_ref().expect("it has turns");
+            panic!(
+                "host {} spins at {:?}: next deadline {:?}, backlog {:?}, {:?}",
+                self.site,
+                self.clock.now(),
+                process.node.next_deadline(),
+                process.backlog,
+                process.node.observe()
+            );
+        }
+    }
+
+    /// One turn, in the order of the event loop.
+    pub fn turn(&mut self) -> TurnEnd {
+        self.ahead.set(0);
+        self.next_turn = None;
+        let result = self.run_turn();
+        self.busy_until = self.core.borrow().now + self.ahead.get();
+        if self.mem.has_crashed() {
+            return TurnEnd::Crashed;
+        }
+        match result {
+            Err(reason) => TurnEnd::Fatal(reason),
+            Ok(true) => TurnEnd::Ended,
+            Ok(false) => TurnEnd::GoesOn,
+        }
+    }
+
+    fn run_turn(&mut self) -> Result<bool, FatalReason> {
+        let now = self.clock.now();
+        let Some(process) = &mut self.process else { return Ok(false) };
+        process.socks.now = now;
+        process.node.begin_turn(now);
+        for (conn, remote) in std::mem::take(&mut self.accepts) {
+            let id = process.socks.insert(conn, 1);
+            process.node.on_accept(id, remote);
+        }
+        for (dial, outcome) in std::mem::take(&mut self.dialled) {
+            match outcome {
+                Ok(conn) => {
+                    let id = process.socks.insert(conn, 0);
+                    process.node.on_dialed(&mut process.socks, dial, id);
+                }
+                Err(why) => process.node.on_dial_failed(&mut process.socks, dial, &why)?,
+            }
+        }
+        if self.mem.has_crashed() {
+            return Ok(false);
+        }
+        let input_left = process.take_input(now)?;
+        process.node.finish_turn(&mut process.socks, input_left)?;
+        process.sweep(now)?;
+        process.node.flush(&mut process.socks)?;
+        if self.ending && process.node.may_end() && !process.has_unsent() {
+            process.node.close_log()?;
+            return Ok(true);
+        }
+        process.socks.free_doomed();
+        Ok(false)
+    }
+
+    /// When the loop must wake up by itself: a moment of virtual time.
+    pub fn wants_turn_at(&mut self) -> Option<u64> {
+        let now_global = self.core.borrow().now;
+        let process = self.process.as_mut()?;
+        if process.is_runnable() {
+            return Some(now_global);
+        }
+        let deadlines = [process.node.next_deadline(), process.sweep_at, process.node.shutdown_deadline()];
+        let earliest = deadlines.into_iter().flatten().min()?;
+        let now = self.clock.now();
+        // The poll sleeps whole milliseconds.
+        let wait_ms = earliest.since(now).div_ceil(1_000_000);
+        Some(self.clock.global(now.after_ms(wait_ms)))
+    }
+}
+
+impl Process {
+    fn is_runnable(&mut self) -> bool {
+        let (node, socks) = (&self.node, &mut self.socks);
+        let mut runnable = false;
+        for id in &self.backlog {
+            let Some(sock) = socks.get_mut(*id) else { continue };
+            let mut intake = std::mem::take(&mut sock.intake);
+            runnable |= intake.may_deliver(node, socks.output_if_open(*id), *id);
+            socks.get_mut(*id).expect("it was there").intake = intake;
+        }
+        let length = |id| self.socks.output_if_open(id).map_or(usize::MAX, |out| out.len());
+        runnable || self.node.wants_feeding(length)
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.socks.slots.iter().flatten().any(|sock| sock.phase == Phase::Open && !sock.output.is_empty())
+    }
+
+    fn take_input(&mut self, now: Time) -> Result<bool, FatalReason> {
+        let mut input_left = false;
+        self.backlog.clear();
+        let busy = |sock: &Sock| sock.readable || sock.intake.has_frame() || !sock.output.is_empty();
+        let todo: Vec<ConnId> =
+            self.socks.slots.iter().flatten().filter(|sock| busy(sock)).map(|sock| sock.id).collect();
+        for id in todo {
+            let Some(sock) = self.socks.get_mut(id) else { continue };
+            match sock.phase {
+                Phase::Open => {
+                    if !sock.output.is_empty()
+                        && !sock.write_blocked
+                        && let Some(why) = self.socks.flush_one(id)
+                    {
+                        self.over(id, &why)?;
+                    }
+                    self.read_and_deliver(id, now)?;
+                }
+                Phase::Draining(_) => {
+                    self.socks.flush_one(id);
+                }
+                Phase::Doomed => {}
+            }
+            let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
+            if self.socks.get(id).is_some_and(left) {
+                self.backlog.push(id);
+                input_left |= self.node.is_peer(id);
+            }
+        }
+        Ok(input_left)
+    }
+
+    fn read_and_deliver(&mut self, id: ConnId, now: Time) -> Result<(), FatalReason> {
+        let budget = if self.node.is_peer(id) { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        let mut read = 0;
+        loop {
+            if !self.deliver(id, now)? {
+                return Ok(());
+            }
+            let core = self.socks.core.clone();
+            let Some(sock) = self.socks.get_mut(id).filter(|sock| sock.phase == Phase::Open) else {
+                return Ok(());
+            };
+            if !sock.readable || read >= budget {
+                return Ok(());
+            }
+            let space = sock.intake.space();
+            let wanted = space.len();
+            let mut core = core.borrow_mut();
+            let received = core.receive(sock.conn, sock.side, space);
+            let ended = core.net.conns[sock.conn].pipes[1 - sock.side].fin;
+            drop(core);
+            match received {
+                Ok(0) => {
+                    sock.readable = false;
+                    return Ok(());
+                }
+                Ok(size) => {
+                    sock.intake.filled(size);
+                    // A short read has drained the socket, as in `net`.
+                    sock.readable = size == wanted || ended;
+                    read += size;
+                }
+                Err(why) => return self.over(id, why),
+            }
+        }
+    }
+
+    fn deliver(&mut self, id: ConnId, now: Time) -> Result<bool, FatalReason> {
+        let Some(sock) = self.socks.get_mut(id) else { return Ok(false) };
+        let mut intake = std::mem::take(&mut sock.intake);
+        let delivered = intake.deliver(&mut self.node, &mut self.socks, id, now)?;
+        if intake.deadline().is_some() && self.sweep_at.is_none() {
+            self.sweep_at = Some(now.after_ms(1_000));
+        }
+        if let Some(sock) = self.socks.get_mut(id) {
+            sock.intake = intake;
+        }
+        match delivered {
+            Delivered::All => Ok(true),
+            Delivered::Blocked => Ok(false),
+            Delivered::Fenced(why) => {
+                self.node.counters.fenced += 1;
+                let site = self.socks.site;
+                let mut core = self.socks.core.borrow_mut();
+                core.stats.count("node: fenced a connection");
+                core.trace(|| format!("host {site} fenced a connection: {why}"));
+                drop(core);
+                self.over(id, &format!("fenced: {why}"))?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn over(&mut self, id: ConnId, why: &str) -> Result<(), FatalReason> {
+        self.node.on_closed(&mut self.socks, id, why)?;
+        self.socks.doom(id);
+        Ok(())
+    }
+
+    fn sweep(&mut self, now: Time) -> Result<(), FatalReason> {
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        self.sweep_at = None;
+        let mut late = Vec::new();
+        for sock in self.socks.slots.iter().flatten() {
+            let deadline = match sock.phase {
+                Phase::Draining(deadline) => Some(deadline),
+                Phase::Open => sock.intake.deadline(),
+                Phase::Doomed => None,
+            };
+            match deadline {
+                Some(deadline) if now >= deadline => late.push((sock.id, sock.phase == Phase::Open)),
+                Some(_) => self.sweep_at = Some(now.after_ms(1_000)),
+                None => {}
+            }
+        }
+        for (id, open) in late {
+            if open {
+                self.over(id, "its frame was not finished in time")?;
+            } else {
+                self.socks.doom(id);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything that a restart would find on this disk, after `kill -9`, read by the product's own recovery on
+/// a copy.
+pub fn read_log(mem: &MemDisk) -> Result<Mirror, String> {
+    let copy = mem.fork();
+    copy.kill_process();
+    read_log_of(copy)
+}
+
+/// As [`read_log`], of a copy that nobody needs any more.
+pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
+    copy.heal();
+    copy.set_capacity(None);
+    let Some(meta) = MetaStore::load(&mut copy).map_err(|error| error.to_string())? else {
+        return Ok(Mirror::default());
+    };
+    let meta = meta.get().clone();
+    let config =
+        kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
+    let opened = Wal::open(&mut copy, meta.cluster_id, meta.log_generation, meta.cut_lsn, 1, config);
+    let mut wal = opened.map_err(|error| error.to_string())?.wal;
+    let (first, last) = (wal.first_lsn(), wal.last_lsn());
+    let mut mirror = Mirror::default();
+    let mut chain = Chain::ZERO;
+    let file = copy.create("probe", 1).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::new();
+    wal.replay(&mut copy, first, last, &mut |record| {
+        bytes.clear();
+        record.encode(&mut bytes);
+        chain = chain.extend(&bytes);
+        mirror.push(record, chain, file);
+    })
+    .map_err(|error| error.to_string())?;
+    Ok(mirror)
+}

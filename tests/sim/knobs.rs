@@ -1,0 +1,141 @@
+//! Swarm testing: every probability of a run is drawn from its seed, and about half of the faults are off
+//! in any one run, so that rare combinations are not drowned by common ones (Groce and others, 2012).
+
+use kvstore::replication::commit::AckPolicy;
+use kvstore::rng::Rng;
+
+use crate::core::MS;
+
+/// The probabilities and sizes of one run. Times are nanoseconds, `_ppm` are per million.
+#[derive(Clone, Debug)]
+pub struct Knobs {
+    pub hosts: usize,
+    pub clients: usize,
+    pub ack: AckPolicy,
+    pub min_insync: usize,
+    pub insync_timeout_ms: u64,
+    pub heartbeat_ms: u64,
+    pub segment_bytes: u64,
+    /// The first phase lasts so long.
+    pub chaos_ns: u64,
+    /// Mean time between two faults.
+    pub fault_every_ns: u64,
+    /// Mean time between two commands of the operator; 0: none.
+    pub operator_every_ns: u64,
+    pub weights: FaultWeights,
+    pub net_delay_min_ns: u64,
+    pub net_delay_max_ns: u64,
+    pub net_slow_ppm: u64,
+    /// Writes are split into chunks of up to so many bytes.
+    pub chunk_max: u64,
+    pub single_bytes_ppm: u64,
+    pub socket_buffer: usize,
+    pub flip_ppm: u64,
+    pub sync_ns: u64,
+    pub slow_disk_ppm: u64,
+    pub stall_ppm: u64,
+    pub short_write_ppm: u64,
+    pub clock_rate_spread_ppm: u64,
+    pub keys_hot: u64,
+    pub keys_cold: u64,
+    pub hot_ppm: u64,
+    pub delete_ppm: u64,
+    pub read_ppm: u64,
+    pub large_ppm: u64,
+    pub pipeline_max: u64,
+    pub think_ns: u64,
+    pub lazy_reader_ppm: u64,
+    pub follower_read_ppm: u64,
+    pub force_ppm: u64,
+    pub discard_ppm: u64,
+    /// One out of so many acknowledgements is proved on a copy of the disk.
+    pub fork_check_every: u64,
+}
+
+/// How often each fault is drawn, relative to the others; 0: not in this run.
+#[derive(Clone, Debug, Default)]
+pub struct FaultWeights {
+    pub power_loss: u64,
+    pub kill: u64,
+    pub crash_point: u64,
+    pub pause: u64,
+    pub partition: u64,
+    pub one_way: u64,
+    pub reset: u64,
+    pub half_open: u64,
+    pub sync_error: u64,
+    pub disk_full: u64,
+    pub flap: u64,
+    pub wipe: u64,
+    pub shutdown: u64,
+}
+
+impl Knobs {
+    /// The knobs of a seed.
+    pub fn draw(rng: &mut Rng) -> Knobs {
+        let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
+        let hosts = pick(&[1, 2, 2, 3, 3, 3, 3, 4, 5]) as usize;
+        let ack = match pick(&[0, 0, 0, 1, 2]) {
+            0 => AckPolicy::InSync,
+            1 => AckPolicy::Quorum,
+            _ => AckPolicy::Leader,
+        };
+        let weights = FaultWeights {
+            power_loss: pick(&[0, 1, 4]),
+            kill: pick(&[0, 1, 4]),
+            crash_point: pick(&[0, 2, 8]),
+            pause: pick(&[0, 1, 4]),
+            partition: pick(&[0, 1, 4]),
+            one_way: pick(&[0, 1, 4]),
+            reset: pick(&[0, 2, 8]),
+            half_open: pick(&[0, 1, 4]),
+            sync_error: pick(&[0, 0, 1, 3]),
+            disk_full: pick(&[0, 0, 2, 4]),
+            flap: pick(&[0, 0, 2]),
+            wipe: pick(&[0, 0, 0, 0, 0, 1]),
+            shutdown: pick(&[0, 1, 2]),
+        };
+        let net_delay_max_ns = pick(&[60_000, MS, 5 * MS, 40 * MS]);
+        // A window of 512 bytes over 40 ms would be a link of 6 KB/s, on which nothing ends in time.
+        let socket_buffer =
+            if net_delay_max_ns > MS { pick(&[8 << 10, 64 << 10]) } else { pick(&[512, 4 << 10, 64 << 10]) };
+        Knobs {
+            hosts,
+            clients: pick(&[1, 2, 3, 4]) as usize,
+            ack,
+            min_insync: pick(&[1, 1, 1, 2]).min(hosts as u64) as usize,
+            insync_timeout_ms: pick(&[100, 200, 500, 2000]),
+            heartbeat_ms: pick(&[30, 100]),
+            segment_bytes: pick(&[8 << 10, 16 << 10, 64 << 10]),
+            chaos_ns: pick(&[2_000, 5_000, 10_000, 20_000]) * MS,
+            fault_every_ns: pick(&[100, 300, 1_000, 3_000]) * MS,
+            operator_every_ns: pick(&[0, 0, 1_000, 3_000]) * MS,
+            weights,
+            net_delay_min_ns: pick(&[5_000, 50_000, MS]),
+            net_delay_max_ns,
+            net_slow_ppm: pick(&[0, 0, 1_000, 20_000]),
+            chunk_max: pick(&[64, 1_000, 20_000, 1 << 20]),
+            single_bytes_ppm: pick(&[0, 1_000, 20_000]),
+            socket_buffer: socket_buffer as usize,
+            flip_ppm: pick(&[0, 0, 500, 5_000]),
+            sync_ns: pick(&[20_000, 100_000, MS, 5 * MS]),
+            slow_disk_ppm: pick(&[0, 0, 10_000, 100_000]),
+            stall_ppm: pick(&[0, 0, 200, 2_000]),
+            short_write_ppm: pick(&[0, 0, 10_000]),
+            clock_rate_spread_ppm: pick(&[0, 100, 20_000, 200_000]),
+            keys_hot: pick(&[1, 2, 4]),
+            keys_cold: pick(&[10, 100, 1_000]),
+            hot_ppm: pick(&[100_000, 500_000, 900_000]),
+            delete_ppm: pick(&[0, 50_000, 300_000]),
+            read_ppm: pick(&[100_000, 300_000, 600_000]),
+            large_ppm: pick(&[0, 0, 1_000, 20_000]),
+            pipeline_max: pick(&[1, 4, 16, 64]),
+            think_ns: pick(&[MS / 2, 2 * MS, 20 * MS, 100 * MS]),
+            lazy_reader_ppm: pick(&[0, 0, 5_000]),
+            follower_read_ppm: pick(&[0, 50_000, 300_000]),
+            force_ppm: pick(&[0, 0, 300_000]),
+            discard_ppm: pick(&[0, 100_000, 500_000]),
+            fork_check_every: 150,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The deterministic simulator: the shipping node, log, wire format and connections as a whole cluster in
+//! one process, on a virtual clock, over disks and a network that fail. One seed, one history.
+//!
+//! ```text
+//! cargo test --release --test sim                       the CI set: a fixed number of seeds
+//! cargo test --release --test sim -- --seed 4711 -v     one seed again, with its trace
+//! cargo test --release --test sim -- --seconds 600      new seeds, as many as fit
+//! ```
+//!
+//! What is simulated: everything below `node` and `conn` (`disk::Disk`, sockets, the clock, randomness). What
+//! is not: mio, the real file system, threads (there are none).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+mod args;
+mod client;
+mod core;
+mod disk;
+mod faults;
+mod heal;
+mod host;
+mod knobs;
+#[path = "../support/mem_disk.rs"]
+mod mem_disk;
+mod mirror;
+mod net;
+mod oracle;
+mod socks;
+mod stats;
+mod trace;
+mod world;
+
+use args::{Args, Mode};
+use stats::Stats;
+use world::{Outcome, World};
+
+/// Seeds of the CI set: under two minutes in release, under 40 s in debug, on one core.
+const CI_SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 1_500 };
+
+fn main() -> ExitCode {
+    let args = match Args::parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(2);
+        }
+    };
+    trace::install(args.verbose);
+    std::panic::set_hook(Box::new(trace::note_panic));
+    match args.mode {
+        Mode::List => ExitCode::SUCCESS,
+        Mode::One(seed) => one(seed, args.verbose),
+        Mode::Hunt(seconds) => hunt(seconds, args.from),
+        Mode::Ci => ci(args.from, args.count.unwrap_or(CI_SEEDS)),
+    }
+}
+
+/// Runs a seed; what went wrong, if something did.
+fn run(seed: u64, verbose: bool, hash_trace: bool) -> Result<Outcome, String> {
+    trace::begin_run();
+    let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, verbose, hash_trace).run()));
+    result.map_err(|_| trace::panic_text())
+}
+
+fn report(seed: u64, why: &str) {
+    let knobs = knobs::Knobs::draw(&mut kvstore::rng::Rng::new(seed));
+    println!("seed {seed} FAILED at commit {}: {why}", trace::commit());
+    println!("  {knobs:?}");
+    println!("  replay: cargo test --release --test sim -- --seed {seed} -v");
+}
+
+fn one(seed: u64, verbose: bool) -> ExitCode {
+    match run(seed, verbose, true) {
+        Ok(outcome) => {
+            outcome.stats.print();
+            println!(
+                "seed {seed}: {:.1} virtual s, {} turns, trace {:08x}",
+                outcome.virtual_ns as f64 / 1e9,
+                outcome.turns,
+                outcome.trace_hash
+            );
+            println!("1 passed, 0 failed");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            report(seed, &why);
+            println!("0 passed, 1 failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Totals over many seeds.
+#[derive(Default)]
+struct Totals {
+    stats: Stats,
+    passed: u64,
+    failed: u64,
+    virtual_ns: u64,
+    turns: u64,
+}
+
+impl Totals {
+    fn take(&mut self, seed: u64) {
+        match run(seed, false, false) {
+            Ok(outcome) => {
+                self.passed += 1;
+                self.stats.merge(&outcome.stats);
+                self.virtual_ns += outcome.virtual_ns;
+                self.turns += outcome.turns;
+            }
+            Err(why) => {
+                self.failed += 1;
+                report(seed, &why);
+            }
+        }
+    }
+
+    fn print(&self, began: Instant) -> Vec<&'static str> {
+        let missing = self.stats.print();
+        println!(
+            "{:.1} virtual hours, {} turns, in {:.1} s",
+            self.virtual_ns as f64 / 3.6e12,
+            self.turns,
+            began.elapsed().as_secs_f64()
+        );
+        missing
+    }
+}
+
+fn ci(from: u64, count: u64) -> ExitCode {
+    let began = Instant::now();
+    let mut totals = Totals::default();
+    (from..from + count).for_each(|seed| totals.take(seed));
+    let missing = totals.print(began);
+    // A handful of debug seeds cannot meet everything.
+    let must_fire = !cfg!(debug_assertions) && count >= CI_SEEDS;
+    if must_fire && !missing.is_empty() {
+        totals.failed += 1;
+        println!("never happened: {missing:?}");
+    }
+    if !the_same_twice(from) {
+        totals.failed += 1;
+    }
+    println!("{} passed, {} failed", totals.passed, totals.failed);
+    if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The same seed gives the same trace, byte for byte.
+fn the_same_twice(from: u64) -> bool {
+    (from..from + 5).all(|seed| {
+        let trace = || run(seed, false, true).map_or(0, |outcome| outcome.trace_hash);
+        let (first, second) = (trace(), trace());
+        if first != second {
+            println!("seed {seed} gave two traces: {first:08x} and {second:08x}");
+        }
+        first == second
+    })
+}
+
+fn hunt(seconds: u64, from: u64) -> ExitCode {
+    let began = Instant::now();
+    let mut totals = Totals::default();
+    let mut next_line = 10;
+    let mut seed = from;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        totals.take(seed);
+        seed += 1;
+        if began.elapsed().as_secs() >= next_line {
+            next_line += 10;
+            println!("{} s: {} seeds, {} failed", began.elapsed().as_secs(), seed - from, totals.failed);
+        }
+    }
+    totals.print(began);
+    println!("{} passed, {} failed", totals.passed, totals.failed);
+    if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,169 @@
+//! The log of a node as its disk was told to write it, kept beside the disk: what every check compares with.
+//!
+//! The simulated disk hands over each batch that the node writes. The mirror knows the format of a batch
+//! (mark, entries) and nothing else of the log; it never looks at what the node believes.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use kvstore::disk::FileId;
+use kvstore::ids::{Chain, NodeId, Term};
+use kvstore::wal::{ENTRY_HEADER_SIZE, MARK_SIZE};
+use kvstore::wire::{Effect, Reader, Record};
+
+/// What a record does, as far as checks need it. A value begins with the number of the write that made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Put { key: Vec<u8>, id: u64 },
+    Delete { key: Vec<u8> },
+    Term,
+}
+
+/// A record of some log.
+#[derive(Debug)]
+pub struct Entry {
+    pub lsn: u64,
+    pub chain: Chain,
+    /// Of the nearest TERM record at or below it.
+    pub term: Term,
+    pub leader: NodeId,
+    pub kind: Kind,
+}
+
+/// The log of one node.
+#[derive(Debug, Default)]
+pub struct Mirror {
+    /// Index = LSN - 1.
+    pub entries: Vec<Rc<Entry>>,
+    file_of: Vec<FileId>,
+    /// Everything up to here was synced after it was written.
+    pub synced: u64,
+    /// Where each key was set, for reads at an LSN.
+    keys: BTreeMap<Vec<u8>, Vec<(u64, Option<u64>)>>,
+    /// Where each numbered write is.
+    ids: BTreeMap<u64, u64>,
+    /// Off while the node opens its log.
+    pub on: bool,
+    /// Records that came since the last look.
+    pub fresh: Vec<Rc<Entry>>,
+    /// The commit LSN in the newest mark, written and synced.
+    pub mark_commit: (u64, u64),
+    mark_file: Option<FileId>,
+    /// Whether records were taken back since the last look, and the lowest LSN that stayed.
+    pub shrunk_to: Option<u64>,
+}
+
+impl Mirror {
+    /// The number of records.
+    pub fn last(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// A record.
+    pub fn get(&self, lsn: u64) -> Option<&Rc<Entry>> {
+        self.entries.get(lsn.checked_sub(1)? as usize)
+    }
+
+    /// Whether it holds this very record behind this very history.
+    pub fn holds(&self, lsn: u64, chain: Chain) -> bool {
+        self.get(lsn).is_some_and(|entry| entry.chain == chain)
+    }
+
+    /// The number of the write whose value a key has at an LSN.
+    pub fn value_at(&self, key: &[u8], lsn: u64) -> Option<u64> {
+        let versions = self.keys.get(key)?;
+        let behind = versions.partition_point(|(at, _)| *at <= lsn);
+        versions[..behind].last()?.1
+    }
+
+    /// Forgets what is behind `keep`.
+    pub fn cut(&mut self, keep: u64) {
+        while self.last() > keep {
+            let entry = self.entries.pop().expect("it is longer");
+            self.file_of.pop();
+            if let Kind::Put { key, id } = &entry.kind {
+                self.ids.remove(id);
+                self.keys.get_mut(key).expect("it was set").pop();
+            }
+            if let Kind::Delete { key } = &entry.kind {
+                self.keys.get_mut(key).expect("it was set").pop();
+            }
+            self.shrunk_to = Some(self.shrunk_to.unwrap_or(keep).min(keep));
+        }
+        self.synced = self.synced.min(keep);
+        self.mark_commit.0 = self.mark_commit.0.min(keep);
+        self.mark_commit.1 = self.mark_commit.1.min(keep);
+    }
+
+    /// A record is added. Panics if the log already has the same numbered write: it was applied twice.
+    pub fn push(&mut self, record: &Record<'_>, chain: Chain, file: FileId) {
+        let lsn = record.lsn.0;
+        assert!(lsn <= self.last() + 1, "LSN {lsn} is written behind LSN {}", self.last());
+        self.cut(lsn - 1);
+        let before = self.entries.last();
+        let mut term = before.map_or(Term::ZERO, |entry| entry.term);
+        let mut leader = before.map_or(NodeId::NONE, |entry| entry.leader);
+        let kind = match record.effect {
+            Effect::Put { key, value } => {
+                let id = value.get(..8).map_or(0, |raw| u64::from_be_bytes(raw.try_into().expect("8 bytes")));
+                if let Some(other) = self.ids.insert(id, lsn) {
+                    panic!("write {id} is in one log at LSN {other} and again at LSN {lsn}");
+                }
+                self.keys.entry(key.to_vec()).or_default().push((lsn, Some(id)));
+                Kind::Put { key: key.to_vec(), id }
+            }
+            Effect::Delete { key } => {
+                self.keys.entry(key.to_vec()).or_default().push((lsn, None));
+                Kind::Delete { key: key.to_vec() }
+            }
+            Effect::Term { term: new, leader: who } => {
+                (term, leader) = (new, who);
+                Kind::Term
+            }
+        };
+        let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
+        self.entries.push(entry.clone());
+        self.file_of.push(file);
+        self.fresh.push(entry);
+    }
+
+    /// The node wrote these bytes; if they are a batch, its records are read.
+    pub fn on_write(&mut self, file: FileId, bytes: &[u8]) {
+        let is_batch =
+            bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes();
+        if !self.on || !is_batch {
+            return;
+        }
+        let commit = u64::from_be_bytes(bytes[16..24].try_into().expect("8 bytes"));
+        let mut rest = &bytes[MARK_SIZE..];
+        while rest.len() > ENTRY_HEADER_SIZE {
+            let word = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("4 bytes"));
+            let (chain, size) = (Chain(word(0)), word(4) as usize);
+            let body = &rest[ENTRY_HEADER_SIZE..ENTRY_HEADER_SIZE + size];
+            let record = Record::decode(&mut Reader::new(body)).expect("a node writes whole records");
+            self.push(&record, chain, file);
+            rest = &rest[ENTRY_HEADER_SIZE + size..];
+        }
+        self.mark_commit.0 = self.mark_commit.0.max(commit);
+        self.mark_file = Some(file);
+    }
+
+    /// The node synced this file.
+    pub fn on_sync(&mut self, file: FileId) {
+        if !self.on {
+            return;
+        }
+        while self.file_of.get(self.synced as usize) == Some(&file) {
+            self.synced += 1;
+        }
+        if self.mark_file == Some(file) {
+            self.mark_commit.1 = self.mark_commit.0;
+        }
+    }
+
+    /// The log as a restart found it, all of it durable.
+    pub fn reload(&mut self, records: Mirror) {
+        let synced = records.last();
+        *self = Mirror { synced, on: true, fresh: Vec::new(), shrunk_to: None, ..records };
+    }
+}

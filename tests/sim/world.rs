@@ -1,0 +1,520 @@
+//! One run: hosts, clients and an operator on one event heap, until the seed's time is over, healed, and
+//! everything that was promised is there.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use kvstore::conn::DialId;
+use kvstore::node::{NodeConfig, RoleFlag};
+use kvstore::rng::Rng;
+use kvstore::wal::{Durability, WalConfig};
+use kvstore::wire::client::Status;
+
+use crate::client::{Ask, Client, Dialogue, Sent};
+use crate::core::{Core, Event, MS, Shared};
+use crate::disk::HostClock;
+use crate::host::{Host, TurnEnd};
+use crate::knobs::Knobs;
+use crate::mem_disk::{Keep, MemDisk};
+use crate::oracle::Oracle;
+use crate::stats::Stats;
+
+/// See the head of this file.
+pub struct World {
+    pub core: Shared,
+    pub hosts: Vec<Host>,
+    pub clients: Vec<Client>,
+    pub dialogues: BTreeMap<usize, Dialogue>,
+    pub oracle: Oracle,
+    /// The second phase has begun at this time.
+    pub healed_at: Option<u64>,
+    pub heal: crate::heal::Heal,
+    pub turns: u64,
+}
+
+/// What a run brought.
+pub struct Outcome {
+    pub stats: Stats,
+    pub trace_hash: u32,
+    pub virtual_ns: u64,
+    pub turns: u64,
+}
+
+impl World {
+    /// A cluster that has not been started.
+    pub fn new(seed: u64, verbose: bool, hash_trace: bool) -> World {
+        let mut rng = Rng::new(seed);
+        let knobs = Knobs::draw(&mut rng);
+        let core: Shared = Rc::new(RefCell::new(Core::new(rng, knobs.clone(), verbose, hash_trace)));
+        let hosts = (0..knobs.hosts).map(|site| new_host(&core, &knobs, site)).collect();
+        let clients =
+            (0..=knobs.clients).map(|number| Client::new(knobs.hosts + number, number as u64)).collect();
+        World {
+            core,
+            hosts,
+            clients,
+            dialogues: BTreeMap::new(),
+            oracle: Oracle::default(),
+            healed_at: None,
+            heal: crate::heal::Heal::default(),
+            turns: 0,
+        }
+    }
+
+    /// Runs to the end. Panics at the first thing that is not as promised.
+    pub fn run(mut self) -> Outcome {
+        self.begin();
+        while let Some(((time, _), event)) = self.pop() {
+            self.core.borrow_mut().now = time;
+            if matches!(event, Event::Deadline) {
+                break;
+            }
+            self.handle(event);
+        }
+        self.check_healed();
+        let core = self.core.borrow();
+        Outcome {
+            stats: core.stats.clone(),
+            trace_hash: core.trace_hash,
+            virtual_ns: core.now,
+            turns: self.turns,
+        }
+    }
+
+    fn pop(&mut self) -> Option<((u64, u64), Event)> {
+        self.core.borrow_mut().heap.pop_first()
+    }
+
+    fn begin(&mut self) {
+        let mut core = self.core.borrow_mut();
+        for site in 0..self.hosts.len() {
+            let when = core.between(0, 300 * MS);
+            core.at(when, Event::Start(site));
+        }
+        for client in &self.clients {
+            core.net.alive[client.site] = 1;
+        }
+        for client in 0..self.clients.len() - 1 {
+            let when = core.between(0, 100 * MS);
+            core.at(when, Event::Client(client));
+        }
+        let (chaos, every) = (core.knobs.chaos_ns, core.knobs.fault_every_ns);
+        core.at(every, Event::Fault);
+        if core.knobs.operator_every_ns > 0 {
+            let when = core.knobs.operator_every_ns;
+            core.at(when, Event::Operator);
+        }
+        core.at(chaos, Event::Heal);
+        core.at(chaos + crate::heal::HEAL_NS, Event::Deadline);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Turn { host, token } => self.turn(host, token),
+            Event::Arrive { conn, dir } => {
+                if self.core.borrow_mut().arrive(conn, dir) {
+                    self.wake_receiver(conn, 1 - dir);
+                }
+            }
+            Event::Writable { conn, side } => self.on_writable(conn, side),
+            Event::Dial { host, incarnation, dial, target } => self.on_dial(host, incarnation, dial, target),
+            Event::Client(index) => self.client_acts(index),
+            Event::Operator => self.operator_acts(),
+            Event::Fault => self.fault(),
+            Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
+            Event::Start(site) => self.start(site),
+            Event::CrashNow { host, incarnation, power } => {
+                if self.hosts[host].incarnation == incarnation && self.hosts[host].process.is_some() {
+                    self.end_process(host, power);
+                }
+            }
+            Event::Continue(site) => {
+                self.hosts[site].paused = false;
+                self.core.borrow_mut().stats.count("process: continue");
+                self.wake(site);
+            }
+            Event::SpaceBack(site) => self.hosts[site].mem.set_capacity(None),
+            Event::Heal => self.begin_heal(),
+            Event::Deadline => unreachable!("it ends the run"),
+        }
+    }
+
+    // ---- processes
+
+    pub fn start(&mut self, site: usize) {
+        if self.hosts[site].process.is_some() {
+            return;
+        }
+        let mut core = self.core.borrow_mut();
+        let seed = core.rng.next_u64();
+        core.stats.count("process: start");
+        core.trace(|| format!("host {site} starts"));
+        drop(core);
+        self.hosts[site].incarnation += 1;
+        match self.hosts[site].start(seed) {
+            Ok(()) => {
+                let host = &mut self.hosts[site];
+                let mut core = self.core.borrow_mut();
+                core.net.alive[site] = host.incarnation;
+                self.oracle.after_start(&mut core, host);
+                let (busy, seen) = (host.busy_until, host.seen.clone());
+                core.trace(|| format!("host {site} is up: {seen:?}"));
+                drop(core);
+                self.schedule(site, busy);
+            }
+            Err(TurnEnd::Crashed) => self.end_process(site, true),
+            Err(TurnEnd::Fatal(reason)) => self.refused_start(site, &reason.to_string()),
+            Err(_) => unreachable!("a start ends in no other way"),
+        }
+    }
+
+    fn refused_start(&mut self, site: usize, why: &str) {
+        let mut core = self.core.borrow_mut();
+        core.trace(|| format!("host {site} does not start: {why}"));
+        core.stats.count("process: refused to start");
+        let full = why.contains("os error 28");
+        let failed_sync = why.contains("os error 5");
+        assert!(full || failed_sync, "host {site} refuses to start: {why}");
+        let later = core.between(100 * MS, 2_000 * MS);
+        core.after(later, Event::Start(site));
+        drop(core);
+        self.hosts[site].mem.kill_process();
+    }
+
+    /// The process is gone, and with `power` what its disk had not synced.
+    pub fn end_process(&mut self, site: usize, power: bool) {
+        let mut core = self.core.borrow_mut();
+        if let Some(process) = &self.hosts[site].process {
+            let counters = &process.node.counters;
+            core.stats.add("node: session", counters.sessions);
+            core.stats.add("node: in-sync set left", counters.insync_left);
+            core.stats.add("node: dead session frames", counters.dead_session_frames);
+        }
+        self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, true);
+        let host = &mut self.hosts[site];
+        host.process = None;
+        host.next_turn = None;
+        host.token += 1;
+        host.paused = false;
+        host.accepts.clear();
+        host.dialled.clear();
+        host.mirror.borrow_mut().on = false;
+        if power {
+            let (sectors, names) = (core.rng.next_u64(), core.rng.next_u64());
+            let keep = |seed: u64| match seed % 4 {
+                0 => Keep::None,
+                1 => Keep::All,
+                _ => Keep::Random(seed),
+            };
+            host.mem.crash_with(keep(sectors), keep(names));
+        } else {
+            host.mem.kill_process();
+        }
+        core.trace(|| format!("host {site} is gone (power loss: {power})"));
+        core.leave(site, power);
+        let later =
+            if core.chance(100_000) { core.between(0, 8_000 * MS) } else { core.between(MS, 500 * MS) };
+        core.after(later, Event::Start(site));
+    }
+
+    pub fn wake(&mut self, site: usize) {
+        let now = self.core.borrow().now;
+        self.schedule(site, now);
+    }
+
+    fn schedule(&mut self, site: usize, time: u64) {
+        let host = &mut self.hosts[site];
+        if host.process.is_none() || host.paused {
+            return;
+        }
+        let time = time.max(host.busy_until);
+        if host.next_turn.is_none_or(|next| time < next) {
+            host.next_turn = Some(time);
+            host.token += 1;
+            self.core.borrow_mut().at(time, Event::Turn { host: site, token: host.token });
+        }
+    }
+
+    fn turn(&mut self, site: usize, token: u64) {
+        let host = &mut self.hosts[site];
+        if host.token != token || host.process.is_none() || host.paused {
+            return;
+        }
+        self.turns += 1;
+        host.check_spin();
+        match host.turn() {
+            TurnEnd::Crashed => {
+                self.core.borrow_mut().stats.count("disk: crash point reached");
+                let power = self.core.borrow_mut().chance(600_000);
+                self.end_process(site, power);
+            }
+            TurnEnd::Fatal(reason) => {
+                let mut core = self.core.borrow_mut();
+                core.trace(|| format!("host {site} ends: {reason}"));
+                core.stats.count("process: ended by a fatal reason");
+                let power = core.chance(300_000);
+                drop(core);
+                self.end_process(site, power);
+            }
+            TurnEnd::Ended => {
+                self.core.borrow_mut().stats.count("process: orderly end");
+                self.end_process(site, false);
+            }
+            TurnEnd::GoesOn => {
+                let mut core = self.core.borrow_mut();
+                let cuts_allowed = core.stats.0.get("node: cut below commit allowed").copied();
+                self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, false);
+                if core.stats.0.get("node: cut below commit allowed").copied() != cuts_allowed {
+                    self.oracle.on_discard(&mut core, &self.hosts);
+                }
+                drop(core);
+                self.start_dials(site);
+                if let Some(time) = self.hosts[site].wants_turn_at() {
+                    self.schedule(site, time);
+                }
+            }
+        }
+    }
+
+    // ---- connections
+
+    fn start_dials(&mut self, site: usize) {
+        let host = &mut self.hosts[site];
+        let Some(process) = &mut host.process else { return };
+        let mut core = self.core.borrow_mut();
+        for (dial, address) in std::mem::take(&mut process.socks.dials) {
+            host.dials_made += 1;
+            let target = (0..core.knobs.hosts).find(|target| Host::address(*target) == address);
+            let delay = core.connect_delay() + host.ahead.get();
+            core.after(delay, Event::Dial { host: site, incarnation: host.incarnation, dial, target });
+        }
+    }
+
+    fn on_dial(&mut self, site: usize, incarnation: u64, dial: DialId, target: Option<usize>) {
+        if self.hosts[site].incarnation != incarnation || self.hosts[site].process.is_none() {
+            return;
+        }
+        let mut core = self.core.borrow_mut();
+        let outcome = match target {
+            Some(target) if !core.net.works(site, target) || !core.net.works(target, site) => {
+                // No answer: TCP tries again for as long as the node waits.
+                core.after(500 * MS, Event::Dial { host: site, incarnation, dial, target: Some(target) });
+                return;
+            }
+            Some(target) if core.net.alive[target] > 0 => {
+                let conn = core.connect(site, target);
+                drop(core);
+                self.hosts[target].accepts.push((conn, format!("10.0.0.{}", site + 1)));
+                self.wake(target);
+                Ok(conn)
+            }
+            _ => {
+                core.stats.count("net: connection refused");
+                drop(core);
+                Err("connection refused".to_owned())
+            }
+        };
+        self.hosts[site].dialled.push((dial, outcome));
+        self.wake(site);
+    }
+
+    fn wake_receiver(&mut self, conn: usize, side: usize) {
+        let end = self.core.borrow().net.conns[conn].ends[side];
+        if end.site >= self.hosts.len() {
+            return self.client_reads(end.site - self.hosts.len());
+        }
+        let reset = self.core.borrow().net.conns[conn].pipes[1 - side].reset;
+        if let Some(process) = &mut self.hosts[end.site].process
+            && let Some(sock) = process.socks.find(conn, side)
+        {
+            sock.readable = true;
+            // As epoll reports an error: the next write says so.
+            sock.write_blocked &= !reset;
+        }
+        self.wake(end.site);
+    }
+
+    fn on_writable(&mut self, conn: usize, side: usize) {
+        let end = self.core.borrow().net.conns[conn].ends[side];
+        if end.site >= self.hosts.len() {
+            return self.client_writes(end.site - self.hosts.len());
+        }
+        if let Some(process) = &mut self.hosts[end.site].process
+            && let Some(sock) = process.socks.find(conn, side)
+        {
+            sock.write_blocked = false;
+        }
+        self.wake(end.site);
+    }
+
+    // ---- clients
+
+    fn client_acts(&mut self, index: usize) {
+        let mut core = self.core.borrow_mut();
+        let delay = Client::think(&mut core, self.healed_at.is_some());
+        core.after(delay, Event::Client(index));
+        let now = core.now;
+        let lazy = core.chance_of(|knobs| knobs.lazy_reader_ppm);
+        let wander = core.chance_of(|knobs| knobs.follower_read_ppm);
+        let most = if self.healed_at.is_some() { 2 } else { core.knobs.pipeline_max };
+        let batch = core.between(1, most);
+        let hosts = core.knobs.hosts as u64;
+        let elsewhere = core.rng.below(hosts) as usize;
+        if lazy {
+            core.stats.count("client: stopped reading");
+        }
+        drop(core);
+        let client = &mut self.clients[index];
+        if lazy && self.healed_at.is_none() {
+            client.lazy_until = now + 3_000 * MS;
+        }
+        let waits = client.conn.is_some_and(|conn| {
+            let dialogue = &self.dialogues[&conn];
+            dialogue.sent.get(dialogue.received).is_some_and(|sent| now > sent.at + Client::PATIENCE)
+        });
+        if waits && now >= client.lazy_until + Client::PATIENCE {
+            self.client_lost(index);
+        } else if wander && self.healed_at.is_none() {
+            self.client_lost(index);
+            self.clients[index].target = elsewhere;
+        }
+        self.client_reads(index);
+        if self.clients[index].quiet {
+            return;
+        }
+        for _ in 0..batch {
+            let ask = {
+                let mut core = self.core.borrow_mut();
+                self.clients[index].draw(&mut core)
+            };
+            self.ask(index, ask);
+        }
+        self.client_writes(index);
+    }
+
+    /// Sends a request on the client's connection, made now if there is none.
+    pub fn ask(&mut self, index: usize, ask: Ask) {
+        let mut core = self.core.borrow_mut();
+        let client = &mut self.clients[index];
+        if client.conn.is_none() {
+            let target = client.target;
+            let up = core.net.alive[target] > 0 && core.net.works(client.site, target);
+            if !up {
+                client.target = (target + 1) % self.hosts.len();
+                return;
+            }
+            let conn = core.connect(client.site, target);
+            client.conn = Some(conn);
+            self.dialogues.insert(conn, Dialogue { site: target, ..Dialogue::default() });
+            drop(core);
+            self.hosts[target].accepts.push((conn, "10.1.0.1".to_owned()));
+            self.wake(target);
+            core = self.core.borrow_mut();
+        }
+        let client = &mut self.clients[index];
+        let conn = client.conn.expect("it was just made");
+        let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
+        if dialogue.sent.len() - dialogue.received > 200 {
+            return;
+        }
+        client.push(&ask, Host::address);
+        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false });
+    }
+
+    pub fn client_writes(&mut self, index: usize) {
+        let result = self.clients[index].write(&mut self.core.borrow_mut());
+        if result.is_err() {
+            self.client_lost(index);
+        }
+    }
+
+    pub fn client_lost(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if let Some(conn) = client.conn {
+            self.core.borrow_mut().close_end(conn, 0, 0);
+        }
+        client.reset();
+    }
+
+    fn client_reads(&mut self, index: usize) {
+        let (replies, over) = {
+            let mut core = self.core.borrow_mut();
+            self.clients[index].read(&mut core)
+        };
+        let Some(conn) = self.clients[index].conn else { return };
+        for got in replies {
+            let mut core = self.core.borrow_mut();
+            let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
+            let sent = dialogue.sent[dialogue.received].clone();
+            dialogue.received += 1;
+            let site = dialogue.site;
+            self.oracle.on_got(&mut core, site, &sent, &got);
+            if index == self.clients.len() - 1 {
+                core.trace(|| {
+                    format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)
+                });
+                self.heal.on_reply(&sent.ask, got.status);
+            } else if got.status == Status::NotLeader {
+                core.stats.count("client: redirected");
+                let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);
+                self.clients[index].target = named.unwrap_or((site + 1) % self.hosts.len());
+            }
+        }
+        let target = self.clients[index].target;
+        let moved = self
+            .dialogues
+            .get(&conn)
+            .is_some_and(|dialogue| dialogue.site != target && dialogue.received == dialogue.sent.len());
+        if over || moved {
+            self.client_lost(index);
+            if over {
+                self.clients[index].target = (target + 1) % self.hosts.len();
+            }
+        }
+    }
+}
+
+fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
+    let others: Vec<String> = (0..knobs.hosts).filter(|other| *other != site).map(Host::address).collect();
+    let ahead = Rc::new(Cell::new(0));
+    let spread = knobs.clock_rate_spread_ppm;
+    let rate_ppm = 1_000_000 - spread / 2 + core.borrow_mut().rng.below(spread + 1);
+    let config = NodeConfig {
+        receipts: true,
+        port: 9000,
+        own_address: Host::address(site),
+        role: if site == 0 { RoleFlag::Leader } else { RoleFlag::Follower },
+        peers: if site == 0 { others } else { Vec::new() },
+        leader: if site == 0 { String::new() } else { Host::address(0) },
+        ack: knobs.ack,
+        min_insync: knobs.min_insync,
+        insync_timeout_ms: knobs.insync_timeout_ms,
+        heartbeat_ms: knobs.heartbeat_ms,
+        wal: WalConfig { segment_bytes: knobs.segment_bytes, durability: Durability::Fsync },
+    };
+    Host {
+        site,
+        core: core.clone(),
+        mem: MemDisk::new(),
+        mirror: Rc::default(),
+        ahead: ahead.clone(),
+        clock: HostClock { core: core.clone(), ahead, rate_ppm, zero: 0 },
+        config,
+        process: None,
+        incarnation: 0,
+        accepts: Vec::new(),
+        dialled: Vec::new(),
+        busy_until: 0,
+        paused: false,
+        token: 0,
+        next_turn: None,
+        seen: None,
+        told: Default::default(),
+        cuts: 0,
+        dials_made: 0,
+        heard: (0, 0),
+        spin: (0, 0),
+        ending: false,
+    }
+}
