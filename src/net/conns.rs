@@ -24,6 +24,8 @@ pub struct Conns {
     dirty: Vec<ConnId>,
     doomed: Vec<ConnId>,
     dials: Vec<(DialId, String)>,
+    /// A connection began to drain, and has a deadline for that.
+    draining: bool,
     /// When this turn began.
     pub now: Time,
 }
@@ -47,6 +49,7 @@ impl Conns {
             dirty: Vec::new(),
             doomed: Vec::new(),
             dials: Vec::new(),
+            draining: false,
             now: Time::default(),
         }
     }
@@ -88,6 +91,11 @@ impl Conns {
     /// Dials that the node asked for since the last call.
     pub fn take_dials(&mut self) -> Vec<(DialId, String)> {
         std::mem::take(&mut self.dials)
+    }
+
+    /// Whether a connection began to drain since the last call.
+    pub fn take_draining(&mut self) -> bool {
+        std::mem::take(&mut self.draining)
     }
 
     /// Begins a dial.
@@ -156,6 +164,7 @@ impl Io for Conns {
         match how {
             Close::AfterOutput if connection.is_open() && !connection.output.is_empty() => {
                 connection.phase = Phase::Draining(deadline);
+                self.draining = true;
                 self.list_dirty(conn);
             }
             Close::AfterOutput | Close::Now => self.doom(conn),

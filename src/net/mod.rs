@@ -409,6 +409,9 @@ impl EventLoop {
     /// Closes what is past a deadline: an unfinished frame, last words that nobody takes.
     fn sweep(&mut self, now: Time) -> Result<(), FatalReason> {
         let draining = |c: &connection::Connection| matches!(c.phase, Phase::Draining(_));
+        if self.conns.take_draining() {
+            self.sweep_at.get_or_insert(now.after_ms(SWEEP_MS));
+        }
         if self.sweep_at.is_none_or(|at| now < at) {
             return Ok(());
         }

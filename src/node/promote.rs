@@ -242,7 +242,11 @@ impl Node {
             return Ok(());
         }
         let Some(term) = term_to_lead_in(self.meta.get().term, &run.peers) else {
-            return Err(FatalReason::TermsExhausted);
+            self.promotion_fails(
+                io,
+                "refused: a peer knows the highest term there is, and none can be above it",
+            );
+            return Ok(());
         };
         match phase {
             Phase::Probe => self.begin_fence(io, term),
