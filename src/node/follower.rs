@@ -10,7 +10,7 @@ use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, Open, OpenReply, RefuseCode};
-use crate::wire::{DecodeProblem, Record};
+use crate::wire::{DecodeError, DecodeProblem, Effect};
 use crate::{log_debug, log_info, log_warn};
 
 /// What only a follower has.
@@ -306,7 +306,6 @@ impl Node {
         let begin = self.clock.now();
         let now = self.now;
         let term = self.meta.get().term;
-        let (mut expected, mut chain) = (self.wal.last_lsn().next(), self.wal.last_chain());
         match self.session_mut(conn) {
             Some(session) if session.term == term => session.last_heard = now,
             _ => {
@@ -314,36 +313,21 @@ impl Node {
                 return Ok(());
             }
         }
-        let first = expected;
-        let frame = AppendEntries::decode(body, |record, bytes| {
-            if record.lsn != expected {
-                let problem = DecodeProblem::Invalid(record.lsn.0);
-                return Err(crate::wire::DecodeError {
-                    field: "record lsn (a gap in the session)",
-                    at: 0,
-                    problem,
-                });
+        let (first, kept) = (self.wal.last_lsn().next(), self.inflight.current().len());
+        let frame = match self.check_records(body) {
+            Ok(frame) => frame,
+            Err(stop) => {
+                self.inflight.truncate(kept);
+                return Err(stop);
             }
-            expected = expected.next();
-            chain = chain.extend(bytes);
-            Ok(())
-        })
-        .map_err(malformed("APPEND_ENTRIES"))?;
-        if frame.tail.chain != chain {
-            let at = expected.prev();
-            return fence(format!(
-                "chain checksum {} at LSN {at} in the frame, {chain} here: damaged on its way",
-                frame.tail.chain
-            ));
-        }
-        let mut reader = crate::wire::Reader::new(frame.records);
-        for _ in 0..frame.record_count {
-            let start = reader.position();
-            let record = Record::decode(&mut reader).expect("it was decoded above");
-            let bytes = &frame.records[start..reader.position()];
-            if let Err(error) = self.append_received(bytes, &record) {
+        };
+        for index in kept..self.inflight.current().len() {
+            let (bytes, chain) = self.inflight.current().slice(index, index + 1);
+            if let Err(error) = self.wal.reserve(self.disk.as_mut(), bytes.len()) {
+                self.inflight.truncate(index);
                 return self.log_has_no_room(io, conn, error);
             }
+            self.wal.append_checked(bytes, chain);
         }
         self.commit = self.commit.max(frame.tail.commit_lsn);
         self.hear_in_sync(frame.tail.in_sync)?;
@@ -358,12 +342,38 @@ impl Node {
         Ok(())
     }
 
-    fn append_received(&mut self, bytes: &[u8], record: &Record<'_>) -> Result<(), ReserveError> {
-        self.wal.reserve(self.disk.as_mut(), bytes.len())?;
-        self.inflight.push_encoded(bytes, record.lsn);
-        let chain = self.wal.append(bytes, record);
-        self.inflight.pushed(chain);
-        Ok(())
+    /// Checks every record of a frame, and the frame as a whole, before anything is appended. They are kept
+    /// in the batch already; a frame that fails is taken out of it again.
+    fn check_records<'a>(&mut self, body: &'a [u8]) -> Result<AppendEntries<'a>, Stop> {
+        let (mut expected, mut chain) = (self.wal.last_lsn().next(), self.wal.last_chain());
+        let (mut last_term, session_term) = (self.wal.last_term(), self.meta.get().term);
+        let inflight = &mut self.inflight;
+        let wrong = |field, value| DecodeError { field, at: 0, problem: DecodeProblem::Invalid(value) };
+        let frame = AppendEntries::decode(body, |record, bytes| {
+            if record.lsn != expected {
+                return Err(wrong("record lsn (a gap in the session)", record.lsn.0));
+            }
+            if let Effect::Term { term, .. } = record.effect {
+                if term <= last_term || term > session_term {
+                    return Err(wrong("record term (terms rise, up to the session's)", term.as_u64()));
+                }
+                last_term = term;
+            }
+            expected = expected.next();
+            chain = chain.extend(bytes);
+            inflight.push_encoded(bytes, record.lsn);
+            inflight.pushed(chain);
+            Ok(())
+        })
+        .map_err(malformed("APPEND_ENTRIES"))?;
+        if frame.tail.chain != chain {
+            return fence(format!(
+                "chain checksum {} at LSN {} in the frame, {chain} here: damaged on its way",
+                frame.tail.chain,
+                expected.prev()
+            ));
+        }
+        Ok(frame)
     }
 
     fn log_has_no_room(&mut self, io: &mut dyn Io, conn: ConnId, error: ReserveError) -> Result<(), Stop> {

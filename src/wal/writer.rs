@@ -6,7 +6,7 @@ use crate::disk::{Disk, Flush};
 use crate::ids::{Chain, Lsn};
 use crate::limits::RECORD_SIZE_MAX;
 use crate::replication::history::TermStart;
-use crate::wire::{Effect, Record};
+use crate::wire::Record;
 
 use super::entry::{ENTRY_HEADER_SIZE, Position, put_entry};
 use super::error::{ReserveError, WalError};
@@ -67,21 +67,28 @@ impl Wal {
     /// `record_bytes` are those of `record`. It must have the next LSN, and its room reserved: to append
     /// otherwise is a bug.
     pub fn append(&mut self, record_bytes: &[u8], record: &Record<'_>) -> Chain {
-        assert!(!self.failed, "the log failed; the process must end");
         assert_eq!(record.lsn, self.last_lsn.next(), "records are appended in order");
+        let chain = self.last_chain.extend(record_bytes);
+        self.append_checked(record_bytes, chain);
+        chain
+    }
+
+    /// As [`Wal::append`], for a record that was decoded and whose chain checksum was computed to check it:
+    /// a follower would do both twice for each record.
+    pub fn append_checked(&mut self, record_bytes: &[u8], chain: Chain) {
+        assert!(!self.failed, "the log failed; the process must end");
+        let lsn = self.last_lsn.next();
+        debug_assert_eq!(chain, self.last_chain.extend(record_bytes), "checked records carry their chain");
         let offset = self.batch.len() as u64;
         let behind = offset + (ENTRY_HEADER_SIZE + record_bytes.len()) as u64;
-        assert!(behind <= self.reserved, "no room was reserved for LSN {}", record.lsn);
-        let chain_before = self.last_chain;
-        let chain = chain_before.extend(record_bytes);
+        assert!(behind <= self.reserved, "no room was reserved for LSN {lsn}");
         let segment = self.segments.last_mut().expect("room is reserved in a segment");
-        segment.note(Position { offset: segment.end + offset, next: record.lsn, chain: chain_before });
+        segment.note(Position { offset: segment.end + offset, next: lsn, chain: self.last_chain });
         put_entry(&mut self.batch, chain, record_bytes);
-        if let Effect::Term { term, leader } = record.effect {
-            self.history.push(TermStart { term, leader, first_lsn: record.lsn, chain });
+        if let Some((term, leader)) = Record::term_of(record_bytes) {
+            self.history.push(TermStart { term, leader, first_lsn: lsn, chain });
         }
-        (self.last_lsn, self.last_chain) = (record.lsn, chain);
-        chain
+        (self.last_lsn, self.last_chain) = (lsn, chain);
     }
 
     /// Bytes that the next [`Wal::write`] writes; 0 if there is no record to write.
