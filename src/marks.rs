@@ -17,15 +17,12 @@
 
 use std::fmt::{self, Write};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use probe::probe;
-use rustix::fs::{Mode, OFlags};
-
+use crate::disk::Refusing;
 use crate::ids::Lsn;
-use crate::ledger::{Syscall, count};
 use crate::wire::Effect;
+use probe::probe;
 
 /// Bytes of a note at most; the rest is left out. strace shows 32 unless told otherwise (`-s`).
 const NOTE_SIZE_MAX: usize = 96;
@@ -35,7 +32,7 @@ const KEY_SHOWN_MAX: usize = 24;
 /// The signposts of a node.
 #[derive(Debug, Default)]
 pub struct Marks {
-    notes: Option<OwnedFd>,
+    notes: Option<Refusing>,
     replied: Lsn,
 }
 
@@ -45,9 +42,7 @@ impl Marks {
     /// # Errors
     /// If the data directory cannot be opened for nothing (`O_PATH`).
     pub fn with_notes(data_dir: &Path) -> io::Result<Marks> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let refusing = rustix::fs::open(data_dir, flags, Mode::empty())?;
-        Ok(Marks { notes: Some(refusing), replied: Lsn::ZERO })
+        Ok(Marks { notes: Some(Refusing::open(data_dir)?), replied: Lsn::ZERO })
     }
 
     /// A write was decoded and gets this LSN.
@@ -106,9 +101,7 @@ impl Marks {
         let mut note = Note { bytes: [0; NOTE_SIZE_MAX], size: 0 };
         // What does not fit is left out.
         let _ = note.write_fmt(text);
-        count(Syscall::Write);
-        // EBADF, as it should.
-        let _ = rustix::io::write(refusing, &note.bytes[..note.size]);
+        refusing.show(&note.bytes[..note.size]);
     }
 }
 
@@ -143,8 +136,6 @@ mod tests {
         marks.put_received(Lsn(7), &Effect::Put { key: &[b'k'; 1000], value: b"hello" });
         marks.replied(Lsn(7));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let refused = rustix::io::write(marks.notes.as_ref().unwrap(), b"x");
-        assert_eq!(refused, Err(rustix::io::Errno::BADF));
         let mut note = Note { bytes: [0; NOTE_SIZE_MAX], size: 0 };
         write!(note, "{:200}", 1).unwrap();
         assert_eq!(note.size, NOTE_SIZE_MAX);

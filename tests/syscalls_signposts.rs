@@ -6,6 +6,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
+use kvstore::client::Client;
+use kvstore::ids::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
 use syscalls_support::{Node, wait_until};
 
@@ -106,6 +108,18 @@ fn notes_stand_between_the_calls_and_write_nothing() {
     for note in lines.iter().filter(|line| line.starts_with("write(") && line.contains("lsn=")) {
         assert!(note.contains("= -1 EBADF"), "{note}");
     }
+}
+
+#[test]
+fn the_first_record_of_a_term_is_no_write() {
+    let nodes = Node::cluster(1);
+    let mut client = nodes[0].client();
+    let count = |client: &mut Client| client.latency().unwrap().value["put total"]["count"].as_u64();
+    assert_eq!(count(&mut client), Some(0));
+    client.put(b"k", b"v").unwrap();
+    assert_eq!(count(&mut client), Some(1));
+    assert!(client.explain(Lsn(1)).unwrap().value.is_err(), "LSN 1 is the term's");
+    assert_eq!(client.explain(Lsn(2)).unwrap().value.unwrap()["lsn"], 2);
 }
 
 #[test]

@@ -23,6 +23,7 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
     ),
     ("tests/e2e_crash.rs", "pauses between looks at other threads and at ports where nobody listens"),
     ("tests/e2e_process.rs", "measures the CPU time of a node that has nothing to do"),
+    ("tests/syscalls_support/mod.rs", "pauses between looks at another process, with a deadline"),
     ("tests/support/cluster.rs", "pauses between looks at another process, each with a deadline"),
 ];
 
@@ -44,6 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wal", &["disk", "ids", "limits", "replication::history", "wal", "wire"]),
     ("meta", &["disk", "ids", "limits", "meta", "wire"]),
     ("trace", &["ids", "time", "trace", "wire"]),
+    ("marks", &["disk", "ids", "wire"]),
     ("conn", &["conn", "limits", "node", "time", "wire"]),
     (
         "node",
@@ -56,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "ledger",
             "limits",
             "log_",
+            "marks",
             "meta",
             "node",
             "replication",

@@ -9,8 +9,10 @@
 use std::io;
 
 mod real;
+mod refusing;
 
 pub use real::{FileSystem, OpenError, RealDisk};
+pub use refusing::Refusing;
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

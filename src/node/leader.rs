@@ -185,6 +185,8 @@ impl Node {
             Err(ReserveError::Failed(error)) => return Err(error.into()),
         }
         self.append(effect);
+        // No client waits for it: it has no receipt, and counts in no percentile.
+        self.frames.first_lsn = self.wal.last_lsn().next();
         Ok(())
     }
 
