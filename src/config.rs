@@ -84,10 +84,12 @@ pub struct Flags {
     )]
     pub min_insync: usize,
     /// Milliseconds without progress after which a follower is out of sync and writes go on without it
-    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS", help_heading = "Replication")]
+    #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS",
+        help_heading = "Replication")]
     pub insync_timeout_ms: u64,
     /// Milliseconds between a leader's heartbeats
-    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS", help_heading = "Replication")]
+    #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS",
+        help_heading = "Replication")]
     pub heartbeat_ms: u64,
 
     /// Directory of this node's log and identity
@@ -103,9 +105,29 @@ pub struct Flags {
     #[arg(long, value_enum, default_value = "fsync", env = "KVSTORE_DURABILITY", help_heading = "Storage")]
     pub durability: DurabilityChoice,
     /// Bytes of a log segment, allocated ahead
-    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES", help_heading = "Storage")]
+    #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
+        help_heading = "Storage")]
     pub segment_bytes: u64,
 
+    /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_name = "US",
+        env = "KVSTORE_BUSY_POLL_US",
+        help_heading = "Performance"
+    )]
+    pub busy_poll_us: u64,
+    /// Pin the loop to this CPU (numbered from 0)
+    #[arg(long, value_name = "N", env = "KVSTORE_CPU", help_heading = "Performance")]
+    pub cpu: Option<usize>,
+
+    /// Keep no receipts of writes (only to measure what keeping them costs)
+    #[arg(long, env = "KVSTORE_NO_RECEIPTS", help_heading = "Debugging")]
+    pub no_receipts: bool,
+    /// Write notes for strace between the calls (each is a write that is refused with EBADF)
+    #[arg(long, env = "KVSTORE_STRACE_MARKS", help_heading = "Debugging")]
+    pub strace_marks: bool,
     /// Least important log lines that are written to stderr
     #[arg(long, value_enum, default_value = "info", env = "KVSTORE_LOG_LEVEL", help_heading = "Logging")]
     pub log_level: LevelChoice,
@@ -174,8 +196,14 @@ pub struct Config {
     pub listen_address: String,
     /// Connections at most.
     pub connections_max: usize,
+    /// Microseconds of polling before blocking.
+    pub busy_poll_us: u64,
+    /// The CPU to run on.
+    pub cpu: Option<usize>,
     /// The data directory.
     pub data_dir: std::path::PathBuf,
+    /// Whether notes for strace are written.
+    pub strace_marks: bool,
     /// Whether anybody but this machine can connect.
     pub beyond_loopback: bool,
 }
@@ -210,6 +238,7 @@ impl Flags {
                 peers.len() + 1
             ));
         }
+        in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
         let node = NodeConfig {
             port: self.port,
@@ -226,6 +255,7 @@ impl Flags {
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
             feed: crate::node::FeedLimits::default(),
+            receipts: !self.no_receipts,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,
                 durability: match self.durability {
@@ -238,7 +268,10 @@ impl Flags {
             node,
             listen_address,
             connections_max: self.connections_max,
+            busy_poll_us: self.busy_poll_us,
+            cpu: self.cpu,
             data_dir: self.data_dir.clone(),
+            strace_marks: self.strace_marks,
             beyond_loopback,
         })
     }
@@ -302,6 +335,12 @@ impl Config {
             Durability::Fsync => "on disk (fdatasync)",
             Durability::Os => "in the page cache (survives a crash of the process, not of the machine)",
         };
+        if node.role == RoleFlag::Follower {
+            return format!(
+                "this node tells its leader of a record when it is {disk}; what an acknowledged write means is the \
+                 leader's --ack"
+            );
+        }
         let whom = match (node.ack, node.peers.len()) {
             (_, 0) => "on this node".to_owned(),
             (AckPolicy::InSync, _) => format!("on this node and every follower in sync (of {nodes} nodes)"),
@@ -348,6 +387,13 @@ mod tests {
         assert_eq!((config.node.role, config.listen_address.as_str()), (RoleFlag::Leader, "127.0.0.1:9001"));
         assert_eq!(config.promise(), "an acknowledged write is on disk (fdatasync) on this node");
         assert!(!config.beyond_loopback);
+    }
+
+    #[test]
+    fn a_follower_promises_nothing_in_its_leaders_place() {
+        let config = validate(&["--role=follower", "--leader=9001", "--port=9002"]).unwrap();
+        assert!(!config.promise().contains("acknowledged write is on disk"), "{}", config.promise());
+        assert!(config.promise().contains("on disk (fdatasync)"), "{}", config.promise());
     }
 
     #[test]

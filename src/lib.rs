@@ -3,6 +3,8 @@
 //! Follow the life of a PUT by module name: [`net`] reads bytes, [`wire`] makes messages, [`node`] runs one
 //! turn, [`wal`] makes it durable, [`replication`] decides what may be said to whom, [`keyspace`] applies.
 
+#![warn(clippy::disallowed_methods)]
+
 pub mod address;
 pub mod client;
 pub mod config;
@@ -10,9 +12,11 @@ pub mod conn;
 pub mod disk;
 pub mod ids;
 pub mod keyspace;
+pub mod ledger;
 pub mod limits;
 mod logging;
 pub mod logsink;
+pub mod marks;
 pub mod meta;
 pub mod net;
 pub mod node;
@@ -20,5 +24,6 @@ pub mod replication;
 pub mod rng;
 pub mod sabotage;
 pub mod time;
+pub mod trace;
 pub mod wal;
 pub mod wire;

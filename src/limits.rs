@@ -37,12 +37,18 @@ pub const CONNECTIONS_MAX: usize = 16_384;
 pub const DESCRIPTORS_RESERVED: usize = 64;
 /// Connections accepted in one turn of the loop, at most: a connect storm must not starve peers.
 pub const ACCEPTS_PER_TURN: usize = 64;
+/// Connections that wait to be accepted, at most; the system's `somaxconn` may bound it further. When the
+/// queue is full a client waits a second for its next try, so it is as long as a storm between two turns.
+pub const LISTEN_QUEUE_SIZE: i32 = 4096;
 /// Bytes read from one client connection in one turn, at most.
 pub const READ_PER_TURN_CLIENT: usize = 256 << 10;
 /// Bytes read from one peer connection in one turn, at most.
 pub const READ_PER_TURN_PEER: usize = 8 << 20;
 /// Bytes of a connection's input buffer to begin with; it grows only for a frame whose length was checked.
 pub const INPUT_BUFFER_SIZE: usize = 16 << 10;
+/// Bytes of a peer's input buffer: a whole frame of records, so that it neither takes many reads nor makes the
+/// buffer grow (and be zeroed) for each one.
+pub const PEER_INPUT_BUFFER_SIZE: usize = APPEND_BATCH_SIZE + FRAME_SLACK;
 /// Bytes of all input buffers that grew beyond their first size, together, at most.
 pub const INPUT_BUDGET: usize = 512 << 20;
 /// Bytes waiting to be sent to a client above which its requests are no longer read.
@@ -82,7 +88,7 @@ pub const REDIAL_MS_MIN: u64 = 20;
 /// See [`REDIAL_MS_MIN`].
 pub const REDIAL_MS_MAX: u64 = 1_000;
 /// Milliseconds before a peer that refused the session in words is asked again.
-pub const REFUSED_RETRY_MS: u64 = 2_000;
+pub const REFUSED_RETRY_MS: u64 = 500;
 /// Milliseconds in which the peers must answer a promotion.
 pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
 /// Log lines about single replication events at info, per kind and second; the rest is summed up.

@@ -1,19 +1,38 @@
 //! Where log lines go: stderr, without ever waiting for whoever reads it.
 //!
-//! A pipe or terminal whose reader has stopped must not stall the loop, and `O_NONBLOCK` would be set for
-//! every process that shares the descriptor. So each line is written only after the kernel says that at
-//! least a pipe's atomic size fits; until then lines wait in a bounded buffer, and beyond that they are
-//! dropped and counted.
+//! A line is kept in memory when it is logged and written when the turn is over ([`drain`]), so that a log
+//! line never stands between a write and its acknowledgement. A pipe or terminal whose reader has stopped
+//! must not stall the loop, and `O_NONBLOCK` would be set for every process that shares the descriptor. So
+//! lines are written only when the kernel says that at least a pipe's atomic size fits; until then they wait
+//! in a bounded buffer, and beyond that they are dropped and counted.
 
 use std::io::{self, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
+
+use crate::ledger::{Syscall, count};
 
 /// Bytes that may be written when the kernel reports room (`PIPE_BUF`).
 const WRITE_SIZE_MAX: usize = 4096;
 /// Bytes that wait at most.
 const BUFFER_SIZE_MAX: usize = 256 << 10;
+
+static LINES: Mutex<Lines> = Mutex::new(Lines { waiting: Vec::new(), partial: Vec::new(), dropped: 0 });
+
+/// Whether lines wait for [`drain`]. Before the loop runs nobody waits for a reply, and an operator for a line.
+static DEFERRED: AtomicBool = AtomicBool::new(false);
+
+#[derive(Debug)]
+struct Lines {
+    /// Whole lines not written yet.
+    waiting: Vec<u8>,
+    /// The line that is being logged: it comes in pieces.
+    partial: Vec<u8>,
+    dropped: u64,
+}
 
 /// Sends log lines of this level and above to stderr.
 pub fn install(level: LevelFilter) {
@@ -24,62 +43,82 @@ pub fn install(level: LevelFilter) {
         .set_thread_level(LevelFilter::Off)
         .build();
     // The second installation in one process fails, and then the first one goes on.
-    let _ = WriteLogger::init(level, config, StderrSink::default());
+    let _ = WriteLogger::init(level, config, Sink);
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        drain();
+        report(panic);
+    }));
 }
 
-#[derive(Debug, Default)]
-struct StderrSink {
-    /// Bytes not written yet; simplelog writes a line in pieces.
-    waiting: Vec<u8>,
-    dropped_lines: u64,
-    line_dropped: bool,
+/// From now on lines wait until [`drain`].
+pub fn defer() {
+    DEFERRED.store(true, Ordering::Relaxed);
 }
 
-impl Write for StderrSink {
+/// Writes the lines that wait, as far as the reader takes them now.
+pub fn drain() {
+    // Poisoned only by a panic in here, and then the process ends anyway.
+    if let Ok(mut lines) = LINES.try_lock() {
+        lines.drain();
+    }
+}
+
+struct Sink;
+
+impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let ends_line = bytes.ends_with(b"\n");
-        if self.waiting.len() + bytes.len() > BUFFER_SIZE_MAX {
-            self.line_dropped = true;
-        }
-        if !self.line_dropped {
-            self.waiting.extend_from_slice(bytes);
-        }
-        if ends_line {
-            if std::mem::take(&mut self.line_dropped) {
-                self.dropped_lines += 1;
-                self.finish_partial_line();
+        if let Ok(mut lines) = LINES.lock() {
+            lines.add(bytes);
+            if !DEFERRED.load(Ordering::Relaxed) {
+                lines.drain();
             }
-            self.drain();
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.drain();
         Ok(())
     }
 }
 
-impl StderrSink {
-    fn finish_partial_line(&mut self) {
-        if self.waiting.last().is_some_and(|byte| *byte != b'\n') {
-            self.waiting.push(b'\n');
+impl Lines {
+    fn add(&mut self, bytes: &[u8]) {
+        self.partial.extend_from_slice(bytes);
+        if !bytes.ends_with(b"\n") {
+            return;
+        }
+        if self.waiting.len() + self.partial.len() <= BUFFER_SIZE_MAX {
+            self.waiting.append(&mut self.partial);
+        } else {
+            self.partial.clear();
+            self.dropped += 1;
         }
     }
 
     fn drain(&mut self) {
-        while !self.waiting.is_empty() && stderr_has_room() {
-            let size = self.waiting.len().min(WRITE_SIZE_MAX);
-            match rustix::io::write(rustix::stdio::stderr(), &self.waiting[..size]) {
-                Ok(written) => {
-                    self.waiting.drain(..written);
-                }
+        let mut done = 0;
+        while done < self.waiting.len() && stderr_has_room() {
+            let size = (self.waiting.len() - done).min(WRITE_SIZE_MAX);
+            count(Syscall::Write);
+            match rustix::io::write(rustix::stdio::stderr(), &self.waiting[done..done + size]) {
+                Ok(written) => done += written,
                 // A closed stderr takes nothing ever again; lines are not worth a process.
-                Err(_) => self.waiting.clear(),
+                Err(_) => done = self.waiting.len(),
             }
         }
-        if self.waiting.is_empty() && self.dropped_lines > 0 {
-            let dropped = std::mem::take(&mut self.dropped_lines);
+        if done == self.waiting.len() {
+            self.waiting.clear();
+            self.tell_dropped();
+        } else {
+            self.waiting.copy_within(done.., 0);
+            self.waiting.truncate(self.waiting.len() - done);
+        }
+    }
+
+    fn tell_dropped(&mut self) {
+        if self.dropped > 0 {
+            let dropped = std::mem::take(&mut self.dropped);
             self.waiting =
                 format!("(the reader of this log was slow: {dropped} line(s) were dropped)\n").into_bytes();
         }
@@ -90,5 +129,6 @@ fn stderr_has_room() -> bool {
     let stderr = rustix::stdio::stderr();
     let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    count(Syscall::LogPoll);
     matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::OUT)
 }

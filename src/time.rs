@@ -52,6 +52,11 @@ impl LoopClock {
         self.last = now;
     }
 
+    /// What one turn counts for at most, in nanoseconds.
+    pub fn credit_max_ns(&self) -> u64 {
+        self.credit_max_ns
+    }
+
     /// The reading of this turn.
     pub fn now(&self) -> LoopTime {
         LoopTime(self.run_ns)

@@ -130,3 +130,21 @@ fn measure_averages() {
     });
     println!("{:?}", keyspace.growth());
 }
+
+/// Deletes go to the allocator, and glibc may put off its own work: it keeps freed pieces of up to 128 bytes
+/// apart and joins them all at the next request of a kilobyte or more.
+#[test]
+#[ignore = "a measurement: wants a release build, two gigabytes and a process of its own"]
+fn measure_first_large_put_after_deletes() {
+    let mut keyspace = Keyspace::new([1, 2]);
+    (0..KEYS).for_each(|number| put(&mut keyspace, number));
+    for deleted in [0u64, 100_000, 1_000_000] {
+        for number in deleted..2 * deleted {
+            let _ = keyspace.apply(&Effect::Delete { key: &number.to_be_bytes() });
+        }
+        let begun = thread_time();
+        let _ =
+            keyspace.apply(&Effect::Put { key: b"large", value: &vec![7; 2000 + deleted as usize / 1000] });
+        println!("one large put after {deleted} deletes: {} us", (thread_time() - begun).as_micros());
+    }
+}

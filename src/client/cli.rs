@@ -1,6 +1,7 @@
 //! The command line of `kv_client`: arguments to calls, results to output and exit codes.
 //!
 //! One deadline covers the whole command, connecting included; reading a value from stdin comes before it.
+//! With `--watch` it covers each look.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
@@ -9,9 +10,13 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use serde_json::Value;
+
 use super::output::{self, Printed};
+use super::watch::watch;
 use super::{Client, ClientError};
 use crate::address::{join_address, parse_address};
+use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
 
 const EXIT_CODES: &str = "\
@@ -31,6 +36,9 @@ Examples:
   kv_client --port 9002 get hello
   kv_client put photo - < photo.jpg
   kv_client -o json status
+  kv_client put hello world --explain
+  kv_client tail --percentile 99
+  kv_client syscalls --watch
   kv_client get -- -key-that-begins-with-a-dash";
 
 /// A client for kvstore nodes.
@@ -93,6 +101,9 @@ enum Command {
         /// 0 to 8388608 bytes, any bytes; `-` reads them from stdin, to its end and unchanged.
         #[arg(allow_negative_numbers = true)]
         value: OsString,
+        /// Print the receipt of this write: where its time went, on the leader and on every follower.
+        #[arg(long)]
+        explain: bool,
     },
     /// Print the value of a key.
     Get {
@@ -125,6 +136,50 @@ enum Command {
         #[arg(long)]
         discard: bool,
     },
+    /// Print the receipt of one of the leader's last 4096 writes; exit 1 if it has none.
+    Explain {
+        /// The write, by the LSN in its reply.
+        lsn: u64,
+    },
+    /// List the slowest writes since the node began to lead, or since a reset.
+    Slowest {
+        /// How many; 64 are kept.
+        #[arg(default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=64))]
+        count: u64,
+    },
+    /// Tell what the slowest writes have in common: which stage, on which node, took what share.
+    Tail {
+        /// Those above this percentile of the last 4096 writes.
+        #[arg(long, value_name = "P", default_value = "99.9", value_parser = parse_percentile)]
+        percentile: Millionths,
+    },
+    /// Show the percentiles of every stage of a write, and of reads.
+    Latency {
+        /// Again every second, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Show which system calls the node makes, and how many per operation.
+    Syscalls {
+        /// Those of the last second, every second, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Make the node forget its percentiles and its slowest writes, to measure anew.
+    Reset,
+}
+
+/// A percentile, p99.9 as 999,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Millionths(u64);
+
+fn parse_percentile(text: &str) -> Result<Millionths, String> {
+    match text.parse::<f64>() {
+        Ok(percentile) if (0.0..100.0).contains(&percentile) => {
+            Ok(Millionths((percentile * 10_000.0).round() as u64))
+        }
+        _ => Err("allowed are 0 to 99.9999".to_owned()),
+    }
 }
 
 /// Runs the command, prints what came of it, and returns the exit code.
@@ -158,9 +213,12 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
     };
     let mut client = client_of(&global)?;
     Ok(match command {
-        Command::Put { key, value } => {
+        Command::Put { key, value, explain } => {
             let value = stdin_value.as_deref().unwrap_or(value.as_bytes());
-            output::written(&client.put(key.as_bytes(), value)?, format)
+            match explain {
+                false => output::written(&client.put(key.as_bytes(), value)?, format),
+                true => output::explained(&client.put_explained(key.as_bytes(), value)?, format),
+            }
         }
         Command::Get { key } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
         Command::Delete { key } => output::deleted(key.as_bytes(), &client.delete(key.as_bytes())?, format),
@@ -168,7 +226,44 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Status => output::status(&client.status()?.value, format),
         Command::Promote { force } => output::account(&client.promote(force)?, format),
         Command::Follow { address, discard } => output::account(&client.follow(&address, discard)?, format),
+        Command::Explain { lsn } => output::receipt(&client.explain(Lsn(lsn))?, format),
+        Command::Slowest { count } => output::slowest(&client.slowest(count)?.value, format),
+        Command::Tail { percentile } => output::tail(&client.tail(percentile.0)?.value, format),
+        Command::Latency { watch: false } => output::latency(&client.latency()?.value, format),
+        Command::Syscalls { watch: false } => output::syscalls(&client.syscalls()?.value, format),
+        Command::Latency { watch: true } => watch_latency(&mut client, format)?,
+        Command::Syscalls { watch: true } => watch_syscalls(&mut client, format)?,
+        Command::Reset => {
+            client.reset_measurements()?;
+            output::reset(format)
+        }
     })
+}
+
+fn watch_latency(client: &mut Client, format: Format) -> Result<Printed, ClientError> {
+    let ended = watch(|| Ok(page(&output::latency(&client.latency()?.value, format), format)))?;
+    Ok(output::watched(ended))
+}
+
+/// The first page is of all calls since the node's start, each later one of those since the one before.
+fn watch_syscalls(client: &mut Client, format: Format) -> Result<Printed, ClientError> {
+    let mut before: Option<Value> = None;
+    let ended = watch(|| {
+        let document = client.syscalls()?.value;
+        let printed = match &before {
+            None => output::syscalls(&document, format),
+            Some(before) => output::syscalls_since(before, &document, format),
+        };
+        before = Some(document);
+        Ok(page(&printed, format))
+    })?;
+    Ok(output::watched(ended))
+}
+
+/// Tables are parted by a blank line, documents are a line each.
+fn page(printed: &Printed, format: Format) -> String {
+    let text = String::from_utf8_lossy(&printed.stdout).into_owned();
+    if format == Format::Text { text + "\n" } else { text }
 }
 
 /// It connects with its one call, so that call's deadline is that of the command.

@@ -190,9 +190,9 @@ fn owned_reply(frame: &Frame<'_>) -> Result<OwnedReply, Loss> {
 /// Whether losing the answer to this request leaves something unknown.
 fn changes_something(request: &Request<'_>) -> bool {
     match request {
-        Request::Put { .. } | Request::Delete { .. } => true,
+        Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
         Request::Promote { .. } | Request::Follow { .. } => true,
-        Request::Get { .. } | Request::Ping | Request::Status => false,
+        Request::Get { .. } | Request::Ping | Request::Status | Request::Inspect(_) => false,
     }
 }
 

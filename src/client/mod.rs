@@ -9,11 +9,17 @@
 //! What is left out: no pool, no threads, no retry of a lost answer. A caller that wants those knows
 //! better which of its writes may be repeated.
 
+#![allow(clippy::disallowed_methods, reason = "a blocking client waits by the clock of its machine")]
+
 mod connection;
 mod error;
+mod table;
+mod watch;
 
 pub mod cli;
+pub mod measured_text;
 pub mod output;
+pub mod receipt_text;
 pub mod status_text;
 
 use std::time::{Duration, Instant};
@@ -23,7 +29,7 @@ use serde_json::Value;
 use crate::address::parse_address;
 use crate::ids::{Lsn, Term};
 use crate::limits::{FRAME_SIZE_MAX, FRAME_SLACK};
-use crate::wire::client::{Request, SizeProblem, Status};
+use crate::wire::client::{Inspect, Request, SizeProblem, Status};
 pub use connection::OwnedReply;
 use connection::{Connection, Deadline};
 pub use error::{ClientError, DeadEnd, Loss};
@@ -40,6 +46,17 @@ pub struct Served<T> {
     pub lsn: Lsn,
     /// The term of the node that answered.
     pub term: Term,
+}
+
+/// A write with the node's account of where its time went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explained {
+    /// The receipt; `Null` from a node that keeps none.
+    pub receipt: Value,
+    /// From the request's first byte to the reply's last one as this client saw it, connecting not counted.
+    pub round_trip: Duration,
+    /// The node that the write was sent on to, whose connecting is in the round trip, if it was.
+    pub sent_on_to: Option<String>,
 }
 
 /// A client of one node, and of the leader that node names.
@@ -121,15 +138,68 @@ impl Client {
         Ok(served(round_trip, &reply))
     }
 
+    /// Sets a key, and returns where the time went.
+    pub fn put_explained(&mut self, key: &[u8], value: &[u8]) -> Result<Served<Explained>, ClientError> {
+        let deadline = Deadline::after(self.timeout);
+        self.connected(deadline)?;
+        let asked = self.address.clone();
+        let started = Instant::now();
+        let reply = self.call_by(&Request::PutExplained { key, value }, deadline)?;
+        let round_trip = started.elapsed();
+        self.expect(&[Status::Ok], &reply)?;
+        // The write is done: a receipt that cannot be read is no reason to call it failed.
+        let receipt = serde_json::from_slice(&reply.payload).unwrap_or(Value::Null);
+        let sent_on_to = (self.address != asked).then(|| self.address.clone());
+        Ok(served(Explained { receipt, round_trip, sent_on_to }, &reply))
+    }
+
     /// The node's state as a JSON object.
     pub fn status(&mut self) -> Result<Served<Value>, ClientError> {
         let reply = self.call(&Request::Status)?;
         self.expect(&[Status::Ok], &reply)?;
-        match serde_json::from_slice(&reply.payload) {
-            Ok(document @ Value::Object(_)) => Ok(served(document, &reply)),
-            Ok(_) => Err(self.bad_payload("the status is not a JSON object".to_owned())),
-            Err(error) => Err(self.bad_payload(format!("the status is not JSON: {error}"))),
+        Ok(served(self.document("the status", &reply)?, &reply))
+    }
+
+    /// The receipt of a write among the last 4,096 of this leader; `Err` with the node's words if it has none.
+    pub fn explain(&mut self, lsn: Lsn) -> Result<Served<Result<Value, String>>, ClientError> {
+        let reply = self.call(&Request::Inspect(Inspect::Receipt(lsn)))?;
+        self.expect(&[Status::Ok, Status::NotFound], &reply)?;
+        if reply.status == Status::NotFound {
+            return Ok(served(Err(reply.payload_text()), &reply));
         }
+        Ok(served(Ok(self.document("the receipt", &reply)?), &reply))
+    }
+
+    /// The receipts of the slowest writes since the start or a reset, slowest first: an array. At most 64.
+    pub fn slowest(&mut self, count: u64) -> Result<Served<Value>, ClientError> {
+        let reply = self.call(&Request::Inspect(Inspect::Slowest(count)))?;
+        self.expect(&[Status::Ok], &reply)?;
+        match serde_json::from_slice(&reply.payload) {
+            Ok(receipts @ Value::Array(_)) => Ok(served(receipts, &reply)),
+            Ok(_) => Err(self.bad_payload("the list of slowest writes is not a JSON array".to_owned())),
+            Err(error) => Err(self.bad_payload(format!("the list of slowest writes is not JSON: {error}"))),
+        }
+    }
+
+    /// What the writes above this percentile (in millionths: 999,000 is p99.9) have in common.
+    pub fn tail(&mut self, millionths: u64) -> Result<Served<Value>, ClientError> {
+        self.inspect(Inspect::Tail(millionths), "the tail")
+    }
+
+    /// Percentiles of every stage: an object with one object for each.
+    pub fn latency(&mut self) -> Result<Served<Value>, ClientError> {
+        self.inspect(Inspect::Latency, "the latency table")
+    }
+
+    /// The node's ledger of system calls.
+    pub fn syscalls(&mut self) -> Result<Served<Value>, ClientError> {
+        self.inspect(Inspect::Syscalls, "the ledger of system calls")
+    }
+
+    /// Makes the node forget its histograms and its slowest writes. The ledger goes on.
+    pub fn reset_measurements(&mut self) -> Result<Served<()>, ClientError> {
+        let reset = self.inspect(Inspect::Reset, "the answer")?;
+        Ok(Served { value: (), lsn: reset.lsn, term: reset.term })
     }
 
     /// Makes the node fence, compare, then lead; with `force` even where writes may be lost by it. Returns
@@ -189,7 +259,8 @@ impl Client {
             return Err(ClientError::TooLarge(problem));
         }
         let reply = self.exchange(request, deadline)?;
-        let is_routed = matches!(request, Request::Put { .. } | Request::Delete { .. });
+        let is_routed =
+            matches!(request, Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. });
         if self.follow_leader && is_routed && points_elsewhere(&reply) {
             return self.call_leader(request, reply, deadline);
         }
@@ -273,6 +344,20 @@ impl Client {
         })
     }
 
+    fn inspect(&mut self, what: Inspect, name: &str) -> Result<Served<Value>, ClientError> {
+        let reply = self.call(&Request::Inspect(what))?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(self.document(name, &reply)?, &reply))
+    }
+
+    fn document(&self, what: &str, reply: &OwnedReply) -> Result<Value, ClientError> {
+        match serde_json::from_slice(&reply.payload) {
+            Ok(document @ Value::Object(_)) => Ok(document),
+            Ok(_) => Err(self.bad_payload(format!("{what} is not a JSON object"))),
+            Err(error) => Err(self.bad_payload(format!("{what} is not JSON: {error}"))),
+        }
+    }
+
     fn bad_payload(&self, why: String) -> ClientError {
         ClientError::ReadLost { address: self.address.clone(), why: Loss::BadPayload(why) }
     }
@@ -306,7 +391,9 @@ fn next_hop(path: &[String], named: &str) -> Result<String, DeadEnd> {
 
 fn fits_into_a_frame(problem: &SizeProblem, request: &Request<'_>) -> bool {
     let other = match request {
-        Request::Put { key, value } => key.len() + value.len() - problem.size,
+        Request::Put { key, value } | Request::PutExplained { key, value } => {
+            key.len() + value.len() - problem.size
+        }
         _ => 0,
     };
     problem.size + other + FRAME_SLACK <= FRAME_SIZE_MAX

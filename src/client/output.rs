@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::cli::Format;
 use super::error::printable;
-use super::{ClientError, Loss, Served, status_text};
+use super::measured_text::Ledger;
+use super::table::micros;
+use super::{ClientError, Explained, Loss, Served, measured_text, receipt_text, status_text, watch};
 use crate::wire::client::Status;
 
 /// Exit code: done.
@@ -50,6 +52,11 @@ impl Printed {
         let mut stdout: Vec<u8> = text.into();
         stdout.push(b'\n');
         Printed { stdout, ..Printed::default() }
+    }
+
+    /// Text that ends with a newline of its own.
+    fn lines(text: String) -> Printed {
+        Printed { stdout: text.into_bytes(), ..Printed::default() }
     }
 
     fn json(document: &Value) -> Printed {
@@ -117,7 +124,7 @@ pub fn pong(served: &Served<Duration>, format: Format) -> Printed {
 /// A node's state: as the node wrote it, or as a table.
 pub fn status(document: &Value, format: Format) -> Printed {
     match format {
-        Format::Text => Printed { stdout: status_text::render(document).into_bytes(), ..Printed::default() },
+        Format::Text => Printed::lines(status_text::render(document)),
         Format::Json => Printed::json(document),
     }
 }
@@ -146,6 +153,111 @@ pub fn account(served: &Served<Value>, format: Format) -> Printed {
             Printed::json(&Value::Object(document))
         }
     }
+}
+
+/// A write that is done, and where its time went.
+pub fn explained(served: &Served<Explained>, format: Format) -> Printed {
+    let Explained { receipt, round_trip, sent_on_to } = &served.value;
+    let round_trip_us = round_trip.as_nanos() as f64 / 1_000.0;
+    if format == Format::Json {
+        return Printed::json(&json!({
+            "ok": true, "lsn": served.lsn.0, "term": served.term.as_u64(),
+            "round_trip_us": (round_trip_us * 10.0).round() / 10.0, "sent_on_to": sent_on_to, "receipt": receipt,
+        }));
+    }
+    if !receipt.is_object() {
+        let round_trip = micros(round_trip_us);
+        let mut printed = Printed::text("OK");
+        printed.stderr = format!(
+            "kv_client: the write took {round_trip} us; the node keeps no receipts, so there is nothing to explain\n"
+        );
+        return printed;
+    }
+    let mut text = receipt_text::render(receipt, Some(round_trip_us));
+    if let Some(leader) = sent_on_to {
+        text.push_str(&format!(
+            "That includes being sent on to the leader, {leader}, and connecting to it.\n"
+        ));
+    }
+    Printed::lines(text)
+}
+
+/// The receipt of an earlier write.
+pub fn receipt(served: &Served<Result<Value, String>>, format: Format) -> Printed {
+    match (&served.value, format) {
+        (Ok(receipt), Format::Text) => Printed::lines(receipt_text::render(receipt, None)),
+        (Ok(receipt), Format::Json) => Printed::json(&json!({"ok": true, "receipt": receipt})),
+        (Err(why), _) => failed("not_found", why, EXIT_NOT_FOUND, Map::new(), format),
+    }
+}
+
+/// The slowest writes.
+pub fn slowest(receipts: &Value, format: Format) -> Printed {
+    match format {
+        Format::Text => {
+            Printed::lines(receipt_text::render_slowest(receipts.as_array().map_or(&[], Vec::as_slice)))
+        }
+        Format::Json => Printed::json(&json!({"ok": true, "slowest": receipts})),
+    }
+}
+
+/// What the slowest writes have in common.
+pub fn tail(document: &Value, format: Format) -> Printed {
+    match format {
+        Format::Text => Printed::lines(receipt_text::render_tail(document)),
+        Format::Json => Printed::json(&done_with(document)),
+    }
+}
+
+/// Percentiles of every stage.
+pub fn latency(stages: &Value, format: Format) -> Printed {
+    match format {
+        Format::Text => Printed::lines(measured_text::render_latency(stages)),
+        Format::Json => Printed::json(&json!({"ok": true, "stages": stages})),
+    }
+}
+
+/// The system calls since the node's start.
+pub fn syscalls(document: &Value, format: Format) -> Printed {
+    match format {
+        Format::Text => Printed::lines(Ledger::new(document).render()),
+        Format::Json => Printed::json(&done_with(document)),
+    }
+}
+
+/// The system calls between two looks; in JSON all of them, the reader subtracts.
+pub fn syscalls_since(before: &Value, document: &Value, format: Format) -> Printed {
+    match format {
+        Format::Text => Printed::lines(Ledger::new(document).since(&Ledger::new(before)).render_rate()),
+        Format::Json => syscalls(document, format),
+    }
+}
+
+/// Percentiles and slowest writes are forgotten.
+pub fn reset(format: Format) -> Printed {
+    match format {
+        Format::Text => Printed::text("OK"),
+        Format::Json => Printed::json(&json!({"ok": true})),
+    }
+}
+
+/// The end of a `--watch`: a reader that has seen enough is no error.
+pub(super) fn watched(ended: watch::Ended) -> Printed {
+    match ended {
+        watch::Ended::ReaderGone => Printed::default(),
+        watch::Ended::Output(error) => Printed {
+            stderr: format!("kv_client: the result cannot be printed: {error}\n"),
+            exit_code: EXIT_SERVER_ERROR,
+            ..Printed::default()
+        },
+    }
+}
+
+fn done_with(document: &Value) -> Value {
+    let mut fields = Map::new();
+    fields.insert("ok".to_owned(), true.into());
+    fields.extend(document.as_object().cloned().unwrap_or_default());
+    Value::Object(fields)
 }
 
 /// A call that failed.

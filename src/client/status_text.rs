@@ -8,6 +8,7 @@
 use serde_json::{Map, Value};
 
 use super::error::printable;
+use super::table::{aligned, grouped, lasting, lasting_ms, plain, plural, sized};
 use crate::ids::Term;
 
 /// Fields that have a place of their own; any other is listed at the end.
@@ -40,7 +41,12 @@ const FIELDS_KNOWN: &[&str] = &[
     "connections",
     "log_generation",
     "counters",
+    "latency",
     "peers",
+    "in_flight_bytes",
+    "insync_timeout_ms",
+    // Shown by `kv_client latency`.
+    "latency",
 ];
 
 /// The table for a status document.
@@ -53,6 +59,7 @@ pub fn render(document: &Value) -> String {
         out.push_str(&peer_table(status.peers()));
     }
     let empty = Map::new();
+    out.push_str(&latency_table(document.get("latency").and_then(Value::as_object).unwrap_or(&empty)));
     let counters = document.get("counters").and_then(Value::as_object).unwrap_or(&empty);
     out.push_str(&section("counters", counters.iter()));
     let fields = document.as_object().unwrap_or(&empty).iter();
@@ -191,6 +198,8 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
                 with("ack ", status.text("ack")),
                 with("min in-sync ", status.number("min_insync").map(plain)),
                 with("durability ", status.text("durability")),
+                with("in-sync timeout ", status.number("insync_timeout_ms").map(lasting_ms)),
+                bytes("in_flight_bytes", "in flight"),
             ],
         ),
         line("connections", vec![status.number("connections").map(grouped)]),
@@ -241,6 +250,27 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     .to_vec()
 }
 
+/// Where the time went, in microseconds; stages in which nothing was measured are left out.
+fn latency_table(stages: &Map<String, Value>) -> String {
+    const COLUMNS: [&str; 5] = ["p50_us", "p90_us", "p99_us", "p999_us", "max_us"];
+    let measured = stages.iter().filter(|(_, stage)| Status(stage).number("count").is_some_and(|n| n > 0));
+    let rows: Vec<Vec<String>> = measured
+        .map(|(name, stage)| {
+            let times = COLUMNS.map(|column| match stage.get(column).and_then(Value::as_f64) {
+                Some(us) => format!("{us:.1}"),
+                None => "-".to_owned(),
+            });
+            let count = Status(stage).number("count").map_or_else(String::new, grouped);
+            [format!("  {}", printable(name)), count].into_iter().chain(times).collect()
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header = ["latency (us)", "count", "p50", "p90", "p99", "p99.9", "max"].map(str::to_owned).to_vec();
+    format!("\n{}", aligned(&[vec![header], rows].concat(), &[1, 2, 3, 4, 5, 6]))
+}
+
 /// Names and values under a heading, numbers aligned; nothing at all if there are none.
 fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Value)>) -> String {
     let rows: Vec<Vec<String>> = entries
@@ -256,93 +286,23 @@ fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Val
     if rows.is_empty() { String::new() } else { format!("\n{heading}\n{}", aligned(&rows, &[1])) }
 }
 
-/// Rows as lines with columns two blanks apart, those in `right` flush right. Widths count characters:
-/// bytes would misplace what follows the first umlaut.
-fn aligned(rows: &[Vec<String>], right: &[usize]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width_of = |cell: &String| cell.chars().count();
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(width_of).max().unwrap_or(0))
-        .collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells: Vec<String> = (row.iter().zip(&widths).enumerate())
-            .map(|(column, (cell, width))| match right.contains(&column) {
-                true => format!("{cell:>width$}"),
-                false => format!("{cell:<width$}"),
-            })
-            .collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
-}
-
-fn plain(number: u64) -> String {
-    number.to_string()
-}
-
-fn plural(count: u64) -> &'static str {
-    if count == 1 { "" } else { "s" }
-}
-
-/// A count with its digits in groups of three: 1,234,567.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// A size in bytes, in binary units with one decimal.
-fn sized(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
-    // What would be shown as 1024.0 is shown as 1.0 of the next unit.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        (value, unit) = (value / 1024.0, unit + 1);
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-/// A time in its two largest units.
-fn lasting(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3_600 => format!("{minutes} min {} s", seconds % 60),
-        3_600..86_400 => format!("{hours} h {} min", minutes % 60),
-        _ => format!("{days} d {} h", hours % 24),
-    }
-}
-
-fn lasting_ms(ms: u64) -> String {
-    match ms {
-        0..1_000 => format!("{ms} ms"),
-        1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
-        _ => lasting(ms / 1_000),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_units_a_person_reads() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([0, 1_023, 1_024, (1 << 20) - 1].map(sized), ["0 B", "1023 B", "1.0 KiB", "1.0 MiB"]);
-        assert_eq!(sized(u64::MAX), "16.0 EiB");
-        assert_eq!([59, 61, 3_700, 90_000].map(lasting), ["59 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]);
-        assert_eq!([7, 1_250, 61_000].map(lasting_ms), ["7 ms", "1.2 s", "1 min 1 s"]);
+    fn latencies_are_a_table_of_what_was_measured() {
+        let measured = serde_json::json!(
+            {"count": 1_200, "p50_us": 150.0, "p90_us": 200.5, "p99_us": 300.0, "p999_us": 900.0, "max_us": 1_000.0}
+        );
+        let text = render(&serde_json::json!({"latency": {"put total": measured, "get": {"count": 0}}}));
+        let expected = "\
+latency (us)  count    p50    p90    p99  p99.9     max
+  put total   1,200  150.0  200.5  300.0  900.0  1000.0
+";
+        assert!(text.ends_with(expected), "{text}");
+        // A follower keeps no receipts of its own.
+        assert!(!render(&serde_json::json!({"latency": null})).contains("latency"));
     }
 
     #[test]

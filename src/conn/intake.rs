@@ -6,6 +6,7 @@
 use super::{ConnId, Io, OutBuf};
 use crate::limits::{
     CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, FRAME_DEADLINE_MS, INPUT_BUFFER_SIZE,
+    PEER_INPUT_BUFFER_SIZE,
 };
 use crate::node::{FatalReason, Fence, Node, Stop};
 use crate::time::Time;
@@ -40,6 +41,11 @@ impl Intake {
         self.buffer.space()
     }
 
+    /// The other side is a peer: batches come in bulk.
+    pub fn expect_bulk(&mut self) {
+        self.buffer.set_read_size(PEER_INPUT_BUFFER_SIZE);
+    }
+
     /// Bytes arrived in [`Intake::space`].
     pub fn filled(&mut self, size: usize) {
         self.buffer.filled(size);
@@ -57,6 +63,22 @@ impl Intake {
         if std::mem::take(&mut self.fresh) {
             node.on_bytes(conn);
         }
+        if !self.buffer.has_frame() {
+            return Ok(self.drained(now));
+        }
+        node.begin_frames();
+        let delivered = self.deliver_frames(node, io, conn, now);
+        node.end_frames();
+        delivered
+    }
+
+    fn deliver_frames(
+        &mut self,
+        node: &mut Node,
+        io: &mut dyn Io,
+        conn: ConnId,
+        now: Time,
+    ) -> Result<Delivered, FatalReason> {
         loop {
             if !self.may_deliver(node, io.output_if_open(conn), conn) {
                 return Ok(if self.buffer.has_frame() { Delivered::Blocked } else { self.drained(now) });

@@ -9,8 +9,10 @@
 use std::io;
 
 mod real;
+mod refusing;
 
 pub use real::{FileSystem, OpenError, RealDisk};
+pub use refusing::Refusing;
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +48,12 @@ pub trait Disk {
     fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize>;
     /// `fdatasync`.
     fn sync_data(&mut self, file: FileId) -> io::Result<()>;
+    /// Writes all of `bytes` and makes *these bytes* durable, in one call where the system has one. What was
+    /// written to the file before and not synced stays as it was.
+    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(file, offset, bytes)?;
+        self.sync_data(file)
+    }
     /// Asks for an `fdatasync` that may end later. At most one is under way per disk.
     fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
         self.sync_data(file).map(|()| Flush::Done)

@@ -15,9 +15,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
 use super::{Disk, FileId, advice};
+use crate::ledger::{Syscall, count};
 
 const LOCK_NAME: &str = "LOCK";
 /// The pid is written in place with a fixed width: the file never grows again, so a full disk cannot
@@ -181,6 +182,7 @@ impl RealDisk {
     fn open_file(&self, name: &str, extra: OFlags) -> io::Result<OwnedFd> {
         assert!(!name.contains('/') && name != LOCK_NAME, "{name} is no plain name of a file");
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
+        count(Syscall::Open);
         Ok(fs::openat(&self.dir, name, flags, FILE_MODE)?)
     }
 }
@@ -224,38 +226,68 @@ impl Disk for RealDisk {
     }
 
     fn close(&mut self, file: FileId) {
+        count(Syscall::Close);
         self.files[file.0 as usize] = None;
     }
 
     fn len(&mut self, file: FileId) -> io::Result<u64> {
+        count(Syscall::Fstat);
         let size = fs::fstat(self.fd(file))?.st_size;
         Ok(u64::try_from(size).expect("the size of a file is not negative"))
     }
 
     fn read_at(&mut self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let fd = self.fd(file);
+        count(Syscall::Pread);
         Ok(retry_on_intr(|| pread(fd, &mut *buffer, offset))?)
     }
 
     fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         let fd = self.fd(file);
+        count(Syscall::Pwrite);
         Ok(retry_on_intr(|| pwrite(fd, bytes, offset))?)
     }
 
+    fn write_sync_at(&mut self, file: FileId, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            count(Syscall::PwriteSync);
+            let slices = [io::IoSlice::new(bytes)];
+            // Not retried on EINTR, like a sync: nothing tells how far it came.
+            match pwritev2(self.fd(file), &slices, offset, ReadWriteFlags::DSYNC) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    bytes = &bytes[written..];
+                }
+                // A file system without the flag: two calls for the rest.
+                Err(Errno::OPNOTSUPP) => {
+                    self.write_all_at(file, offset, bytes)?;
+                    return self.sync_data(file);
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
     fn sync_data(&mut self, file: FileId) -> io::Result<()> {
+        count(Syscall::Fdatasync);
         // No retry, not even on EINTR: a second fdatasync may succeed for data that the first one dropped.
         Ok(fs::fdatasync(self.fd(file))?)
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
+        count(Syscall::Fsync);
         Ok(fs::fsync(&self.dir)?)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        count(Syscall::Rename);
         Ok(fs::renameat(&self.dir, from, &self.dir, to)?)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
+        count(Syscall::Unlink);
         Ok(fs::unlinkat(&self.dir, name, AtFlags::empty())?)
     }
 }
@@ -294,6 +326,7 @@ fn allocate(fd: &OwnedFd, size: u64) -> io::Result<()> {
     if size == 0 {
         return Ok(());
     }
+    count(Syscall::Fallocate);
     match retry_on_intr(|| fs::fallocate(fd, FallocateFlags::empty(), 0, size)) {
         Err(Errno::OPNOTSUPP) => write_zeros(fd, size),
         result => Ok(result?),

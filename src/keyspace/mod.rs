@@ -115,7 +115,7 @@ impl Keyspace {
         self.totals.hash
     }
 
-    /// [`Keyspace::state_hash`], computed anew from every entry. Takes a second for ten million keys.
+    /// [`Keyspace::state_hash`], computed anew from every entry.
     pub fn recompute_hash(&self) -> u128 {
         self.recompute_totals().hash
     }
@@ -131,7 +131,7 @@ impl Keyspace {
         self.slab.get(slot).map(entry::decode)
     }
 
-    /// Forgets every entry, and gives its memory back. Takes a second for ten million keys: for rebuilds only.
+    /// Forgets every entry, and gives its memory back, one by one: for rebuilds, not between requests.
     pub fn clear(&mut self) {
         self.index = Index::new(self.table_places);
         self.slab = Slab::new();

@@ -6,7 +6,9 @@
 //! Splitting or growing touches no entry. Removal fills the hole from behind instead of leaving a tombstone:
 //! a table is as fast after a million changes as new, and never has to be cleaned up in a step of its own.
 //!
-//! Measured against `hashbrown` in the same place, ten million keys: see the numbers in the index's prose.
+//! Why not `hashbrown::HashTable` in its place: it was measured there, with ten million keys of 8 bytes. A key
+//! was found in 150 ns (hashbrown: 250), missed in 150 (100), overwritten in 300 (500), deleted in 310 (490).
+//! Its control bytes are a second cache line, and after deletions it cleans up or doubles when it sees fit.
 
 /// The bits of a key's hash that the index works with. The directory takes them from above, tables from below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +45,10 @@ const _: () = assert!(size_of::<Line>() == 64);
 impl Line {
     const EMPTY: Line = Line { hashes: [0; LINE_PLACES], slots: [NO_SLOT; LINE_PLACES] };
 
-    /// The places whose hash is this one, as bits; some may be places that hold nothing. Without a branch, so
-    /// that it becomes a vector comparison.
-    fn candidates(&self, hash: KeyHash) -> u32 {
-        let bit = |(place, &other): (usize, &u32)| u32::from(other == hash.0) << place;
-        self.hashes.iter().enumerate().map(bit).fold(0, |bits, bit| bits | bit)
+    /// The places whose hash is this one, a byte of 1 for each; some may be places that hold nothing. Without
+    /// a branch: which of eight hashes fits is nothing a processor could predict.
+    fn candidates(&self, hash: KeyHash) -> u64 {
+        u64::from_le_bytes(self.hashes.map(|other| u8::from(other == hash.0)))
     }
 
     fn len(&self) -> usize {
@@ -119,7 +120,7 @@ impl Table {
             let line = &self.lines[number];
             let mut candidates = line.candidates(hash);
             while candidates != 0 {
-                let slot = line.slots[candidates.trailing_zeros() as usize];
+                let slot = line.slots[candidates.trailing_zeros() as usize / 8];
                 if slot != NO_SLOT && is_key(slot) {
                     return Some(slot);
                 }
@@ -189,8 +190,8 @@ impl Table {
     }
 
     /// Moves the elements with the next bit of their hashes set to a new table; both tables have at least
-    /// `places_min` places. `moving` is room to work in, kept by the caller: with it only the new table's
-    /// pages are touched for the first time, which takes longer than moving the elements does.
+    /// `places_min` places. `moving` is room to work in, kept by the caller: with it the old table is used
+    /// again, and only the new one's pages are touched for the first time.
     pub(super) fn split(&mut self, places_min: usize, moving: &mut Vec<(KeyHash, u32)>) -> Table {
         let [zeros, ones] = self.halves();
         moving.extend(self.elements());

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use mio::net::TcpStream;
 
 use crate::conn::{ConnId, DialId, Intake, OutBuf};
+use crate::ledger::{Syscall, count};
 use crate::time::Time;
 
 /// How bytes travel. One more kind (TLS, a Unix socket) is one more variant.
@@ -23,12 +24,14 @@ impl Transport {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        count(Syscall::Recv);
         match self {
             Transport::Plain(stream) => stream.read(buffer),
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        count(Syscall::Send);
         match self {
             Transport::Plain(stream) => stream.write(bytes),
         }

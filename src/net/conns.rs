@@ -8,6 +8,7 @@ use slab::Slab;
 
 use super::connection::{Connection, Phase};
 use crate::conn::{Close, ConnId, DialId, Io, OutBuf, Wire};
+use crate::ledger::{Syscall, count};
 use crate::time::Time;
 
 /// Milliseconds in which a refused connection must take its last words.
@@ -23,8 +24,19 @@ pub struct Conns {
     dirty: Vec<ConnId>,
     doomed: Vec<ConnId>,
     dials: Vec<(DialId, String)>,
+    /// A connection began to drain, and has a deadline for that.
+    draining: bool,
     /// When this turn began.
     pub now: Time,
+}
+
+/// What [`Conns::free_doomed`] gave back.
+#[derive(Clone, Copy, Debug)]
+pub struct Freed {
+    /// Connections.
+    pub connections: usize,
+    /// Bytes of their input buffers beyond the first size: they no longer count against the budget.
+    pub extra_memory: usize,
 }
 
 impl Conns {
@@ -37,6 +49,7 @@ impl Conns {
             dirty: Vec::new(),
             doomed: Vec::new(),
             dials: Vec::new(),
+            draining: false,
             now: Time::default(),
         }
     }
@@ -69,6 +82,7 @@ impl Conns {
         let id = ConnId::new(entry.key(), self.generation);
         let mut connection = Connection::new(id, stream, remote, phase);
         let interest = Interest::READABLE | Interest::WRITABLE;
+        count(Syscall::EpollCtl);
         self.registry.register(connection.transport.source(), Token(id.0 as usize), interest)?;
         entry.insert(connection);
         Ok(id)
@@ -79,9 +93,16 @@ impl Conns {
         std::mem::take(&mut self.dials)
     }
 
+    /// Whether a connection began to drain since the last call.
+    pub fn take_draining(&mut self) -> bool {
+        std::mem::take(&mut self.draining)
+    }
+
     /// Begins a dial.
     pub fn begin_dial(&mut self, dial: DialId, address: &str) -> Result<(), String> {
         let socket_address = resolve(address)?;
+        count(Syscall::Socket);
+        count(Syscall::Connect);
         let stream = TcpStream::connect(socket_address).map_err(|error| error.to_string())?;
         let phase = Phase::Connecting(dial);
         self.insert(stream, address.to_owned(), phase).map(|_| ()).map_err(|error| error.to_string())
@@ -104,14 +125,16 @@ impl Conns {
         over
     }
 
-    /// Frees the slots of connections that ended; how many.
-    pub fn free_doomed(&mut self) -> usize {
+    /// Frees the slots of connections that ended.
+    pub fn free_doomed(&mut self) -> Freed {
         let doomed = std::mem::take(&mut self.doomed);
+        let mut freed = Freed { connections: doomed.len(), extra_memory: 0 };
         for conn in &doomed {
             // Dropping it closes the descriptor, which also takes it out of the poll.
-            drop(self.slab.remove(conn.slot()));
+            count(Syscall::Close);
+            freed.extra_memory += self.slab.remove(conn.slot()).intake.extra_memory();
         }
-        doomed.len()
+        freed
     }
 
     /// Lists a connection as having output.
@@ -141,6 +164,7 @@ impl Io for Conns {
         match how {
             Close::AfterOutput if connection.is_open() && !connection.output.is_empty() => {
                 connection.phase = Phase::Draining(deadline);
+                self.draining = true;
                 self.list_dirty(conn);
             }
             Close::AfterOutput | Close::Now => self.doom(conn),
@@ -164,11 +188,11 @@ impl Wire for Conns {
     }
 
     fn doom(&mut self, conn: ConnId) {
-        if let Some(connection) = self.get_mut(conn) {
-            if connection.phase != Phase::Doomed {
-                connection.phase = Phase::Doomed;
-                self.doomed.push(conn);
-            }
+        if let Some(connection) = self.get_mut(conn)
+            && connection.phase != Phase::Doomed
+        {
+            connection.phase = Phase::Doomed;
+            self.doomed.push(conn);
         }
     }
 }

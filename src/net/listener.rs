@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 
 use mio::net::{TcpListener, TcpStream};
 
-use crate::ids::{Lsn, Term};
+use crate::ledger::{Syscall, count};
 use crate::limits::ACCEPTS_PER_TURN;
 use crate::time::Time;
-use crate::wire::client::{Reply, Status};
+use crate::wire::client::Reply;
 
 /// Milliseconds until accepting is tried again without descriptors.
 const RETRY_MS: u64 = 100;
@@ -41,9 +41,8 @@ pub enum Accepted {
 }
 
 impl Listener {
-    /// A listener for at most `connections_max` connections.
-    pub fn new(socket: TcpListener, connections_max: usize) -> Listener {
-        let reserve = reserve_descriptor(&socket);
+    /// A listener for at most `connections_max` connections, with a descriptor kept in reserve.
+    pub fn new(socket: TcpListener, reserve: Option<OwnedFd>, connections_max: usize) -> Listener {
         Listener { socket, reserve, connections_max, pending: true, retry_at: None, refused: 0 }
     }
 
@@ -82,6 +81,7 @@ impl Listener {
         if !self.pending || accepted >= ACCEPTS_PER_TURN {
             return Ok(Accepted::Enough);
         }
+        count(Syscall::Accept);
         match self.socket.accept() {
             Ok((stream, _)) if open >= self.connections_max => {
                 self.turn_away(stream);
@@ -105,9 +105,11 @@ impl Listener {
         self.pending = false;
         self.retry_at = Some(now.after_ms(RETRY_MS));
         if let Some(reserve) = self.reserve.take() {
+            count(Syscall::Close);
             drop(reserve);
             // A handful per turn: the rest is told when the timer comes round.
             for _ in 0..ACCEPTS_PER_TURN {
+                count(Syscall::Accept);
                 let Ok((stream, _)) = self.socket.accept() else { break };
                 self.turn_away(stream);
             }
@@ -120,12 +122,16 @@ impl Listener {
         self.refused += 1;
         let mut frame = Vec::new();
         let payload = b"this node has no room for another connection; try again later";
-        Reply { status: Status::Busy, lsn: Lsn::ZERO, term: Term::ZERO, payload }.encode(&mut frame);
+        Reply::busy_before_request(payload).encode(&mut frame);
+        count(Syscall::Send);
         let _ = stream.write(&frame);
+        count(Syscall::Close);
     }
 }
 
-fn reserve_descriptor(socket: &TcpListener) -> Option<OwnedFd> {
+/// A descriptor to give up in need.
+pub fn reserve_descriptor(socket: &TcpListener) -> Option<OwnedFd> {
+    count(Syscall::Fcntl);
     rustix::io::fcntl_dupfd_cloexec(socket, 0).ok()
 }
 

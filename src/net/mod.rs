@@ -5,22 +5,28 @@
 //! write the peers' records out; one sync; write the replies out, one write for each connection; free what
 //! was closed.
 
+mod bound;
+mod clock;
 mod connection;
 mod conns;
 mod listener;
 mod signals;
 
+use std::ffi::CString;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 
 use crate::conn::{ConnId, Delivered, Io, Wire};
+use crate::ledger::{Syscall, count};
 use crate::limits::{INPUT_BUDGET, READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use crate::node::{FatalReason, Node};
 use crate::time::{Clock, Time};
 use crate::{log_info, log_warn};
 
+pub use bound::{Bound, bind};
+pub use clock::MonotonicClock;
 use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
@@ -34,57 +40,24 @@ const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
 const SWEEP_MS: u64 = 1_000;
 
-/// The monotonic clock of this process.
+/// What the operator chose for the loop.
 #[derive(Clone, Copy, Debug)]
-pub struct MonotonicClock(Instant);
-
-impl MonotonicClock {
-    /// A clock that reads a little above zero now.
-    pub fn new() -> MonotonicClock {
-        MonotonicClock(Instant::now())
-    }
-}
-
-impl Default for MonotonicClock {
-    fn default() -> MonotonicClock {
-        MonotonicClock::new()
-    }
-}
-
-impl Clock for MonotonicClock {
-    fn now(&self) -> Time {
-        Time(self.0.elapsed().as_nanos() as u64 + 1)
-    }
-}
-
-/// A bound socket that serves nobody yet.
-#[derive(Debug)]
-pub struct Bound {
-    socket: mio::net::TcpListener,
-}
-
-/// Binds the node's address, before anything is touched on disk that a second start would disturb.
-pub fn bind(address: &str) -> Result<Bound, FatalReason> {
-    let net = |source: io::Error| FatalReason::Net { doing: format!("listen on {address}"), source };
-    let socket_address = resolve(address).map_err(|why| net(io::Error::other(why)))?;
-    Ok(Bound { socket: mio::net::TcpListener::bind(socket_address).map_err(net)? })
+pub struct LoopOptions {
+    /// Connections at most.
+    pub connections_max: usize,
+    /// Microseconds of polling without sleep before the loop blocks.
+    pub busy_poll_us: u64,
 }
 
 /// Runs the node until it is asked to end.
-pub fn run(
-    bound: Bound,
-    node: Node,
-    clock: MonotonicClock,
-    connections_max: usize,
-) -> Result<(), FatalReason> {
+pub fn run(bound: Bound, node: Node, clock: MonotonicClock, options: LoopOptions) -> Result<(), FatalReason> {
     let net = |doing: &str| {
         let doing = doing.to_owned();
         move |source| FatalReason::Net { doing, source }
     };
-    let poll = Poll::new().map_err(net("create an epoll instance"))?;
-    let registry = poll.registry().try_clone().map_err(net("clone the epoll descriptor"))?;
-    let mut listener = Listener::new(bound.socket, connections_max);
-    let mut signals = Signals::install().map_err(net("install signal handlers"))?;
+    let Bound { listener, reserve, poll, registry, signals } = bound;
+    let mut listener = Listener::new(listener, reserve, options.connections_max);
+    let mut signals = Signals::install(signals).map_err(net("install signal handlers"))?;
     poll.registry()
         .register(listener.source(), LISTENER, Interest::READABLE)
         .map_err(net("watch the listener"))?;
@@ -102,6 +75,8 @@ pub fn run(
         backlog: Vec::new(),
         extra_memory: 0,
         sweep_at: None,
+        named_for: "",
+        busy_poll_ns: options.busy_poll_us * 1_000,
     };
     event_loop.run()
 }
@@ -120,18 +95,20 @@ struct EventLoop {
     /// Bytes of input buffers beyond their first size.
     extra_memory: usize,
     sweep_at: Option<Time>,
+    /// The role that the process is named for.
+    named_for: &'static str,
+    busy_poll_ns: u64,
 }
 
 impl EventLoop {
     fn run(mut self) -> Result<(), FatalReason> {
         let mut events = Events::with_capacity(EVENTS_MAX);
+        crate::logsink::defer();
         loop {
+            self.follow_role_with_name();
             let timeout = self.timeout();
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(FatalReason::Net { doing: "wait for events".to_owned(), source }),
-            }
+            crate::logsink::drain();
+            self.wait(&mut events, timeout)?;
             let now = self.clock.now();
             self.conns.now = now;
             self.node.begin_turn(now);
@@ -143,6 +120,38 @@ impl EventLoop {
         }
     }
 
+    /// `ps`, `top` and strace show the role: `kv-leader:9001`.
+    fn follow_role_with_name(&mut self) {
+        if self.named_for == self.node.role_name() {
+            return;
+        }
+        self.named_for = self.node.role_name();
+        if let Ok(name) = CString::new(self.node.process_name()) {
+            count(Syscall::Prctl);
+            // A process without its name works as well.
+            let _ = rustix::thread::set_name(&name);
+        }
+    }
+
+    /// Waits for events: with `--busy-poll-us` first without sleeping, because waking a processor that has
+    /// gone idle costs more than a short fdatasync.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), FatalReason> {
+        let give_up = Time(self.clock.now().0 + self.busy_poll_ns);
+        let mut busy = self.busy_poll_ns > 0 && timeout != Some(Duration::ZERO);
+        loop {
+            count(Syscall::EpollWait);
+            match self.poll.poll(events, if busy { Some(Duration::ZERO) } else { timeout }) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(FatalReason::Net { doing: "wait for events".to_owned(), source }),
+            }
+            if !busy || !events.is_empty() {
+                return Ok(());
+            }
+            busy = self.clock.now() < give_up;
+        }
+    }
+
     fn turn(&mut self, now: Time) -> Result<(), FatalReason> {
         self.accept(now)?;
         let input_left = self.take_input(now)?;
@@ -150,8 +159,10 @@ impl EventLoop {
         self.dial()?;
         self.sweep(now)?;
         self.node.flush(&mut self.conns)?;
+        self.node.end_turn();
         let freed = self.conns.free_doomed();
-        if let (Some(listener), 1..) = (&mut self.listener, freed) {
+        self.extra_memory -= freed.extra_memory;
+        if let (Some(listener), 1..) = (&mut self.listener, freed.connections) {
             listener.on_descriptor_freed();
         }
         Ok(())
@@ -229,6 +240,7 @@ impl EventLoop {
                 Ok(Accepted::Stream(stream, address)) => {
                     accepted += 1;
                     // A reply must not wait for the client's delayed ACK. It fails only on a dead socket.
+                    count(Syscall::Setsockopt);
                     let _ = stream.set_nodelay(true);
                     let remote_ip = address.ip().to_string();
                     match self.conns.insert(stream, address.to_string(), Phase::Open) {
@@ -282,16 +294,18 @@ impl EventLoop {
 
     fn write_on_event(&mut self, conn: ConnId) -> Result<(), FatalReason> {
         let waits = self.conns.get(conn).is_some_and(|c| !c.output.is_empty() && !c.write_blocked);
-        if waits {
-            if let Some(why) = self.conns.flush_one(conn) {
-                self.over(conn, &why)?;
-            }
+        if waits && let Some(why) = self.conns.flush_one(conn) {
+            self.over(conn, &why)?;
         }
         Ok(())
     }
 
     fn read_and_deliver(&mut self, conn: ConnId, now: Time) -> Result<(), FatalReason> {
-        let budget = if self.node.is_peer(conn) { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        let is_peer = self.node.is_peer(conn);
+        let budget = if is_peer { READ_PER_TURN_PEER } else { READ_PER_TURN_CLIENT };
+        if let (true, Some(connection)) = (is_peer, self.conns.get_mut(conn)) {
+            connection.intake.expect_bulk();
+        }
         let mut read = 0;
         loop {
             // What is buffered goes first: it may be all this turn's budget allows.
@@ -373,6 +387,8 @@ impl EventLoop {
         let Some(connection) = self.conns.get_mut(conn) else { return Ok(()) };
         let Phase::Connecting(dial) = connection.phase else { return Ok(()) };
         let stream = connection.transport.source();
+        count(Syscall::Getsockopt);
+        count(Syscall::Getpeername);
         let failed = match (stream.take_error(), stream.peer_addr()) {
             (Ok(Some(error)), _) | (Err(error), _) => Some(error),
             (Ok(None), Ok(_)) => None,
@@ -383,6 +399,7 @@ impl EventLoop {
             self.conns.doom(conn);
             return self.node.on_dial_failed(&mut self.conns, dial, &error.to_string());
         }
+        count(Syscall::Setsockopt);
         let _ = stream.set_nodelay(true);
         connection.phase = Phase::Open;
         self.node.on_dialed(&mut self.conns, dial, conn);
@@ -392,6 +409,9 @@ impl EventLoop {
     /// Closes what is past a deadline: an unfinished frame, last words that nobody takes.
     fn sweep(&mut self, now: Time) -> Result<(), FatalReason> {
         let draining = |c: &connection::Connection| matches!(c.phase, Phase::Draining(_));
+        if self.conns.take_draining() {
+            self.sweep_at.get_or_insert(now.after_ms(SWEEP_MS));
+        }
         if self.sweep_at.is_none_or(|at| now < at) {
             return Ok(());
         }

@@ -8,7 +8,26 @@ use std::sync::atomic::AtomicBool;
 use mio::net::UnixStream;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// The readable end of a pipe that a signal writes to.
+const SIGNALS: [i32; 2] = [SIGTERM, SIGINT];
+
+/// A pipe that a signal writes to: the end to read, and one end to write for each signal.
+#[derive(Debug)]
+pub struct SignalPipe {
+    read: StdUnixStream,
+    writes: [StdUnixStream; SIGNALS.len()],
+}
+
+impl SignalPipe {
+    /// A pipe that nothing writes to yet.
+    pub fn new() -> io::Result<SignalPipe> {
+        let (read, write) = StdUnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        write.set_nonblocking(true)?;
+        Ok(SignalPipe { read, writes: [write.try_clone()?, write] })
+    }
+}
+
+/// The readable end of the pipe.
 #[derive(Debug)]
 pub struct Signals {
     stream: UnixStream,
@@ -16,18 +35,15 @@ pub struct Signals {
 
 impl Signals {
     /// Installs the handlers.
-    pub fn install() -> io::Result<Signals> {
-        let (read, write) = StdUnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        write.set_nonblocking(true)?;
+    pub fn install(pipe: SignalPipe) -> io::Result<Signals> {
         let asked = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT] {
+        for (signal, write) in SIGNALS.into_iter().zip(pipe.writes) {
             // Order matters: the second signal finds the flag that the first one set behind this line.
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&asked))?;
             signal_hook::flag::register(signal, Arc::clone(&asked))?;
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+            signal_hook::low_level::pipe::register(signal, write)?;
         }
-        Ok(Signals { stream: UnixStream::from_std(read) })
+        Ok(Signals { stream: UnixStream::from_std(pipe.read) })
     }
 
     /// For the poll.

@@ -7,11 +7,10 @@ use super::turn::SyncCost;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use crate::limits::SESSION_SILENCE_MS;
 use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, Open, OpenReply, RefuseCode};
-use crate::wire::{DecodeProblem, Record};
+use crate::wire::{DecodeError, DecodeProblem, Effect};
 use crate::{log_debug, log_info, log_warn};
 
 /// What only a follower has.
@@ -31,7 +30,7 @@ pub struct Session {
     /// Where the leader listens.
     pub leader_address: String,
     term: Term,
-    last_heard: Time,
+    pub(super) last_heard: Time,
     round: u64,
     ack_due: bool,
     spent: AckDurations,
@@ -88,12 +87,12 @@ impl Node {
 
     /// Ends the session from this side, if there is one.
     pub(super) fn drop_session(&mut self, io: &mut dyn Io, why: &str) {
-        if let Role::Follower(follower) = &mut self.role {
-            if let Some(session) = follower.session.take() {
-                log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-                if !crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) {
-                    self.close(io, session.conn, Close::Now);
-                }
+        if let Role::Follower(follower) = &mut self.role
+            && let Some(session) = follower.session.take()
+        {
+            log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
+            if !crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) {
+                self.close(io, session.conn, Close::Now);
             }
         }
     }
@@ -108,7 +107,7 @@ impl Node {
         match self.try_open(io, conn, &open, &address)? {
             Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
             Err(Refusal(code, why)) => {
-                log_warn!("replication", "refused a session of {address} in term {}: {why}", open.term);
+                self.log_refusal(format!("refused a session of {address} in term {}: {why}", open.term));
                 self.refuse(io, conn, code, why);
             }
         }
@@ -194,7 +193,8 @@ impl Node {
             }
             Role::Deposed => {
                 let why = format!(
-                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} follow ADDR` there",
+                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} \
+                     follow ADDR` there",
                     meta.term
                 );
                 return Err(Refusal(RefuseCode::NotFollower, why));
@@ -242,9 +242,9 @@ impl Node {
         }
         let port = self.config.port;
         let why = format!(
-            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the leader \
-             lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a file) run \
-             `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
+            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the \
+             leader lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a \
+             file) run `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
             match_lsn.next()
         );
         Err(Refusal(RefuseCode::CutBelowCommit, why))
@@ -318,7 +318,6 @@ impl Node {
         let begin = self.clock.now();
         let now = self.now;
         let term = self.meta.get().term;
-        let (mut expected, mut chain) = (self.wal.last_lsn().next(), self.wal.last_chain());
         match self.session_mut(conn) {
             Some(session) if session.term == term => session.last_heard = now,
             _ => {
@@ -326,36 +325,21 @@ impl Node {
                 return Ok(());
             }
         }
-        let first = expected;
-        let frame = AppendEntries::decode(body, |record, bytes| {
-            if record.lsn != expected {
-                let problem = DecodeProblem::Invalid(record.lsn.0);
-                return Err(crate::wire::DecodeError {
-                    field: "record lsn (a gap in the session)",
-                    at: 0,
-                    problem,
-                });
+        let (first, kept) = (self.wal.last_lsn().next(), self.inflight.current().len());
+        let frame = match self.check_records(body) {
+            Ok(frame) => frame,
+            Err(stop) => {
+                self.inflight.truncate(kept);
+                return Err(stop);
             }
-            expected = expected.next();
-            chain = chain.extend(bytes);
-            Ok(())
-        })
-        .map_err(malformed("APPEND_ENTRIES"))?;
-        if frame.tail.chain != chain {
-            let at = expected.prev();
-            return fence(format!(
-                "chain checksum {} at LSN {at} in the frame, {chain} here: damaged on its way",
-                frame.tail.chain
-            ));
-        }
-        let mut reader = crate::wire::Reader::new(frame.records);
-        for _ in 0..frame.record_count {
-            let start = reader.position();
-            let record = Record::decode(&mut reader).expect("it was decoded above");
-            let bytes = &frame.records[start..reader.position()];
-            if let Err(error) = self.append_received(bytes, &record) {
+        };
+        for index in kept..self.inflight.current().len() {
+            let (bytes, chain) = self.inflight.current().slice(index, index + 1);
+            if let Err(error) = self.wal.reserve(self.disk.as_mut(), bytes.len()) {
+                self.inflight.truncate(index);
                 return self.log_has_no_room(io, conn, error);
             }
+            self.wal.append_checked(bytes, chain);
         }
         self.commit = self.commit.max(frame.tail.commit_lsn);
         self.hear_in_sync(frame.tail.in_sync)?;
@@ -370,18 +354,45 @@ impl Node {
         Ok(())
     }
 
-    fn append_received(&mut self, bytes: &[u8], record: &Record<'_>) -> Result<(), ReserveError> {
-        self.wal.reserve(self.disk.as_mut(), bytes.len())?;
-        self.inflight.push_encoded(bytes, record.lsn);
-        let chain = self.wal.append(bytes, record);
-        self.inflight.pushed(chain);
-        Ok(())
+    /// Checks every record of a frame, and the frame as a whole, before anything is appended. They are kept
+    /// in the batch already; a frame that fails is taken out of it again.
+    fn check_records<'a>(&mut self, body: &'a [u8]) -> Result<AppendEntries<'a>, Stop> {
+        let (mut expected, mut chain) = (self.wal.last_lsn().next(), self.wal.last_chain());
+        let (mut last_term, session_term) = (self.wal.last_term(), self.meta.get().term);
+        let inflight = &mut self.inflight;
+        let wrong = |field, value| DecodeError { field, at: 0, problem: DecodeProblem::Invalid(value) };
+        let frame = AppendEntries::decode(body, |record, bytes| {
+            if record.lsn != expected {
+                return Err(wrong("record lsn (a gap in the session)", record.lsn.0));
+            }
+            if let Effect::Term { term, .. } = record.effect {
+                if term <= last_term || term > session_term {
+                    return Err(wrong("record term (terms rise, up to the session's)", term.as_u64()));
+                }
+                last_term = term;
+            }
+            expected = expected.next();
+            chain = chain.extend(bytes);
+            inflight.push_encoded(bytes, record.lsn);
+            inflight.pushed(chain);
+            Ok(())
+        })
+        .map_err(malformed("APPEND_ENTRIES"))?;
+        if frame.tail.chain != chain {
+            return fence(format!(
+                "chain checksum {} at LSN {} in the frame, {chain} here: damaged on its way",
+                frame.tail.chain,
+                expected.prev()
+            ));
+        }
+        Ok(frame)
     }
 
     fn log_has_no_room(&mut self, io: &mut dyn Io, conn: ConnId, error: ReserveError) -> Result<(), Stop> {
         let error = match error {
             ReserveError::Failed(error) => return Err(error.into()),
             ReserveError::NoRoom(error) => error,
+            ReserveError::FlushPending => unreachable!("a turn waits for its sync"),
         };
         self.counters.disk_full += 1;
         let why = format!("no room for a log segment in {}: {error}", self.disk.describe());
@@ -409,7 +420,6 @@ impl Node {
     pub(super) fn note_ack_due(&mut self, cost: SyncCost) {
         if let Role::Follower(Follower { session: Some(session), .. }) = &mut self.role {
             session.ack_due = true;
-            session.spent.write_ns = session.spent.write_ns.saturating_add(saturate(cost.write_ns));
             session.spent.sync_ns = session.spent.sync_ns.saturating_add(saturate(cost.sync_ns));
         }
     }
@@ -438,30 +448,6 @@ impl Node {
                 Line::Info => log_info!("replication", "{line}"),
                 Line::Debug => log_debug!("replication", "{line}"),
             }
-        }
-    }
-
-    /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.
-    pub(super) fn follower_timers(&mut self, io: &mut dyn Io, input_left: bool) {
-        let now = self.now;
-        let Role::Follower(Follower { session: Some(session), .. }) = &self.role else { return };
-        if !input_left && now.since(session.last_heard) > SESSION_SILENCE_MS * 1_000_000 {
-            log_warn!(
-                "replication",
-                "leader {} is silent for {SESSION_SILENCE_MS} ms",
-                session.leader_address
-            );
-            self.drop_session(io, "the leader is silent");
-        }
-    }
-
-    /// When [`Node::follower_timers`] has something to do.
-    pub(super) fn follower_deadline(&self) -> Option<Time> {
-        match &self.role {
-            Role::Follower(Follower { session: Some(session), .. }) => {
-                Some(session.last_heard.after_ms(SESSION_SILENCE_MS + 1))
-            }
-            _ => None,
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use super::fatal::{fence, malformed};
 use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
+use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{ClusterId, NodeId, Term};
 use crate::meta::StoredRole;
 use crate::wire::CMD_TYPES_KNOWN;
 use crate::wire::peer::{Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
-use crate::{log_info, log_warn};
+use crate::{log_debug, log_info, log_warn};
 
 /// A node that dialled us and said hello.
 #[derive(Debug)]
@@ -61,12 +62,16 @@ impl Node {
         let hello = match self.checked_hello(body)? {
             Ok(hello) => hello,
             Err((code, why)) => {
-                log_warn!("peer", "refused a node at {remote_ip}: {why}");
+                self.log_refusal(format!("refused a node at {remote_ip}: {why}"));
                 self.refuse(io, conn, code, why);
                 return Ok(());
             }
         };
-        let address = visible_address(&hello.address, remote_ip);
+        // It is stored, dialled and told to clients, so what cannot be an address goes no further.
+        let address = match parse_address(&visible_address(&hello.address, remote_ip)) {
+            Ok(address) => address,
+            Err(error) => return fence(format!("HELLO of a node that says it listens at {error}")),
+        };
         self.note_higher_term(io, &hello, &address)?;
         *self.conns.get_mut(conn).expect("the frame came from it") =
             Conn::PeerIn(PeerIn { node_id: hello.node_id, cluster_id: hello.cluster_id, address });
@@ -112,6 +117,21 @@ impl Node {
         Ok(())
     }
 
+    /// The node that dialled us has heard our side and refuses: this operator is told as well as its own.
+    pub(super) fn on_refused_by_dialler(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        body: &[u8],
+    ) -> Result<(), Stop> {
+        let refuse = Refuse::decode(body).map_err(malformed("REFUSE"))?;
+        let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
+        log_warn!("peer", "{} refuses this node: {}", peer.address, refuse.message);
+        self.session_lost(conn, "the leader refuses it");
+        self.close(io, conn, Close::Now);
+        Ok(())
+    }
+
     fn dialled_peer_refused(
         &mut self,
         io: &mut dyn Io,
@@ -143,7 +163,8 @@ impl Node {
             Err(HelloError::Version { theirs }) => {
                 let (ours, theirs_text) = (PROTOCOL_VERSIONS, format!("{} to {}", theirs.0, theirs.1));
                 let why = format!(
-                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds that share one",
+                    "protocol versions {theirs_text} there and {} to {} here have none in common; run builds \
+                     that share one",
                     ours.0, ours.1
                 );
                 return Ok(Err((RefuseCode::Version, why)));
@@ -166,13 +187,23 @@ impl Node {
         }
         if hello.node_id == meta.node_id {
             let why = format!(
-                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct --peers, \
-                 or start the copy with an empty --data-dir",
+                "node id {} is at both ends: the node is its own peer, or a data directory was copied; correct \
+                 --peers, or start the copy with an empty --data-dir",
                 meta.node_id
             );
             return Ok(Err((RefuseCode::Identity, why)));
         }
         Ok(Ok(hello))
+    }
+
+    /// A node that is refused asks again every so often: one warning for each reason, the rest at debug.
+    pub(super) fn log_refusal(&mut self, what: String) {
+        if self.last_refusal == what {
+            log_debug!("peer", "{what}");
+        } else {
+            log_warn!("peer", "{what}");
+            self.last_refusal = what;
+        }
     }
 
     /// Refuses in words and closes.
@@ -228,8 +259,8 @@ impl Node {
         } else {
             log_warn!(
                 "node",
-                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. To follow \
-                 it run `kv_client --port {port} follow {leader_address}`"
+                "stopped leading: met term {term}, led by {leader_address} (node {leader}); writes are refused. \
+                 To follow it run `kv_client --port {port} follow {leader_address}`"
             );
         }
         Ok(())

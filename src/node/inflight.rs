@@ -111,6 +111,16 @@ impl Inflight {
         self.current.record(self.current.len() - 1)
     }
 
+    /// Takes the records behind the first `len` out of the current batch again.
+    pub fn truncate(&mut self, len: usize) {
+        let batch = &mut self.current;
+        let end = batch.start(len);
+        // A record that was pushed and not finished with `pushed` counts for nothing yet.
+        self.size -= batch.start(batch.len()) - end;
+        batch.bytes.truncate(end);
+        batch.ends.truncate(len);
+    }
+
     /// What this turn appended.
     pub fn current(&self) -> &Batch {
         &self.current
@@ -188,6 +198,20 @@ mod tests {
         inflight.seal();
         assert_eq!(applied(&mut inflight, 4, 9), [4, 5]);
         assert_eq!(inflight.size(), 0);
+    }
+
+    #[test]
+    fn records_that_fail_their_check_leave_the_batch_as_it_was() {
+        let mut inflight = Inflight::default();
+        (1..=2).for_each(|lsn| push(&mut inflight, lsn));
+        let size = inflight.size();
+        (3..=5).for_each(|lsn| push(&mut inflight, lsn));
+        inflight.push_encoded(b"half a frame", Lsn(6));
+        inflight.truncate(2);
+        assert_eq!((inflight.current().len(), inflight.size()), (2, size));
+        push(&mut inflight, 3);
+        inflight.seal();
+        assert_eq!(applied(&mut inflight, 1, 9), [1, 2, 3]);
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 
 use super::fatal::{fence, malformed};
-use super::replog::Line;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role, Stop};
-use crate::conn::{Close, ConnId, DialId, Io, OutBuf};
+use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS, SESSION_SILENCE_MS};
 use crate::replication::commit::{CommitRule, FollowerState};
@@ -13,7 +12,7 @@ use crate::replication::link::Backoff;
 use crate::replication::progress::Progress;
 use crate::time::Time;
 use crate::wal::{Cursor, ReserveError};
-use crate::wire::peer::{Ack, AppendEntries, AppendTail, Hello, Open, OpenReply, RefuseCode};
+use crate::wire::peer::{Hello, Open, OpenReply, RefuseCode};
 use crate::wire::{CMD_TYPES_KNOWN, Effect, record_size};
 use crate::{log_debug, log_info, log_warn};
 
@@ -22,16 +21,16 @@ use crate::{log_debug, log_info, log_warn};
 pub struct Leader {
     /// Its followers, in the order of the flags.
     pub peers: Vec<Peer>,
-    rule: CommitRule,
+    pub(super) rule: CommitRule,
     /// The LSN of this term's first record: reads wait for it.
     pub term_lsn: Lsn,
     /// Who waits for which LSN, oldest first.
     pub writers: VecDeque<(Lsn, ConnId)>,
     /// Who waits for `term_lsn`.
     pub barred_readers: Vec<ConnId>,
-    round: u64,
-    states: Vec<FollowerState>,
-    feed: Vec<u8>,
+    pub(super) round: u64,
+    pub(super) states: Vec<FollowerState>,
+    pub(super) feed: Vec<u8>,
 }
 
 /// One follower as its leader sees it.
@@ -98,11 +97,11 @@ pub struct Stream {
     pub next_lsn: Lsn,
     /// `Some`: the follower is behind and fed from the log files.
     pub behind: Option<Cursor>,
-    last_sent: Time,
-    last_heard: Time,
-    round_heard: u64,
+    pub(super) last_sent: Time,
+    pub(super) last_heard: Time,
+    pub(super) round_heard: u64,
     /// Bytes that waited to be written when this was last looked at.
-    waiting_bytes: usize,
+    pub(super) waiting_bytes: usize,
 }
 
 impl Leader {
@@ -145,7 +144,7 @@ impl Leader {
         1 + self.peers.iter().filter(|peer| peer.progress.in_sync()).count()
     }
 
-    fn peer_streaming_on(&mut self, conn: ConnId) -> Option<(usize, &mut Peer)> {
+    pub(super) fn peer_streaming_on(&mut self, conn: ConnId) -> Option<(usize, &mut Peer)> {
         let index =
             self.peers.iter().position(|peer| matches!(&peer.link, Link::Streaming(s) if s.conn == conn))?;
         Some((index, &mut self.peers[index]))
@@ -182,9 +181,12 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), record_size(&effect)) {
             Ok(()) => {}
             Err(ReserveError::NoRoom(error)) => return Err(FatalReason::NoRoom(error)),
+            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
             Err(ReserveError::Failed(error)) => return Err(error.into()),
         }
         self.append(effect);
+        // No client waits for it: it has no receipt, and counts in no percentile.
+        self.frames.first_lsn = self.wal.last_lsn().next();
         Ok(())
     }
 
@@ -217,6 +219,7 @@ impl Node {
         let changed = !peer.down_told || peer.last_error.as_deref() != Some(why) && refused;
         peer.link = Link::Down { retry_at, refused };
         peer.down_told = true;
+        peer.progress.on_session_lost();
         peer.last_error = Some(why.to_owned());
         let address = peer.address.clone();
         if changed {
@@ -299,7 +302,8 @@ impl Node {
         let mine = self.wal.chain_at(self.disk.as_mut(), reply.match_lsn)?;
         if mine != Some(reply.match_chain) {
             let why = format!(
-                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing was cut here",
+                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing \
+                 was cut here",
                 reply.match_lsn,
                 reply.match_chain,
                 mine.map_or_else(|| "none".to_owned(), |chain| chain.to_string())
@@ -362,216 +366,6 @@ impl Node {
         Ok(())
     }
 
-    /// This turn's records to every follower that is up to date.
-    pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
-        let (last, commit, now, loop_now) =
-            (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
-        let batch = self.inflight.current();
-        let feed_limits = self.config.feed;
-        let Role::Leader(leader) = &mut self.role else { return };
-        if batch.is_empty() {
-            return;
-        }
-        let term_lsn = leader.term_lsn;
-        leader.round += 1;
-        let mut sent_to = 0;
-        for peer in &mut leader.peers {
-            peer.progress.on_appended(last, loop_now);
-            let Link::Streaming(stream) = &mut peer.link else { continue };
-            if stream.behind.is_some() {
-                continue;
-            }
-            let out = io.output(stream.conn);
-            if out.len() > feed_limits.high_water {
-                stream.behind = Some(Cursor::default());
-                continue;
-            }
-            assert!(
-                stream.next_lsn >= batch.first(),
-                "a follower that is up to date has all before the batch"
-            );
-            let mut from = (stream.next_lsn.0 - batch.first().0) as usize;
-            while from < batch.len() {
-                let to = batch.fitting(from, feed_limits.frame_bytes);
-                let (records, chain) = batch.slice(from, to);
-                let tail = AppendTail {
-                    in_sync: peer.progress.may_be_told_in_sync(term_lsn),
-                    commit_lsn: commit,
-                    round: leader.round,
-                    chain,
-                };
-                AppendEntries { record_count: (to - from) as u32, records, tail }.encode(out.bytes_mut());
-                from = to;
-            }
-            stream.next_lsn = last.next();
-            stream.last_sent = now;
-            sent_to += 1;
-        }
-        if sent_to > 0 {
-            let (count, first) = (batch.len(), batch.first());
-            match self.sent_lines.line(now, count as u64) {
-                Line::Info => log_info!(
-                    "replication",
-                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
-                ),
-                Line::Debug => log_debug!(
-                    "replication",
-                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
-                ),
-            }
-        }
-    }
-
-    pub(super) fn on_ack(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
-        let ack = Ack::decode(body).map_err(malformed("APPEND_ENTRIES_ACK"))?;
-        let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
-        let streaming = match &mut self.role {
-            Role::Leader(leader) => leader.peer_streaming_on(conn),
-            _ => None,
-        };
-        let Some((index, peer)) = streaming else {
-            self.counters.dead_session_frames += 1;
-            return Ok(());
-        };
-        let Link::Streaming(stream) = &mut peer.link else { return Ok(()) };
-        let rose = match peer.progress.on_ack(ack.last_lsn, stream.next_lsn.prev(), last, loop_now) {
-            Ok(rose) => rose,
-            Err(impossible) => {
-                return fence(format!(
-                    "ACK of LSN {} with {} acknowledged and {} sent",
-                    impossible.acked, impossible.match_lsn, impossible.sent
-                ));
-            }
-        };
-        if ack.round < stream.round_heard {
-            return fence(format!("ACK of round {} after round {}", ack.round, stream.round_heard));
-        }
-        let rtt_ns = now.since(stream.last_sent);
-        stream.last_heard = now;
-        stream.round_heard = ack.round;
-        peer.last_ack = Some(now);
-        if rose {
-            let address = &peer.address;
-            let (lsn, sync_us, rtt_us) = (ack.last_lsn, ack.spent.sync_ns / 1_000, rtt_ns / 1_000);
-            let line = format_args!(
-                "ACK from {address} last_lsn={lsn} after_us={rtt_us} its_fdatasync_us={sync_us}"
-            );
-            match self.ack_lines.line(now, 1) {
-                Line::Info => log_info!("replication", "{line}"),
-                Line::Debug => log_debug!("replication", "{line}"),
-            }
-        }
-        self.rejoin(index);
-        self.advance_commit(io);
-        Ok(())
-    }
-
-    fn rejoin(&mut self, index: usize) {
-        let (commit, last, loop_now) = (self.commit, self.wal.last_lsn(), self.loop_clock.now());
-        let Some(leader) = self.leader_mut() else { return };
-        if leader.peers[index].progress.rejoin(commit, last, loop_now) {
-            let (address, count, all) =
-                (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
-            log_info!(
-                "replication",
-                "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync"
-            );
-        }
-    }
-
-    /// Asks the rule again; applies and answers what is committed now.
-    pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
-        let own = self.wal.durable();
-        let current = self.inflight.current();
-        // A segment that is begun in the middle of a turn syncs the records before it. They are released with
-        // their batch all the same, once it has been sent.
-        let releasable = if current.is_empty() { self.wal.last_lsn() } else { current.first().prev() };
-        let Role::Leader(leader) = &mut self.role else { return };
-        leader.states.clear();
-        leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));
-        let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
-        self.commit = self.commit.max(committed);
-        // Records loaded at the start are applied already, committed or not; see `start`.
-        self.apply_up_to(io, committed);
-    }
-
-    /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.
-    pub(super) fn release_barred_readers(&mut self, io: &mut dyn Io, applied: Lsn) {
-        let Some(leader) = self.leader_mut().filter(|leader| leader.term_lsn == applied) else { return };
-        let readers = std::mem::take(&mut leader.barred_readers);
-        readers.into_iter().for_each(|conn| self.drain_waiting(io, conn));
-    }
-
-    /// Feeds followers that are behind from the log files, one frame each, while their buffers are low.
-    pub(super) fn feed_followers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
-        let (last, commit, now) = (self.wal.last_lsn(), self.effective_commit(), self.now);
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let (mut unreadable, feed_limits) = (None, self.config.feed);
-        let term_lsn = leader.term_lsn;
-        for (index, peer) in leader.peers.iter_mut().enumerate() {
-            let Link::Streaming(stream) = &mut peer.link else { continue };
-            let Some(cursor) = &mut stream.behind else { continue };
-            let out = io.output(stream.conn);
-            if out.len() > feed_limits.low_water {
-                continue;
-            }
-            if stream.next_lsn > last {
-                stream.behind = None;
-                continue;
-            }
-            leader.feed.clear();
-            let range = self.wal.read(
-                self.disk.as_mut(),
-                cursor,
-                stream.next_lsn,
-                feed_limits.frame_bytes,
-                &mut leader.feed,
-            );
-            let range = match range {
-                Ok(range) => range,
-                Err(error) => {
-                    unreadable = Some((index, error.to_string()));
-                    continue;
-                }
-            };
-            leader.round += 1;
-            let tail = AppendTail {
-                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
-                commit_lsn: commit,
-                round: leader.round,
-                chain: range.chain,
-            };
-            AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
-            stream.next_lsn = range.last.next();
-            stream.last_sent = now;
-            if stream.next_lsn > last {
-                stream.behind = None;
-                log_info!(
-                    "replication",
-                    "follower {} is fed from memory again from LSN {}",
-                    peer.address,
-                    stream.next_lsn
-                );
-            }
-        }
-        if let Some((index, why)) = unreadable {
-            self.peer_refused(io, index, &format!("the log cannot be read back for it: {why}"));
-        }
-        Ok(())
-    }
-
-    /// Whether a follower could be fed now: the loop must not sleep then.
-    pub fn wants_feeding(&self, output_len: impl Fn(ConnId) -> usize) -> bool {
-        self.leader().is_some_and(|leader| {
-            leader.peers.iter().any(|peer| match &peer.link {
-                Link::Streaming(stream) => {
-                    stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
-                }
-                _ => false,
-            })
-        })
-    }
-
     /// Dials, heartbeats, deadlines. `input_left`: frames of peers are still unread, so nobody is judged
     /// for what they did not say.
     pub(super) fn leader_timers(&mut self, io: &mut dyn Io, input_left: bool) {
@@ -607,21 +401,6 @@ impl Node {
         }
     }
 
-    /// A follower that takes bytes is alive, however long the frame is until whose end it has nothing to
-    /// answer: 8 MiB take longer than [`SESSION_SILENCE_MS`] on a link of less than 22 Mbit/s.
-    fn note_taken_output(&mut self, io: &dyn Io) {
-        let now = self.now;
-        let Some(leader) = self.leader_mut() else { return };
-        for peer in &mut leader.peers {
-            let Link::Streaming(stream) = &mut peer.link else { continue };
-            let waiting_bytes = io.output_if_open(stream.conn).map_or(0, OutBuf::len);
-            if waiting_bytes < stream.waiting_bytes {
-                stream.last_heard = now;
-            }
-            stream.waiting_bytes = waiting_bytes;
-        }
-    }
-
     fn dial_peer(&mut self, io: &mut dyn Io, index: usize) {
         let Some(leader) = self.leader() else { return };
         let address = leader.peers[index].address.clone();
@@ -629,53 +408,6 @@ impl Node {
         let deadline = self.now.after_ms(HANDSHAKE_DEADLINE_MS);
         if let Some(leader) = self.leader_mut() {
             leader.peers[index].link = Link::Dialing { dial, deadline };
-        }
-    }
-
-    fn send_heartbeats(&mut self, io: &mut dyn Io) {
-        let (now, commit, interval_ms) = (self.now, self.effective_commit(), self.config.heartbeat_ms);
-        let (sent_last, chain) = (self.wal.last_lsn(), self.wal.last_chain());
-        let batch_is_empty = self.inflight.current().is_empty();
-        let Role::Leader(leader) = &mut self.role else { return };
-        let term_lsn = leader.term_lsn;
-        for peer in &mut leader.peers {
-            let Link::Streaming(stream) = &mut peer.link else { continue };
-            let up_to_date = stream.behind.is_none() && batch_is_empty && stream.next_lsn == sent_last.next();
-            if !up_to_date || now < stream.last_sent.after_ms(interval_ms) {
-                continue;
-            }
-            leader.round += 1;
-            let tail = AppendTail {
-                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
-                commit_lsn: commit,
-                round: leader.round,
-                chain,
-            };
-            AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
-            stream.last_sent = now;
-        }
-    }
-
-    fn expire_followers(&mut self, io: &mut dyn Io) {
-        let (loop_now, timeout_ms) = (self.loop_clock.now(), self.config.insync_timeout_ms);
-        let Role::Leader(leader) = &mut self.role else { return };
-        let mut left = 0;
-        for index in 0..leader.peers.len() {
-            let peer = &mut leader.peers[index];
-            if peer.progress.expire(loop_now, timeout_ms * 1_000_000) {
-                left += 1;
-                let (address, match_lsn) = (peer.address.clone(), peer.progress.match_lsn());
-                let (count, all) = (leader.in_sync_count(), leader.peers.len() + 1);
-                log_warn!(
-                    "replication",
-                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: writes go on \
-                     without it, {count} of {all} nodes in sync"
-                );
-            }
-        }
-        if left > 0 {
-            self.counters.insync_left += left;
-            self.advance_commit(io);
         }
     }
 
@@ -695,8 +427,12 @@ impl Node {
                 }
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
             };
-            let expiry =
-                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).map(|ns| Time(self.now.0 + ns));
+            // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
+            let sleep_ns_max = self.loop_clock.credit_max_ns();
+            let expiry = peer
+                .progress
+                .expires_in(self.loop_clock.now(), timeout_ns)
+                .map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
             [Some(link), expiry].into_iter().flatten()
         });
         times.min()

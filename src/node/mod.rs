@@ -23,6 +23,7 @@ mod fatal;
 pub mod follower;
 mod handshake;
 mod inflight;
+mod inspect;
 pub mod leader;
 mod promote;
 mod replog;
@@ -30,6 +31,7 @@ mod requests;
 mod role;
 mod start;
 mod status;
+mod stream;
 mod timers;
 mod turn;
 
@@ -40,10 +42,12 @@ use crate::limits::{
     APPEND_BATCH_SIZE, BATCH_SIZE_MAX, CLIENT_REQUESTS_IN_FLIGHT_MAX, PEER_OUTPUT_HIGH_WATER,
     PEER_OUTPUT_LOW_WATER,
 };
+use crate::marks::Marks;
 use crate::meta::MetaStore;
 use crate::replication::commit::AckPolicy;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock, Time};
+use crate::trace::Trace;
 use crate::wal::{Wal, WalConfig};
 use crate::wire::{Authority, Frame, MessageType};
 
@@ -79,6 +83,8 @@ pub struct NodeConfig {
     pub insync_timeout_ms: u64,
     /// Between heartbeats.
     pub heartbeat_ms: u64,
+    /// Whether receipts are kept (on; off only to measure what they cost).
+    pub receipts: bool,
     /// The log.
     pub wal: WalConfig,
     /// What a follower's connection may cost.
@@ -130,6 +136,8 @@ pub struct Counters {
     pub syncs: u64,
     /// Writes acknowledged.
     pub writes_acked: u64,
+    /// Reads answered.
+    pub reads: u64,
     /// Connections refused for want of descriptors or slots.
     pub accepts_refused: u64,
 }
@@ -169,8 +177,21 @@ pub struct Node {
     ack_lines: LineLimit,
     shutdown: Option<Time>,
     spare_retry_at: Time,
+    trace: Option<Trace>,
+    marks: Marks,
+    /// The last refusal that was logged as a warning.
+    last_refusal: String,
+    frames: Frames,
     /// What happened so far.
     pub counters: Counters,
+}
+
+/// The frames of one read, for the receipts.
+#[derive(Debug, Default)]
+struct Frames {
+    started: Time,
+    first_lsn: Lsn,
+    reads: u64,
 }
 
 /// What a dial is for.
@@ -240,6 +261,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
@@ -269,6 +291,22 @@ impl Node {
     /// The role's word.
     pub fn role_name(&self) -> &'static str {
         self.role.name()
+    }
+
+    /// The name that this process should go by now: `kv-leader:9001`. The kernel keeps 15 bytes, so that a
+    /// role of up to six letters leaves room for every port.
+    pub fn process_name(&self) -> String {
+        let role = match self.role {
+            Role::Leader(_) => "leader",
+            Role::Follower(_) => "follow",
+            Role::Deposed => "former",
+        };
+        format!("kv-{role}:{}", self.config.port)
+    }
+
+    /// Puts up signposts for those who watch from outside.
+    pub fn set_marks(&mut self, marks: Marks) {
+        self.marks = marks;
     }
 
     /// The term.

@@ -7,7 +7,7 @@ use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::Term;
 use crate::limits::{PEERS_MAX, PROMOTION_DEADLINE_MS};
-use crate::meta::StoredRole;
+use crate::meta::{Meta, StoredRole};
 use crate::replication::promotion::{Answer, Objections, PeerAnswer, Position, judge, term_to_lead_in};
 use crate::time::Time;
 use crate::wire::client::Status;
@@ -57,8 +57,8 @@ impl Node {
         }
         let addresses = self.peers_to_ask();
         if addresses.is_empty() && !force {
-            let message = "this node never had a session with a leader, so it knows no peers to compare with; with --force \
-                           it leads alone, and what other nodes hold is lost";
+            let message = "this node never had a session with a leader, so it knows no peers to compare with; \
+                           with --force it leads alone, and what other nodes hold is lost";
             self.reply(io, conn, Status::Refused, message.as_bytes());
             return Ok(());
         }
@@ -167,7 +167,7 @@ impl Node {
         self.meta.update(self.disk.as_mut(), |meta| {
             meta.term = fence.term;
             meta.leader_id = fence.candidate;
-            meta.leader_address = address.to_owned();
+            change_leader(meta, address);
         })?;
         self.drop_session(io, "a promotion moved the term on");
         if self.promotion.is_some() {
@@ -242,7 +242,11 @@ impl Node {
             return Ok(());
         }
         let Some(term) = term_to_lead_in(self.meta.get().term, &run.peers) else {
-            return Err(FatalReason::TermsExhausted);
+            self.promotion_fails(
+                io,
+                "refused: a peer knows the highest term there is, and none can be above it",
+            );
+            return Ok(());
         };
         match phase {
             Phase::Probe => self.begin_fence(io, term),
@@ -306,7 +310,10 @@ impl Node {
         let strays: Vec<ConnId> = self
             .conns
             .iter()
-            .filter(|(_, conn)| matches!(conn, Conn::PeerOut(peer) if matches!(peer.purpose, DialPurpose::Promotion(_))))
+            .filter(|(_, conn)| {
+                let Conn::PeerOut(peer) = conn else { return false };
+                matches!(peer.purpose, DialPurpose::Promotion(_))
+            })
             .map(|(id, _)| id)
             .collect();
         strays.into_iter().for_each(|conn| self.close(io, conn, Close::Now));
@@ -349,20 +356,9 @@ impl Node {
         }
         self.step_down(io, "an operator told this node to follow before the write was acknowledged")?;
         self.drop_session(io, "an operator's follow");
-        let own_address = self.config.own_address.clone();
         self.meta.update(self.disk.as_mut(), |meta| {
             meta.role = StoredRole::FollowerByCommand;
-            if meta.leader_address != address {
-                // The leader so far may go on without this node from now on. A promotion must ask it, too.
-                meta.in_sync = false;
-                // Nor is the term bound to that leader: of two in one term the operator has named the other.
-                meta.leader_id = crate::ids::NodeId::NONE;
-                let before = std::mem::replace(&mut meta.leader_address, address.clone());
-                let known = before.is_empty() || before == own_address || meta.peers.contains(&before);
-                if !known && meta.peers.len() < PEERS_MAX {
-                    meta.peers.push(before);
-                }
-            }
+            change_leader(meta, &address);
             meta.discard_allowed = discard;
             // Its own term no longer names it as leader; a leader of a term not below it may come.
             if meta.leader_id == meta.node_id {
@@ -378,5 +374,25 @@ impl Node {
         );
         self.reply(io, conn, Status::Ok, format!("following {address}").as_bytes());
         Ok(())
+    }
+}
+
+/// Another node is to be followed, which has not opened a session yet. The leader until now stays known: it
+/// may hold what nobody else has, and a promotion of this node must ask it. And until the new one says that
+/// this node is in sync with it, it is not: writes may be acknowledged there without this node.
+fn change_leader(meta: &mut Meta, address: &str) {
+    if meta.leader_address == address {
+        return;
+    }
+    let previous = std::mem::replace(&mut meta.leader_address, address.to_owned());
+    meta.in_sync = false;
+    // Nor is the term bound to that leader: of two in one term the operator has named the other.
+    meta.leader_id = crate::ids::NodeId::NONE;
+    // A leader's list names this node too, and has room for the leader once that entry is gone.
+    let own = meta.own_address.clone();
+    let is_new = !previous.is_empty() && previous != own && !meta.peers.contains(&previous);
+    meta.peers.retain(|peer| *peer != own);
+    if is_new && meta.peers.len() < PEERS_MAX {
+        meta.peers.push(previous);
     }
 }

@@ -25,7 +25,12 @@ pub(super) struct ClientConn {
 #[derive(Debug)]
 enum Waiting {
     /// A write, answered when its LSN is applied.
-    Write(Lsn),
+    Write {
+        /// Which.
+        lsn: Lsn,
+        /// Its reply carries its receipt.
+        explain: bool,
+    },
     /// A read behind a write or behind the term's first record.
     Read(Box<[u8]>),
     /// An operator's command under way.
@@ -58,8 +63,15 @@ impl Node {
         }
         match request {
             Request::Get { key } => self.on_get(io, conn, key),
-            Request::Put { key, value } => return self.on_write(io, conn, Effect::Put { key, value }),
-            Request::Delete { key } => return self.on_write(io, conn, Effect::Delete { key }),
+            Request::Put { key, value } => return self.on_write(io, conn, Effect::Put { key, value }, false),
+            Request::PutExplained { key, value } => {
+                return self.on_write(io, conn, Effect::Put { key, value }, true);
+            }
+            Request::Delete { key } => return self.on_write(io, conn, Effect::Delete { key }, false),
+            Request::Inspect(inspect) => {
+                let (status, text) = self.inspect(inspect);
+                self.reply(io, conn, status, text.as_bytes());
+            }
             Request::Ping => self.reply(io, conn, Status::Ok, b""),
             Request::Status => {
                 let document = self.status_document(io);
@@ -75,7 +87,10 @@ impl Node {
         let barred = self.leader().is_some_and(|leader| self.applied < leader.term_lsn);
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         if client.waiting.is_empty() && !barred {
-            return self.answer_read(io, conn, key);
+            self.answer_read(io, conn, key);
+            self.counters.reads += 1;
+            self.frames.reads += 1;
+            return;
         }
         client.waiting.push_back(Waiting::Read(key.into()));
         if let (true, Role::Leader(leader)) = (barred, &mut self.role) {
@@ -83,6 +98,7 @@ impl Node {
         }
     }
 
+    /// Answers a read from what is applied.
     fn answer_read(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
         let (lsn, term) = (self.applied, self.meta.get().term);
         let (status, payload) = match self.keyspace.get(key) {
@@ -92,7 +108,13 @@ impl Node {
         Reply { status, lsn, term, payload }.encode(io.output(conn).bytes_mut());
     }
 
-    fn on_write(&mut self, io: &mut dyn Io, conn: ConnId, effect: Effect<'_>) -> Result<(), Stop> {
+    fn on_write(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        effect: Effect<'_>,
+        explain: bool,
+    ) -> Result<(), Stop> {
         if let Some((status, message)) = self.write_refusal() {
             self.reply(io, conn, status, message.as_bytes());
             return Ok(());
@@ -115,6 +137,7 @@ impl Node {
                 Reply { status: Status::Ok, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
                 return Ok(());
             }
+            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
             Err(ReserveError::NoRoom(error)) => {
                 self.counters.disk_full += 1;
                 let message = format!("no room for a log segment in {}: {error}", self.disk.describe());
@@ -122,12 +145,13 @@ impl Node {
                 return Ok(());
             }
         }
+        self.marks.put_received(self.wal.last_lsn().next(), &effect);
         let lsn = self.append(effect);
         if let Role::Leader(leader) = &mut self.role {
             leader.writers.push_back((lsn, conn));
         }
         if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
-            client.waiting.push_back(Waiting::Write(lsn));
+            client.waiting.push_back(Waiting::Write { lsn, explain });
         }
         Ok(())
     }
@@ -180,14 +204,15 @@ impl Node {
         let (_, conn) = leader.writers.pop_front().expect("it was looked at");
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         let first = client.waiting.pop_front();
-        assert!(
-            matches!(first, Some(Waiting::Write(waiting)) if waiting == lsn),
-            "replies keep the order of requests"
-        );
+        let Some(Waiting::Write { lsn: waiting, explain }) = first else {
+            panic!("LSN {lsn} was to be answered")
+        };
+        assert_eq!(waiting, lsn, "replies keep the order of requests");
         self.counters.writes_acked += 1;
         let status = if found { Status::Ok } else { Status::NotFound };
         let term = self.meta.get().term;
-        Reply { status, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
+        let receipt = if explain { self.receipt_text(lsn) } else { String::new() };
+        Reply { status, lsn, term, payload: receipt.as_bytes() }.encode(io.output(conn).bytes_mut());
         self.drain_waiting(io, conn);
     }
 
@@ -196,7 +221,7 @@ impl Node {
         loop {
             let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
             match client.waiting.front() {
-                None | Some(Waiting::Write(_) | Waiting::Command) => return,
+                None | Some(Waiting::Write { .. } | Waiting::Command) => return,
                 Some(Waiting::Read(_) | Waiting::Ready(_)) => {}
             }
             match client.waiting.pop_front() {
@@ -216,7 +241,7 @@ impl Node {
         for conn in clients {
             let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { continue };
             for waiting in &mut client.waiting {
-                if let Waiting::Write(_) = waiting {
+                if let Waiting::Write { .. } = waiting {
                     let mut frame = Vec::new();
                     Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }
                         .encode(&mut frame);

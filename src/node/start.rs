@@ -8,9 +8,11 @@ use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, 
 use crate::disk::Disk;
 use crate::ids::{ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
+use crate::marks::Marks;
 use crate::meta::{Meta, MetaStore, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
+use crate::trace::Trace;
 use crate::wal::{Opened, RecoveryReport, Wal};
 use crate::{log_info, log_warn};
 
@@ -73,6 +75,10 @@ impl Node {
             ack_lines: LineLimit::default(),
             shutdown: None,
             spare_retry_at: now,
+            trace: config.receipts.then(|| Trace::new(0, last.next())),
+            marks: Marks::default(),
+            last_refusal: String::new(),
+            frames: super::Frames { started: now, first_lsn: last.next(), reads: 0 },
             counters: Counters::default(),
             config,
         };
@@ -128,9 +134,15 @@ impl Node {
             }
         })?;
         self.wal.set_cluster(self.meta.get().cluster_id);
+        // What the old leader knew to be committed beyond this log is not in it. The LSNs will be given out again,
+        // and nobody has acknowledged those records.
+        self.commit = self.commit.min(self.wal.last_lsn());
         log_info!("node", "leading in term {term} with {} peer(s): {}", peers.len(), peers.join(", "));
         self.role =
             Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));
+        let next = self.wal.last_lsn().next();
+        self.trace =
+            self.config.receipts.then(|| Trace::new(self.leader().map_or(0, |l| l.peers.len()), next));
         self.append_term_record(term)
     }
 }

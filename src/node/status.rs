@@ -6,6 +6,7 @@ use super::leader::{Link, Peer};
 use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::{Lsn, Term};
+use crate::ledger::{Syscall, count};
 
 /// What the simulator compares after every turn; the same facts as in the status document, without the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,10 +105,11 @@ impl Node {
             "read_only_reason": self.read_only_reason(),
             "uptime_s": self.now.since(self.started) / 1_000_000_000,
             "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
+            "pid": own_pid(),
             "connections": self.conns.len(),
             "counters": self.counters_document(),
             "peers": self.peers_document(io),
+            "latency": self.latency_document(),
         })
         .to_string()
     }
@@ -129,6 +131,7 @@ impl Node {
         let counters = &self.counters;
         json!({
             "writes_acked": counters.writes_acked,
+            "reads": counters.reads,
             "syncs": counters.syncs,
             "sessions": counters.sessions,
             "cuts": counters.cuts,
@@ -167,4 +170,9 @@ impl Node {
             "last_error": peer.last_error,
         })
     }
+}
+
+fn own_pid() -> u32 {
+    count(Syscall::Getpid);
+    std::process::id()
 }

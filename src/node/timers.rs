@@ -1,11 +1,12 @@
 //! What a node does because time passed, and when the next such moment is. Also its orderly end.
 
+use super::follower::Follower;
 use super::{Conn, FatalReason, Node, Role};
 use crate::conn::Io;
-use crate::limits::SHUTDOWN_DEADLINE_MS;
-use crate::log_info;
+use crate::limits::{SESSION_SILENCE_MS, SHUTDOWN_DEADLINE_MS};
 use crate::time::Time;
 use crate::wal::ReserveError;
+use crate::{log_info, log_warn};
 
 impl Node {
     /// Runs what is due. `input_left`: peers sent more than this turn read, so nobody is judged for silence.
@@ -25,6 +26,30 @@ impl Node {
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
         let deadlines = [self.leader_deadline(), self.follower_deadline(), self.promotion_deadline()];
         deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
+    }
+
+    /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.
+    pub(super) fn follower_timers(&mut self, io: &mut dyn Io, input_left: bool) {
+        let now = self.now;
+        let Role::Follower(Follower { session: Some(session), .. }) = &self.role else { return };
+        if !input_left && now.since(session.last_heard) > SESSION_SILENCE_MS * 1_000_000 {
+            log_warn!(
+                "replication",
+                "leader {} is silent for {SESSION_SILENCE_MS} ms",
+                session.leader_address
+            );
+            self.drop_session(io, "the leader is silent");
+        }
+    }
+
+    /// When [`Node::follower_timers`] has something to do.
+    pub(super) fn follower_deadline(&self) -> Option<Time> {
+        match &self.role {
+            Role::Follower(Follower { session: Some(session), .. }) => {
+                Some(session.last_heard.after_ms(SESSION_SILENCE_MS + 1))
+            }
+            _ => None,
+        }
     }
 
     fn summarize_lines(&mut self) {
@@ -76,6 +101,7 @@ impl Node {
             match self.wal.write_mark(self.disk.as_mut(), commit) {
                 Ok(()) => {}
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
+                Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
                 // Without the mark the next start only rewrites the last batch.
                 Err(ReserveError::NoRoom(error)) => log_info!("wal", "no room for the closing mark: {error}"),
             }

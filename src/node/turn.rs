@@ -9,10 +9,9 @@ use crate::wire::Effect;
 /// Milliseconds between attempts to allocate the next segment ahead on a full disk.
 const SPARE_RETRY_MS: u64 = 1_000;
 
-/// What one sync cost, in nanoseconds; a follower tells its leader.
+/// What one sync cost, the write of the batch included (they are one call); a follower tells its leader.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SyncCost {
-    pub write_ns: u64,
     pub sync_ns: u64,
 }
 
@@ -42,6 +41,7 @@ impl Node {
     /// Puts this turn's records into the buffers of the followers that are up to date. The loop writes them
     /// out before it calls [`Node::sync`].
     pub fn before_sync(&mut self, io: &mut dyn Io) {
+        self.trace_turn();
         if matches!(self.role, Role::Leader(_)) {
             self.send_current_batch(io);
         }
@@ -54,25 +54,20 @@ impl Node {
 
     /// Makes the turn durable and releases what waited for that.
     pub fn sync(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
-        let mut cost = SyncCost::default();
-        let begin = self.clock.now();
-        let mut written = begin;
-        if self.wal.batch_bytes() > 0 {
+        if self.needs_sync() {
+            let begin = self.clock.now();
             let commit = self.effective_commit();
-            self.wal.write(self.disk.as_mut(), commit)?;
-            written = self.clock.now();
-            cost.write_ns = written.since(begin);
-        }
-        self.inflight.seal();
-        if self.wal.needs_flush() {
+            self.marks.sync_begins(self.wal.last_lsn());
+            let token = self.wal.write_durably(self.disk.as_mut(), commit)?;
             self.counters.syncs += 1;
-            let token = self.wal.flush_begin(self.disk.as_mut())?;
-            cost.sync_ns = self.clock.now().since(written);
-            if let Some(token) = token {
-                self.on_durable(io, token, cost)?;
+            self.inflight.seal();
+            let end = self.clock.now();
+            let cost = SyncCost { sync_ns: end.since(begin) };
+            self.marks.synced(token.lsn(), cost.sync_ns);
+            if let Some(trace) = &mut self.trace {
+                trace.synced(begin, end);
             }
-        } else if let Some(token) = self.wal.flush_poll(self.disk.as_mut()) {
-            self.on_durable(io, token?, cost)?;
+            self.on_durable(io, token, cost);
         }
         self.send_due_ack(io);
         self.advance_commit(io);
@@ -86,7 +81,7 @@ impl Node {
             // A full disk shows when a record needs the room; trying early is only a courtesy.
             self.spare_retry_at = self.now.after_ms(SPARE_RETRY_MS);
             match self.wal.prepare_spare(self.disk.as_mut()) {
-                Ok(()) | Err(ReserveError::NoRoom(_)) => {}
+                Ok(()) | Err(ReserveError::NoRoom(_) | ReserveError::FlushPending) => {}
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
@@ -96,20 +91,15 @@ impl Node {
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
     /// where the durable log ends: opening a session, answering a fence, changing the role.
     pub(super) fn settle(&mut self, io: &mut dyn Io) -> Result<Durable, FatalReason> {
-        // A sync seals the batch, and a sealed batch is sent to nobody any more.
+        // What is sealed by the sync must have been given to the followers before.
         self.before_sync(io);
         self.sync(io)?;
-        while self.wal.flush_pending() {
-            if let Some(token) = self.wal.flush_poll(self.disk.as_mut()) {
-                self.on_durable(io, token?, SyncCost::default())?;
-            }
-        }
         Ok(self.wal.durable())
     }
 
-    fn on_durable(&mut self, io: &mut dyn Io, token: Durable, cost: SyncCost) -> Result<(), FatalReason> {
+    fn on_durable(&mut self, io: &mut dyn Io, token: Durable, cost: SyncCost) {
         if token.generation() != self.wal.generation() {
-            return Ok(());
+            return;
         }
         if matches!(self.role, Role::Leader(_)) {
             self.advance_commit(io);
@@ -117,7 +107,6 @@ impl Node {
             self.apply_up_to(io, token.lsn());
             self.note_ack_due(cost);
         }
-        Ok(())
     }
 
     /// The commit LSN to tell: never beyond this node's own durable log.

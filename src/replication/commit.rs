@@ -51,6 +51,8 @@ impl Committed {
 pub struct FollowerState {
     /// Whether it is in the in-sync set.
     pub in_sync: bool,
+    /// Whether it is coming back: commits wait for it, and nobody counts on it yet.
+    pub joining: bool,
     /// The last LSN known to be on its disk.
     pub match_lsn: Lsn,
 }
@@ -63,7 +65,10 @@ impl CommitRule {
         let by_policy = match self.policy {
             AckPolicy::Leader => own,
             AckPolicy::InSync if crate::sabotage::is(crate::sabotage::Variant::ReplyBeforeInSync) => own,
-            AckPolicy::InSync => in_sync.clone().map(|follower| follower.match_lsn).min().unwrap_or(own),
+            AckPolicy::InSync => {
+                let waited_for = followers.iter().filter(|follower| follower.in_sync || follower.joining);
+                waited_for.map(|follower| follower.match_lsn).min().unwrap_or(own)
+            }
             AckPolicy::Quorum => {
                 let followers_needed = followers.len().div_ceil(2);
                 nth_highest(followers.iter().map(|follower| follower.match_lsn), followers_needed)
@@ -91,8 +96,10 @@ mod tests {
     use super::*;
 
     fn committed(policy: AckPolicy, min_insync: usize, own: u64, followers: &[(bool, u64)]) -> u64 {
-        let followers: Vec<_> =
-            followers.iter().map(|&(in_sync, lsn)| FollowerState { in_sync, match_lsn: Lsn(lsn) }).collect();
+        let followers: Vec<_> = followers
+            .iter()
+            .map(|&(in_sync, lsn)| FollowerState { in_sync, joining: false, match_lsn: Lsn(lsn) })
+            .collect();
         let own = Durable::for_tests(1, Lsn(own));
         CommitRule { policy, min_insync }.committed(&own, &followers).lsn().0
     }
@@ -103,6 +110,15 @@ mod tests {
         assert_eq!(committed(AckPolicy::InSync, 1, 10, &[(false, 3), (true, 9)]), 9);
         assert_eq!(committed(AckPolicy::InSync, 1, 10, &[(false, 3), (false, 4)]), 10);
         assert_eq!(committed(AckPolicy::InSync, 1, 7, &[(true, 8), (true, 9)]), 7);
+    }
+
+    #[test]
+    fn insync_waits_for_a_follower_that_joins_but_does_not_count_it() {
+        let own = Durable::for_tests(1, Lsn(10));
+        let joining = [FollowerState { in_sync: false, joining: true, match_lsn: Lsn(7) }];
+        let rule = |min_insync| CommitRule { policy: AckPolicy::InSync, min_insync };
+        assert_eq!(rule(1).committed(&own, &joining).lsn(), Lsn(7));
+        assert_eq!(rule(2).committed(&own, &joining).lsn(), Lsn(0));
     }
 
     #[test]

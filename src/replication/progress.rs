@@ -4,7 +4,15 @@
 //! when the wait began. So one that is far behind and catching up does not hold writes for longer than one
 //! that is dead. A lost connection alone removes nobody; nothing outstanding, nothing to time out.
 //!
-//! Invariants: within a session the match LSN never goes back; a target is above the match LSN.
+//! It comes back when it holds everything committed. Under load that moment would never come: a follower that
+//! gets every batch at once is still one round trip behind what the leader commits without it. So one that is
+//! as close as that first *joins*: commits wait for it from then on, it catches up with the commit LSN within
+//! that round trip, and only then it is in the set and told so. One that stops while it joins is out again
+//! after the timeout.
+//!
+//! Invariants: within a session the match LSN never goes back; a target is above the match LSN; a follower in
+//! the set holds everything that was committed when it entered, and with `--ack=insync` nothing is committed
+//! without it since.
 
 use crate::ids::Lsn;
 use crate::replication::commit::FollowerState;
@@ -14,8 +22,18 @@ use crate::time::LoopTime;
 #[derive(Debug)]
 pub struct Progress {
     match_lsn: Lsn,
-    in_sync: bool,
+    membership: Membership,
     target: Option<Target>,
+    /// Where the leader's log ended when the last ACK of this session came.
+    last_at_ack: Option<Lsn>,
+}
+
+/// Where a follower stands with respect to the in-sync set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Membership {
+    In,
+    Joining,
+    Out,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +56,16 @@ pub struct ImpossibleAck {
 impl Progress {
     /// At start and after a promotion every peer is in the set.
     pub fn new() -> Progress {
-        Progress { match_lsn: Lsn::ZERO, in_sync: true, target: None }
+        Progress { match_lsn: Lsn::ZERO, membership: Membership::In, target: None, last_at_ack: None }
     }
 
     /// What the commit rule needs.
     pub fn state(&self) -> FollowerState {
-        FollowerState { in_sync: self.in_sync, match_lsn: self.match_lsn }
+        FollowerState {
+            in_sync: self.in_sync(),
+            joining: self.membership == Membership::Joining,
+            match_lsn: self.match_lsn,
+        }
     }
 
     /// The last LSN known to be on its disk.
@@ -53,14 +75,14 @@ impl Progress {
 
     /// Whether it is in the in-sync set.
     pub fn in_sync(&self) -> bool {
-        self.in_sync
+        self.membership == Membership::In
     }
 
     /// Whether the follower may hear that it is in sync. After a start everybody is in the set, and a follower
     /// that lacks something acknowledged in an earlier term must not take that for a reason to lead: it hears
     /// it once it holds this term's first record, and so everything before.
     pub fn may_be_told_in_sync(&self, term_lsn: Lsn) -> bool {
-        self.in_sync && self.match_lsn >= term_lsn
+        self.in_sync() && self.match_lsn >= term_lsn
     }
 
     /// The log ends at `last` now.
@@ -73,12 +95,20 @@ impl Progress {
     /// A session opened with this match LSN; it may be lower than before (a replaced disk).
     pub fn on_session(&mut self, match_lsn: Lsn, last: Lsn, now: LoopTime) {
         self.match_lsn = match_lsn;
+        self.last_at_ack = None;
         self.retarget(last, now);
     }
 
     /// It lacks what is committed: out of the set until it has it.
     pub fn leave(&mut self) {
-        self.in_sync = false;
+        self.membership = Membership::Out;
+    }
+
+    /// The session ended. One that was joining does not hold commits any longer: nobody counted on it.
+    pub fn on_session_lost(&mut self) {
+        if self.membership == Membership::Joining {
+            self.membership = Membership::Out;
+        }
     }
 
     /// An ACK arrived in the session. `Ok(true)`: the match LSN rose.
@@ -88,6 +118,12 @@ impl Progress {
         }
         let rose = acked > self.match_lsn;
         self.match_lsn = acked;
+        let one_round_behind = self.last_at_ack.is_some_and(|last_before| acked >= last_before);
+        if self.membership == Membership::Out && one_round_behind {
+            self.membership = Membership::Joining;
+            self.target = None;
+        }
+        self.last_at_ack = Some(last);
         self.retarget(last, now);
         Ok(rose)
     }
@@ -95,25 +131,25 @@ impl Progress {
     /// Takes the follower out of the set if its time is over. True if that happened now.
     pub fn expire(&mut self, now: LoopTime, timeout_ns: u64) -> bool {
         let over = self.target.is_some_and(|target| now.0 - target.since.0 >= timeout_ns);
-        let left = over && self.in_sync;
+        let left = over && self.membership != Membership::Out;
         if left {
-            self.in_sync = false;
+            self.membership = Membership::Out;
         }
         left
     }
 
     /// Nanoseconds of running until [`Progress::expire`] would take it out.
     pub fn expires_in(&self, now: LoopTime, timeout_ns: u64) -> Option<u64> {
-        let target = self.target.filter(|_| self.in_sync)?;
+        let target = self.target.filter(|_| self.membership != Membership::Out)?;
         Some((target.since.0 + timeout_ns).saturating_sub(now.0))
     }
 
     /// Takes it back if it holds everything committed. True if that happened now. The wait for it begins anew:
     /// by the one that took it out it would leave again at once, with each ACK.
     pub fn rejoin(&mut self, commit: Lsn, last: Lsn, now: LoopTime) -> bool {
-        let back = !self.in_sync && self.match_lsn >= commit;
+        let back = !self.in_sync() && self.match_lsn >= commit;
         if back {
-            self.in_sync = true;
+            self.membership = Membership::In;
             self.target = None;
             self.retarget(last, now);
         }
@@ -182,21 +218,42 @@ mod tests {
         progress.on_appended(Lsn(5), LoopTime(0));
         assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
         progress.on_session(Lsn(4), Lsn(5), LoopTime(600));
-        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(700)));
+        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(0)));
         progress.on_ack(Lsn(5), Lsn(5), Lsn(5), LoopTime(700)).unwrap();
-        assert!(progress.rejoin(Lsn(5), Lsn(5), LoopTime(700)));
-        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(700)));
+        assert!(progress.rejoin(Lsn(5), Lsn(5), LoopTime(0)));
+        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(0)));
     }
 
     #[test]
-    fn one_that_comes_back_has_the_whole_timeout_again() {
+    fn under_load_it_joins_first_and_commits_wait_for_it_until_it_is_back() {
         let mut progress = Progress::new();
-        progress.on_appended(Lsn(9), LoopTime(0));
+        progress.on_appended(Lsn(1), LoopTime(0));
         assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
-        assert_eq!(progress.on_ack(Lsn(5), Lsn(9), Lsn(9), LoopTime(600)), Ok(true));
-        assert!(progress.rejoin(Lsn(5), Lsn(9), LoopTime(600)));
-        assert!(!progress.expire(LoopTime(1_099), TIMEOUT_NS));
-        assert!(progress.expire(LoopTime(1_100), TIMEOUT_NS));
+        progress.on_session(Lsn(0), Lsn(10), LoopTime(600));
+        // Every ACK is one batch behind what the leader has committed by then.
+        progress.on_ack(Lsn(10), Lsn(12), Lsn(12), LoopTime(610)).unwrap();
+        assert!(!progress.rejoin(Lsn(12), Lsn(12), LoopTime(0)) && !progress.state().joining);
+        progress.on_ack(Lsn(12), Lsn(14), Lsn(14), LoopTime(620)).unwrap();
+        assert!(!progress.rejoin(Lsn(14), Lsn(14), LoopTime(0)));
+        assert!(progress.state().joining && !progress.in_sync());
+        // Commits stopped at 14 for its sake; the next ACK reaches that.
+        progress.on_ack(Lsn(14), Lsn(16), Lsn(16), LoopTime(630)).unwrap();
+        assert!(progress.rejoin(Lsn(14), Lsn(14), LoopTime(0)));
+        assert!(progress.in_sync());
+    }
+
+    #[test]
+    fn one_that_stops_while_it_joins_is_out_again() {
+        let mut progress = Progress::new();
+        progress.on_appended(Lsn(1), LoopTime(0));
+        assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
+        progress.on_session(Lsn(0), Lsn(1), LoopTime(600));
+        progress.on_ack(Lsn(0), Lsn(1), Lsn(1), LoopTime(600)).unwrap();
+        progress.on_ack(Lsn(1), Lsn(3), Lsn(3), LoopTime(610)).unwrap();
+        assert!(progress.state().joining);
+        assert!(!progress.expire(LoopTime(1_100), TIMEOUT_NS));
+        assert!(progress.expire(LoopTime(1_110), TIMEOUT_NS));
+        assert!(!progress.state().joining);
     }
 
     #[test]

@@ -100,9 +100,9 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
             } else {
                 format!("its records of term {}", position.last_term)
             };
-            let standing = if *leads { "leads and" } else { "" };
+            let standing = if *leads { "leads and has" } else { "has" };
             Some(format!(
-                "{address} {standing} has more (last LSN {} of term {}, commit LSN {}; here last LSN {} of term {}): \
+                "{address} {standing} more (last LSN {} of term {}, commit LSN {}; here last LSN {} of term {}): \
                  {lost} would be lost; promote {address} instead",
                 position.last_lsn, position.last_term, position.commit_lsn, me.last_lsn, me.last_term
             ))

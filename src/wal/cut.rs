@@ -20,6 +20,7 @@
 //! 60  entries          as in a segment: [chain u32][length u32][record]
 //! ```
 
+use std::fmt;
 use std::io;
 
 use crate::disk::{Disk, FileId};
@@ -31,7 +32,7 @@ use super::entry::{Item, Position, Walk, Window, put_entry};
 use super::error::{ReadError, WalError};
 use super::mark::{Claims, MarkSeed};
 use super::reader::CHUNK_SIZE;
-use super::segment::{FORMAT_VERSION, Segment};
+use super::segment::{FORMAT_VERSION, HEADER_SIZE, Segment};
 
 /// The name of a file of kept records until it is whole.
 pub(super) const ASIDE_TMP_NAME: &str = "cut.kvcut.tmp";
@@ -51,10 +52,10 @@ pub struct KeptAside {
     pub bytes: u64,
 }
 
-impl std::fmt::Display for KeptAside {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for KeptAside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let KeptAside { file, first, last, bytes } = self;
-        write!(f, "records {first} to {last} are kept aside in {file} ({bytes} bytes)")
+        write!(f, "LSN {first} to {last} were cut off the log and are kept in {file} ({bytes} bytes)")
     }
 }
 
@@ -204,21 +205,24 @@ fn aside_name(generation: u64, first: Lsn, last: Lsn) -> String {
     format!("cut-g{generation}-{first}-{last}.kvcut")
 }
 
+/// A file of this cut that holds all of `first ..= last`.
 fn longer_file(disk: &mut dyn Disk, generation: u64, first: Lsn, last: Lsn) -> io::Result<Option<KeptAside>> {
-    let prefix = format!("cut-g{generation}-{first}-");
     for name in disk.list()? {
-        let Some(digits) = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".kvcut")) else {
-            continue;
-        };
-        let Ok(its_last) = digits.parse().map(Lsn) else { continue };
-        if its_last >= last {
+        let Some((its_generation, its_first, its_last)) = parse_aside_name(&name) else { continue };
+        if its_generation == generation && its_first <= first && its_last >= last {
             let file = disk.open(&name)?;
             let bytes = disk.len(file);
             disk.close(file);
-            return Ok(Some(KeptAside { file: name, first, last: its_last, bytes: bytes? }));
+            return Ok(Some(KeptAside { file: name, first: its_first, last: its_last, bytes: bytes? }));
         }
     }
     Ok(None)
+}
+
+fn parse_aside_name(name: &str) -> Option<(u64, Lsn, Lsn)> {
+    let mut numbers = name.strip_prefix("cut-g")?.strip_suffix(".kvcut")?.splitn(3, '-').map(str::parse);
+    let mut number = || numbers.next()?.ok();
+    Some((number()?, Lsn(number()?), Lsn(number()?)))
 }
 
 /// Removes segments, the last first: a crash between leaves no gap in what is left.
@@ -232,7 +236,15 @@ pub(super) fn remove_segments<'n>(
     disk.sync_dir().map_err(|error| WalError::new(disk, "sync the directory", "", 0, error))
 }
 
-/// Zeroes `from .. to` of a file and syncs it.
+/// What stands where the log ends while the zeros behind it are not durable: neither mark nor entry nor zeros.
+const POISON: [u8; 8] = [0xff; 8];
+
+/// Zeroes `from .. to` of a file, durably; the log ends at `from`.
+///
+/// In two steps. If the sync of the zeros failed and they alone stood there, the next process would read zeros from
+/// the page cache, go on, and the bytes of an older generation would come back with the next loss of power. So
+/// a poison stands at the end of the log until the zeros behind it are durable; who finds it zeroes again. What a
+/// failure of the second sync can leave is overwritten by the next batch, as a mark is longer than the poison.
 pub(super) fn zero_durably(
     disk: &mut dyn Disk,
     file: FileId,
@@ -240,16 +252,28 @@ pub(super) fn zero_durably(
     from: u64,
     to: u64,
 ) -> Result<(), WalError> {
-    let zeros = vec![0; to.saturating_sub(from).min(CHUNK_SIZE as u64) as usize];
+    let poison = &POISON[..(POISON.len() as u64).min(to - from) as usize];
+    let behind_poison = from + poison.len() as u64;
+    disk.write_all_at(file, from, poison)
+        .and_then(|()| write_zeros(disk, file, behind_poison, to))
+        .and_then(|()| disk.sync_data(file))
+        .and_then(|()| write_zeros(disk, file, from, behind_poison))
+        .and_then(|()| disk.sync_data(file))
+        .map_err(|error| WalError::new(disk, "zero durably the end of", name, from, error))
+}
+
+fn write_zeros(disk: &mut dyn Disk, file: FileId, from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0; (to - from).min(CHUNK_SIZE as u64) as usize];
     let mut offset = from;
     while offset < to {
         let size = (to - offset).min(zeros.len() as u64) as usize;
-        disk.write_all_at(file, offset, &zeros[..size])
-            .map_err(|error| WalError::new(disk, "zero the end of", name, offset, error))?;
+        disk.write_all_at(file, offset, &zeros[..size])?;
         offset += size as u64;
     }
-    disk.sync_data(file).map_err(|error| WalError::new(disk, "sync the zeroed end of", name, from, error))
+    Ok(())
 }
+
+const _: () = assert!(POISON.len() < super::mark::MARK_SIZE, "the next batch must cover the poison");
 
 impl Wal {
     /// Takes back every record behind `keep` and begins `new_generation`. The caller has made its record of
@@ -282,24 +306,17 @@ impl Wal {
         if self.batch_bytes() > 0 {
             self.write_batch(disk)?;
         }
-        if keep == self.last_lsn {
-            self.sync_written(disk)?;
-            self.told_lsn = keep;
-            return Ok(None);
-        }
-        // With nothing to keep, the first segment goes like the ones behind it.
-        let nothing_kept = keep.next() == self.first_lsn();
-        let own = if nothing_kept { 0 } else { self.segment_of(keep) };
-        let at = match nothing_kept {
-            true => self.segments[0].start(),
-            false => self.position_behind(disk, own, keep).map_err(as_wal_error)?,
+        // A segment that begins behind the cut goes even if it holds no record: what a later generation wrote
+        // into it would pass for cut off, as its header is of an older one.
+        let survivors = self.segments.partition_point(|segment| segment.header.first_lsn <= keep);
+        let at = self.cut_position(disk, survivors, keep)?;
+        let kept = match keep < self.last_lsn {
+            true => keep_aside(disk, self.cluster_id, claims, &self.sources(survivors, at))?,
+            false => None,
         };
-        let sources = self.sources(own, at);
-        let kept = keep_aside(disk, self.cluster_id, claims, &sources)?;
-        let survivors = if nothing_kept { 0 } else { own + 1 };
         self.drop_segments(disk, survivors)?;
         if let Some(file) = self.active {
-            let segment = self.segments.last_mut().expect("the own segment survives");
+            let segment = self.segments.last_mut().expect("an active file has a segment");
             zero_durably(disk, file, &segment.name, at.offset, segment.end)?;
             segment.cut(at.offset);
         }
@@ -307,7 +324,28 @@ impl Wal {
         Ok(kept)
     }
 
-    fn sources(&self, own: usize, at: Position) -> Vec<Source> {
+    /// Where the log will end: behind the record `keep` of the last surviving segment.
+    fn cut_position(
+        &mut self,
+        disk: &mut dyn Disk,
+        survivors: usize,
+        keep: Lsn,
+    ) -> Result<Position, WalError> {
+        let Some(own) = survivors.checked_sub(1) else {
+            let chain = self.segments.first().map_or(Chain::ZERO, |segment| segment.header.chain_before);
+            return Ok(Position { offset: HEADER_SIZE, next: keep.next(), chain });
+        };
+        if keep == self.last_lsn {
+            // A mark at the end stays: what it claims is kept.
+            let offset = self.segments[own].end;
+            return Ok(Position { offset, next: keep.next(), chain: self.last_chain });
+        }
+        self.position_behind(disk, own, keep).map_err(as_wal_error)
+    }
+
+    /// Everything behind `at`, which is in the last survivor, or begins the first segment.
+    fn sources(&self, survivors: usize, at: Position) -> Vec<Source> {
+        let own = survivors.saturating_sub(1);
         let mut sources: Vec<Source> = self.segments[own..]
             .iter()
             .map(|segment| Source::new(segment, segment.start(), segment.end))

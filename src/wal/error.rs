@@ -58,11 +58,14 @@ impl Error for WalError {
     }
 }
 
-/// Why there is no room for a record. Its LSN is not used, and what was reserved before stays so.
+/// Why there is no room for a record now. Its LSN is not used, and what was reserved before stays so.
 #[derive(Debug)]
 pub enum ReserveError {
     /// The disk or the quota is full. Nothing has failed: ask again later.
     NoRoom(io::Error),
+    /// The next segment may begin only when the flush under way has ended: a sync beside it could take its failure
+    /// for success, as the kernel reports an error once. Ask again after [`super::Wal::flush_poll`] gave its token.
+    FlushPending,
     /// The log failed; the process must end.
     Failed(WalError),
 }
@@ -74,6 +77,9 @@ impl fmt::Display for ReserveError {
                 f,
                 "no room for another segment of the log: {error}; writes are refused until space is freed"
             ),
+            ReserveError::FlushPending => {
+                f.write_str("the next segment of the log waits for the flush under way")
+            }
             ReserveError::Failed(error) => error.fmt(f),
         }
     }

@@ -1,13 +1,14 @@
 //! The mark: the first bytes of every batch, local to this node and outside of the record chain.
 //!
 //! ```text
-//!  0  crc32         u32   over salt, first LSN of the segment and byte offset, then bytes 4..44
-//!  4  length        u32   0x8000_0000 | 36
+//!  0  crc32         u32   over salt, first LSN of the segment and byte offset, then bytes 4..48
+//!  4  length        u32   0x8000_0000 | 40
 //!  8  durable LSN   u64   known to be on this disk when the batch was written
 //! 16  commit LSN    u64   known to be committed then
 //! 24  generation    u64   of the log
 //! 32  next LSN      u64   of the first record behind the mark
 //! 40  chain         u32   before that record
+//! 44  entry bytes   u32   of the batch; an entry further on belongs to none
 //! ```
 //!
 //! The durable LSN is what recovery judges damage by, so a false one is dear: too low and damage is taken for
@@ -21,7 +22,7 @@ use crate::ids::{Chain, Lsn};
 use crate::wire::Reader;
 
 /// Bytes of a mark.
-pub const MARK_SIZE: usize = 44;
+pub const MARK_SIZE: usize = 48;
 /// The bit in a length field that tells a mark from an entry. Records are far smaller than 2^31 bytes.
 pub(super) const MARK_BIT: u32 = 0x8000_0000;
 /// The length field of a mark.
@@ -42,6 +43,7 @@ pub(super) struct Mark {
     pub generation: u64,
     pub next_lsn: Lsn,
     pub chain: Chain,
+    pub entry_bytes: u32,
 }
 
 impl MarkSeed {
@@ -64,7 +66,8 @@ impl Mark {
         for (field, word) in out[8..40].chunks_exact_mut(8).zip(words) {
             field.copy_from_slice(&word.to_be_bytes());
         }
-        out[40..].copy_from_slice(&self.chain.0.to_be_bytes());
+        out[40..44].copy_from_slice(&self.chain.0.to_be_bytes());
+        out[44..].copy_from_slice(&self.entry_bytes.to_be_bytes());
         let crc = seed.crc(offset, &out[4..]);
         out[..4].copy_from_slice(&crc.to_be_bytes());
         out
@@ -84,6 +87,7 @@ impl Mark {
             generation: reader.u64("generation").ok()?,
             next_lsn: Lsn(reader.u64("next LSN").ok()?),
             chain: Chain(reader.u32("chain").ok()?),
+            entry_bytes: reader.u32("entry bytes").ok()?,
         };
         let believable = mark.durable_lsn < mark.next_lsn
             || crate::sabotage::is(crate::sabotage::Variant::MarkClaimsTooMuch);
@@ -119,7 +123,8 @@ mod tests {
     const SEED: MarkSeed = MarkSeed { salt: 0x1234_5678_9abc_def0, first_lsn: Lsn(5) };
 
     fn mark() -> Mark {
-        Mark { durable_lsn: Lsn(7), commit_lsn: Lsn(6), generation: 3, next_lsn: Lsn(9), chain: Chain(11) }
+        let (durable_lsn, commit_lsn, next_lsn) = (Lsn(7), Lsn(6), Lsn(9));
+        Mark { durable_lsn, commit_lsn, generation: 3, next_lsn, chain: Chain(11), entry_bytes: 70 }
     }
 
     fn encoded() -> Vec<u8> {

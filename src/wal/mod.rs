@@ -18,7 +18,8 @@
 //!    A cut is a new generation: the node's own record of (generation, cut LSN) is durable first, then
 //!    [`Wal::cut`] works, then the LSNs are used again. A crash between is completed by the next open.
 //! 7. *A segment is durable before the next one begins.* So only the last segment has a tail, and the header
-//!    of a segment is itself a claim: everything before its first LSN was durable.
+//!    of a segment is itself a claim: everything before its first LSN was durable. The sync that proves it never
+//!    runs beside another flush, whose failure it could swallow ([`ReserveError::FlushPending`]).
 //!
 //! How a batch is written: `reserve` and `append` for each record, then one `write` (one system call, with the
 //! mark in front), then one flush for all. Nothing is allocated per record once the batch buffer has its size.
@@ -111,7 +112,8 @@ pub struct Wal {
     told_lsn: Lsn,
     /// The highest commit LSN that was to be written into a mark.
     commit_lsn: Lsn,
-    in_flight: Option<InFlight>,
+    /// The LSN up to which the flush under way makes the log durable.
+    in_flight: Option<Lsn>,
     /// A write or sync failed: the process must end.
     failed: bool,
     read_files: ReadFiles,
@@ -121,13 +123,6 @@ pub struct Wal {
 struct Spare {
     file: FileId,
     bytes: u64,
-}
-
-/// A flush that was asked for.
-#[derive(Clone, Copy, Debug)]
-struct InFlight {
-    file: FileId,
-    lsn: Lsn,
 }
 
 impl Wal {

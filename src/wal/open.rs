@@ -4,6 +4,8 @@
 //! completed, the tail is zeroed, what nothing proves to be durable is written again, all of it is synced,
 //! files and directory; last, a mark says so, so that the next restart has less to do.
 
+use std::fmt;
+
 use crate::disk::{Disk, FileId};
 use crate::ids::{Chain, ClusterId, Lsn};
 use crate::replication::history::TermHistory;
@@ -45,7 +47,7 @@ pub struct RecoveryReport {
     pub cut_tail: Option<CutTail>,
     /// The records of a cut that a crash had interrupted.
     pub completed_cut: Option<KeptAside>,
-    /// Bytes written again because nothing proved that they were on the disk.
+    /// Bytes written again because nothing proved that they were on the disk; after a clean end a mark or two.
     pub rewritten_bytes: u64,
 }
 
@@ -62,13 +64,13 @@ pub struct CutTail {
     pub behind: Lsn,
 }
 
-impl std::fmt::Display for CutTail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for CutTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let CutTail { file, offset, bytes, behind } = self;
         write!(
             f,
-            "cut a tail of {bytes} byte(s) at byte {offset} of {file}, behind LSN {behind}: a write that a crash \
-             interrupted, never known to be durable here (damage in the last batch cannot be told from that)"
+            "cut a tail of {bytes} byte(s) off {file} at byte {offset}, behind LSN {behind}: a write that a crash \
+             tore. Nothing in it was known to be durable (rot in the last batch cannot be told from a tear)"
         )
     }
 }
@@ -163,19 +165,18 @@ impl Wal {
         Ok(wal)
     }
 
-    /// Makes what was accepted durable, whatever the page cache pretends. Returns the bytes of records written again.
+    /// Makes what was accepted durable, whatever the page cache pretends. Returns the bytes written again.
     ///
-    /// A mark that says "all of this was durable" proves the records before it and not itself: if its own sync
-    /// failed, it stands in the page cache alone, and what is appended behind it would hang in the air. So
-    /// what follows the last proven record is written again even if that is only such a mark.
+    /// That begins behind the last record that is known durable and includes the marks there, be it one that says
+    /// so of the last record: after a failed sync it may stand in the page cache alone, and a hole in its place is
+    /// damage as soon as records behind it are durable.
     fn make_durable(&mut self, disk: &mut dyn Disk, durable_lsn: Lsn) -> Result<u64, OpenError> {
         let mut rewritten = 0;
-        let proven = durable_lsn >= self.last_lsn;
         let told_at_once = crate::sabotage::is(crate::sabotage::Variant::RecoveredTailTold);
         if let Some(own) = self.segments.len().checked_sub(1).filter(|_| !told_at_once) {
-            let known = durable_lsn.min(self.last_lsn);
             // All segments but the last are durable: the header of the next one says so.
-            let from = match known.next() <= self.segments[own].header.first_lsn {
+            let known = durable_lsn.min(self.last_lsn);
+            let from = match known < self.segments[own].header.first_lsn {
                 true => self.segments[own].start(),
                 false => self.position_behind(disk, own, known).map_err(as_open_error)?,
             };
@@ -185,11 +186,11 @@ impl Wal {
         disk.sync_dir().map_err(|error| WalError::new(disk, "sync the directory", "", 0, error))?;
         self.told_lsn = self.last_lsn;
         let room = self.segments.last().map_or(0, |segment| segment.size - segment.end);
-        if !proven && room >= MARK_SIZE as u64 {
+        if durable_lsn < self.last_lsn && room >= MARK_SIZE as u64 {
             self.write_batch(disk)?;
             self.sync_written(disk)?;
         }
-        Ok(if proven { 0 } else { rewritten })
+        Ok(rewritten)
     }
 
     /// Writes the active segment again, in place, from `from` to its end.
@@ -390,12 +391,13 @@ fn complete_cut(
     Ok(kept)
 }
 
-/// Zeroes whatever stands behind the accepted part of a segment.
+/// Zeroes the rest of every segment in which something stands behind the accepted part. All of the rest, up to
+/// 64 MiB by default: after a failed sync, zeros that are read may not be on the disk.
 fn cut_tails(disk: &mut dyn Disk, survey: &Survey) -> Result<Option<CutTail>, OpenError> {
     let mut tail = None;
     for (segment, litter_end) in survey.segments.iter().filter(|(segment, end)| *end > segment.end) {
         let file = open_file(disk, &segment.name)?;
-        zero_durably(disk, file, &segment.name, segment.end, *litter_end)?;
+        zero_durably(disk, file, &segment.name, segment.end, segment.size)?;
         disk.close(file);
         let (offset, bytes) = (segment.end, *litter_end - segment.end);
         tail = Some(CutTail { file: segment.name.clone(), offset, bytes, behind: survey.last_lsn });

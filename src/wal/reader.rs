@@ -54,12 +54,10 @@ pub(super) struct ReadFiles {
 }
 
 impl ReadFiles {
-    /// Takes over a file that is open already. `busy`: a file that must not be closed yet.
-    pub fn adopt(&mut self, disk: &mut dyn Disk, first_lsn: Lsn, file: FileId, busy: Option<FileId>) {
-        if self.open.len() >= READ_FILES_MAX
-            && let Some(oldest) = self.open.iter().position(|&(_, open)| Some(open) != busy)
-        {
-            disk.close(self.open.remove(oldest).1);
+    /// Takes over a file that is open already.
+    pub fn adopt(&mut self, disk: &mut dyn Disk, first_lsn: Lsn, file: FileId) {
+        if self.open.len() >= READ_FILES_MAX {
+            disk.close(self.open.remove(0).1);
         }
         self.open.push((first_lsn, file));
     }
@@ -119,7 +117,8 @@ impl Wal {
             out.extend_from_slice(bytes);
             range = ReadRange { first: from, last: record.lsn, count: range.count + 1, chain };
             true
-        })?;
+        })
+        .inspect_err(|_| out.truncate(start))?;
         Ok(range)
     }
 
@@ -249,7 +248,6 @@ impl Wal {
             return Ok(self.active.expect("the last segment is open"));
         }
         let first_lsn = self.segments[segment].header.first_lsn;
-        let busy = self.in_flight.map(|flush| flush.file);
         let file = match self.read_files.release(first_lsn) {
             Some(file) => file,
             None => {
@@ -257,7 +255,7 @@ impl Wal {
                 disk.open(name).map_err(|error| ReadError::Io(WalError::new(disk, "open", name, 0, error)))?
             }
         };
-        self.read_files.adopt(disk, first_lsn, file, busy);
+        self.read_files.adopt(disk, first_lsn, file);
         Ok(file)
     }
 }

@@ -83,8 +83,9 @@ fn walk_all(
         commit_lsn: Lsn::ZERO,
         generation: segment.header.generation,
     };
-    // Every batch begins with a mark and no batch spans segments: an entry before any mark is none of ours.
-    let mut marked = false;
+    // Every entry belongs to a batch, and a batch is as long as its mark says. So what an older batch left behind
+    // a shorter one is no entry, even where the chain would fit because the same record came again.
+    let mut batch_end = 0;
     loop {
         let before = walk.at;
         let item = walk
@@ -94,12 +95,12 @@ fn walk_all(
             Item::Mark(mark) if mark.generation < found.generation => break,
             Item::Mark(mark) => {
                 refuse_later_generation(disk, segment, before.offset, &mark, claims)?;
-                marked = true;
+                batch_end = before.offset + (MARK_SIZE as u64) + u64::from(mark.entry_bytes);
                 found.generation = mark.generation;
                 found.durable_lsn = found.durable_lsn.max(claims.believe(mark.generation, mark.durable_lsn));
                 found.commit_lsn = found.commit_lsn.max(claims.believe(mark.generation, mark.commit_lsn));
             }
-            Item::Entry { .. } if !marked => break,
+            Item::Entry { .. } if before.offset >= batch_end => break,
             Item::Entry { record, .. } if claims.was_cut(found.generation, record.lsn) => {
                 found.stop = Some(Behind::CutOff);
                 break;

@@ -6,13 +6,13 @@ use crate::disk::{Disk, Flush};
 use crate::ids::{Chain, Lsn};
 use crate::limits::RECORD_SIZE_MAX;
 use crate::replication::history::TermStart;
-use crate::wire::{Effect, Record};
+use crate::wire::Record;
 
 use super::entry::{ENTRY_HEADER_SIZE, Position, put_entry};
 use super::error::{ReserveError, WalError};
 use super::mark::{MARK_SIZE, Mark};
 use super::segment::{HEADER_SIZE, Header, SPARE_NAME, Segment};
-use super::{Durability, InFlight, Spare, Wal};
+use super::{Durability, Spare, Wal};
 
 /// Proof that the log was durable up to an LSN, in a generation. Only a finished flush makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Wal {
     /// Makes room for one more record of `record_size` bytes in the batch. Where the segment is full, the batch is
     /// written and synced and the next segment begun, with the spare file if there is one.
     ///
-    /// After `NoRoom` everything is as before, and asking again later is right.
+    /// After `NoRoom` and `FlushPending` everything is as before, and asking again later is right.
     pub fn reserve(&mut self, disk: &mut dyn Disk, record_size: usize) -> Result<(), ReserveError> {
         assert!(record_size <= RECORD_SIZE_MAX, "a record of {record_size} bytes passed the limits");
         self.reserve_bytes(disk, ENTRY_HEADER_SIZE + record_size)
@@ -67,21 +67,28 @@ impl Wal {
     /// `record_bytes` are those of `record`. It must have the next LSN, and its room reserved: to append
     /// otherwise is a bug.
     pub fn append(&mut self, record_bytes: &[u8], record: &Record<'_>) -> Chain {
-        assert!(!self.failed, "the log failed; the process must end");
         assert_eq!(record.lsn, self.last_lsn.next(), "records are appended in order");
+        let chain = self.last_chain.extend(record_bytes);
+        self.append_checked(record_bytes, chain);
+        chain
+    }
+
+    /// As [`Wal::append`], for a record that was decoded and whose chain checksum was computed to check it:
+    /// a follower would do both twice for each record.
+    pub fn append_checked(&mut self, record_bytes: &[u8], chain: Chain) {
+        assert!(!self.failed, "the log failed; the process must end");
+        let lsn = self.last_lsn.next();
+        debug_assert_eq!(chain, self.last_chain.extend(record_bytes), "checked records carry their chain");
         let offset = self.batch.len() as u64;
         let behind = offset + (ENTRY_HEADER_SIZE + record_bytes.len()) as u64;
-        assert!(behind <= self.reserved, "no room was reserved for LSN {}", record.lsn);
-        let chain_before = self.last_chain;
-        let chain = chain_before.extend(record_bytes);
+        assert!(behind <= self.reserved, "no room was reserved for LSN {lsn}");
         let segment = self.segments.last_mut().expect("room is reserved in a segment");
-        segment.note(Position { offset: segment.end + offset, next: record.lsn, chain: chain_before });
+        segment.note(Position { offset: segment.end + offset, next: lsn, chain: self.last_chain });
         put_entry(&mut self.batch, chain, record_bytes);
-        if let Effect::Term { term, leader } = record.effect {
-            self.history.push(TermStart { term, leader, first_lsn: record.lsn, chain });
+        if let Some((term, leader)) = Record::term_of(record_bytes) {
+            self.history.push(TermStart { term, leader, first_lsn: lsn, chain });
         }
-        (self.last_lsn, self.last_chain) = (record.lsn, chain);
-        chain
+        (self.last_lsn, self.last_chain) = (lsn, chain);
     }
 
     /// Bytes that the next [`Wal::write`] writes; 0 if there is no record to write.
@@ -100,6 +107,10 @@ impl Wal {
 
     /// Writes whatever the batch holds, be it a mark alone.
     pub(super) fn write_batch(&mut self, disk: &mut dyn Disk) -> Result<(), WalError> {
+        self.put_batch(disk, false)
+    }
+
+    fn put_batch(&mut self, disk: &mut dyn Disk, sync: bool) -> Result<(), WalError> {
         assert!(!self.failed, "the log failed; the process must end");
         let segment = self.segments.last_mut().expect("a batch has its room in a segment");
         let file = self.active.expect("the last segment is open");
@@ -109,15 +120,21 @@ impl Wal {
             generation: self.generation,
             next_lsn: self.written_lsn.next(),
             chain: self.written_chain,
+            entry_bytes: (self.batch.len() - MARK_SIZE) as u32,
         };
         let mark = match crate::sabotage::is(crate::sabotage::Variant::MarkClaimsTooMuch) {
             true => Mark { durable_lsn: self.last_lsn, ..mark },
             false => mark,
         };
         self.batch[..MARK_SIZE].copy_from_slice(&mark.encode(segment.header.seed(), segment.end));
-        if let Err(error) = disk.write_all_at(file, segment.end, &self.batch) {
+        let result = match sync {
+            true => disk.write_sync_at(file, segment.end, &self.batch),
+            false => disk.write_all_at(file, segment.end, &self.batch),
+        };
+        if let Err(error) = result {
             self.failed = true;
-            return Err(WalError::new(disk, "write a batch to", &segment.name, segment.end, error));
+            let op = if sync { "write and sync a batch to" } else { "write a batch to" };
+            return Err(WalError::new(disk, op, &segment.name, segment.end, error));
         }
         segment.end += self.batch.len() as u64;
         self.batch.truncate(MARK_SIZE);
@@ -127,9 +144,31 @@ impl Wal {
         Ok(())
     }
 
+    /// Writes the batch and makes it durable in one call, where nothing written before is still unsynced;
+    /// else with two. For a node whose loop waits for its disk anyway.
+    pub fn write_durably(&mut self, disk: &mut dyn Disk, commit_lsn: Lsn) -> Result<Durable, WalError> {
+        assert!(self.in_flight.is_none(), "a flush beside the loop covers what it covers");
+        // The one call syncs only its own bytes, so it proves nothing about what was written before them.
+        let one_call = self.config.durability == Durability::Fsync && self.synced_lsn == self.written_lsn;
+        if one_call && self.batch_bytes() > 0 {
+            self.commit_lsn = self.commit_lsn.max(commit_lsn);
+            self.put_batch(disk, true)?;
+            self.synced_lsn = self.written_lsn;
+            return Ok(self.token(self.written_lsn));
+        }
+        self.write(disk, commit_lsn)?;
+        if self.config.durability == Durability::Fsync && self.synced_lsn < self.written_lsn {
+            self.sync_written(disk)?;
+        }
+        Ok(self.token(self.written_lsn))
+    }
+
     /// Ends the log cleanly: writes and syncs what is there, then a mark that says so, synced too. The next
     /// open then knows every record to be durable. Syncs under [`Durability::Os`] as well.
     pub fn write_mark(&mut self, disk: &mut dyn Disk, commit_lsn: Lsn) -> Result<(), ReserveError> {
+        if self.in_flight.is_some() {
+            return Err(ReserveError::FlushPending);
+        }
         self.write(disk, commit_lsn).map_err(ReserveError::Failed)?;
         if self.segments.is_empty() {
             return Ok(());
@@ -146,6 +185,7 @@ impl Wal {
 
     /// Syncs the active segment here and now: for rotation, cut, open and a clean end.
     pub(super) fn sync_written(&mut self, disk: &mut dyn Disk) -> Result<(), WalError> {
+        assert!(self.in_flight.is_none(), "a sync beside a flush could take its failure for success");
         let Some(file) = self.active else { return Ok(()) };
         if let Err(error) = disk.sync_data(file) {
             return Err(self.fail(disk, "sync", error));
@@ -196,7 +236,7 @@ impl Wal {
                 Ok(Some(self.token(self.written_lsn)))
             }
             Ok(Flush::Pending) => {
-                self.in_flight = Some(InFlight { file, lsn: self.written_lsn });
+                self.in_flight = Some(self.written_lsn);
                 Ok(None)
             }
             Err(_)
@@ -212,13 +252,13 @@ impl Wal {
 
     /// The token of the flush under way, once it has ended; `None` before that, and if there is none.
     pub fn flush_poll(&mut self, disk: &mut dyn Disk) -> Option<Result<Durable, WalError>> {
-        let in_flight = self.in_flight?;
+        let asked_lsn = self.in_flight?;
         let result = disk.flush_poll()?;
         self.in_flight = None;
         match result {
             Ok(()) => {
-                self.synced_lsn = self.synced_lsn.max(in_flight.lsn);
-                Some(Ok(self.token(in_flight.lsn)))
+                self.synced_lsn = asked_lsn;
+                Some(Ok(self.token(asked_lsn)))
             }
             Err(error) => Some(Err(self.fail(disk, "sync", error))),
         }
@@ -261,6 +301,9 @@ impl Wal {
     /// written and synced, the file renamed, the name synced.
     fn rotate(&mut self, disk: &mut dyn Disk, bytes: u64) -> Result<(), ReserveError> {
         assert!(!self.cluster_id.is_none(), "a log belongs to a cluster before its first record");
+        if self.in_flight.is_some() {
+            return Err(ReserveError::FlushPending);
+        }
         let spare = self.spare_of(disk, bytes.max(self.config.segment_bytes))?;
         if self.batch_bytes() > 0 {
             self.write_batch(disk).map_err(ReserveError::Failed)?;
@@ -272,13 +315,24 @@ impl Wal {
             ReserveError::Failed(WalError::new(disk, op, &segment.name, 0, error))
         })?;
         self.spare = None;
-        if let Some(last) = self.active.replace(spare.file) {
-            let first_lsn = self.segments.last().expect("an active file has a segment").header.first_lsn;
-            self.read_files.adopt(disk, first_lsn, last, self.in_flight.map(|flush| flush.file));
-        }
+        self.retire_active(disk, segment.header.first_lsn);
+        self.active = Some(spare.file);
         self.segments.push(segment);
         self.invariants();
         Ok(())
+    }
+
+    /// Lets go of the segment before. One without a record has the very name of the new one, which has taken its
+    /// place: a record too large for an empty segment, after a restart or a cut.
+    fn retire_active(&mut self, disk: &mut dyn Disk, next_first_lsn: Lsn) {
+        let Some(file) = self.active.take() else { return };
+        let first_lsn = self.segments.last().expect("an active file has a segment").header.first_lsn;
+        if first_lsn == next_first_lsn {
+            self.segments.pop();
+            disk.close(file);
+        } else {
+            self.read_files.adopt(disk, first_lsn, file);
+        }
     }
 
     fn begin_segment(

@@ -8,11 +8,14 @@
 //! STATUS  = options
 //! PROMOTE = [force u8] options
 //! FOLLOW  = [discard u8][address_len u16][address] options
+//! INSPECT = [what u8][argument u64] options
 //! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
-//! The payload is the value (GET), a JSON document (STATUS), an address (NOT_LEADER), else a message.
+//! Options of a PUT: flag bit 0 asks for its receipt.
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, a PUT with its receipt), an
+//! address (NOT_LEADER), else a message.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
@@ -26,6 +29,13 @@ use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN
 pub enum Request<'a> {
     /// Set a key.
     Put {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+    },
+    /// Set a key, and tell where the time went.
+    PutExplained {
         /// The key.
         key: &'a [u8],
         /// The value.
@@ -57,6 +67,56 @@ pub enum Request<'a> {
         /// Allow one cut below the commit LSN.
         discard: bool,
     },
+    /// Where time and system calls went.
+    Inspect(Inspect),
+}
+
+/// The flag of a PUT's options that asks for its receipt.
+const PUT_EXPLAIN: u16 = 1;
+
+/// What an INSPECT asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inspect {
+    /// The receipt of a write among the last 4,096.
+    Receipt(Lsn),
+    /// The receipts of the slowest writes; how many.
+    Slowest(u64),
+    /// What the slowest writes have in common: those above this percentile, in millionths (999_000 is p99.9).
+    Tail(u64),
+    /// The histograms.
+    Latency,
+    /// The ledger of system calls.
+    Syscalls,
+    /// Forget histograms and slowest writes.
+    Reset,
+}
+
+impl Inspect {
+    fn code(self) -> (u8, u64) {
+        match self {
+            Inspect::Receipt(lsn) => (1, lsn.0),
+            Inspect::Slowest(count) => (2, count),
+            Inspect::Tail(millionths) => (3, millionths),
+            Inspect::Latency => (4, 0),
+            Inspect::Syscalls => (5, 0),
+            Inspect::Reset => (6, 0),
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Inspect, DecodeError> {
+        let error = reader.error("what to inspect", DecodeProblem::Truncated);
+        let what = reader.u8("what to inspect")?;
+        let argument = reader.u64("argument")?;
+        match what {
+            1 => Ok(Inspect::Receipt(Lsn(argument))),
+            2 => Ok(Inspect::Slowest(argument)),
+            3 => Ok(Inspect::Tail(argument)),
+            4 => Ok(Inspect::Latency),
+            5 => Ok(Inspect::Syscalls),
+            6 => Ok(Inspect::Reset),
+            other => Err(DecodeError { problem: DecodeProblem::Invalid(other.into()), ..error }),
+        }
+    }
 }
 
 /// How a request ended.
@@ -161,12 +221,16 @@ impl<'a> Request<'a> {
                 let discard = decode_bool(&mut reader, "discard")?;
                 Request::Follow { address: reader.text16("address", ADDRESS_SIZE_MAX)?, discard }
             }
+            MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             _ => return Ok(None),
         };
-        // No option is known yet; a client of a later version may send some.
-        reader.trailer()?;
+        // A client of a later version may send options that are not known here.
+        let flags = reader.trailer()?.map_or(0, |(flags, _)| flags);
         reader.finish()?;
-        Ok(Some(request))
+        Ok(Some(match request {
+            Request::Put { key, value } if flags & PUT_EXPLAIN != 0 => Request::PutExplained { key, value },
+            request => request,
+        }))
     }
 
     /// Appends the request as a frame.
@@ -177,7 +241,17 @@ impl<'a> Request<'a> {
                 out.put_bytes32(key);
                 out.put_bytes32(value);
             }
+            Request::PutExplained { key, value } => {
+                out.put_bytes32(key);
+                out.put_bytes32(value);
+                out.put_trailer(PUT_EXPLAIN, |_| {});
+            }
             Request::Get { key } | Request::Delete { key } => out.put_bytes32(key),
+            Request::Inspect(inspect) => {
+                let (what, argument) = inspect.code();
+                out.put_u8(what);
+                out.put_u64(argument);
+            }
             Request::Ping | Request::Status => {}
             Request::Promote { force } => out.put_u8((*force).into()),
             Request::Follow { address, discard } => {
@@ -191,7 +265,7 @@ impl<'a> Request<'a> {
     /// The key or value that is beyond its limits, if one is.
     pub fn size_problem(&self) -> Option<SizeProblem> {
         let (key, value): (&[u8], &[u8]) = match self {
-            Request::Put { key, value } => (key, value),
+            Request::Put { key, value } | Request::PutExplained { key, value } => (key, value),
             Request::Get { key } | Request::Delete { key } => (key, &[]),
             _ => return None,
         };
@@ -203,7 +277,8 @@ impl<'a> Request<'a> {
 
     fn message_type(&self) -> MessageType {
         match self {
-            Request::Put { .. } => MessageType::Put,
+            Request::Put { .. } | Request::PutExplained { .. } => MessageType::Put,
+            Request::Inspect(_) => MessageType::Inspect,
             Request::Get { .. } => MessageType::Get,
             Request::Delete { .. } => MessageType::Delete,
             Request::Ping => MessageType::Ping,
@@ -215,6 +290,11 @@ impl<'a> Request<'a> {
 }
 
 impl<'a> Reply<'a> {
+    /// The answer to a connection that is turned away before it asked anything: served at no LSN, in no term.
+    pub fn busy_before_request(payload: &'a [u8]) -> Reply<'a> {
+        Reply { status: Status::Busy, lsn: Lsn::ZERO, term: Term::ZERO, payload }
+    }
+
     /// Appends the reply as a frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = begin_frame(out, MessageType::Reply);
@@ -270,6 +350,9 @@ mod tests {
     #[test]
     fn requests_survive_the_round_trip() {
         through_the_wire(Request::Put { key: b"k", value: b"v" });
+        through_the_wire(Request::PutExplained { key: b"k", value: b"v" });
+        through_the_wire(Request::Inspect(Inspect::Receipt(Lsn(7))));
+        through_the_wire(Request::Inspect(Inspect::Tail(999_000)));
         through_the_wire(Request::Get { key: b"" });
         through_the_wire(Request::Delete { key: &[0xff; 100] });
         through_the_wire(Request::Ping);

@@ -66,9 +66,11 @@ impl fmt::Display for FrameError {
 }
 
 /// Collects bytes and gives out frames.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
+    /// Bytes offered to a read at least, once the buffer is empty.
+    read_size: usize,
     head: usize,
     tail: usize,
     invalid: Option<FrameError>,
@@ -76,10 +78,28 @@ pub struct FrameBuffer {
     discard: usize,
 }
 
+impl Default for FrameBuffer {
+    fn default() -> FrameBuffer {
+        FrameBuffer::new()
+    }
+}
+
 impl FrameBuffer {
     /// An empty buffer that has allocated nothing.
     pub fn new() -> FrameBuffer {
-        FrameBuffer::default()
+        FrameBuffer {
+            bytes: Vec::new(),
+            read_size: INPUT_BUFFER_SIZE,
+            head: 0,
+            tail: 0,
+            invalid: None,
+            discard: 0,
+        }
+    }
+
+    /// The other side sends in bulk: offer larger reads from now on.
+    pub fn set_read_size(&mut self, read_size: usize) {
+        self.read_size = read_size;
     }
 
     /// Room to read into: at least what the frame under way still needs, and never more than one frame
@@ -88,12 +108,15 @@ impl FrameBuffer {
         if self.head == self.tail {
             (self.head, self.tail) = (0, 0);
         }
-        let wanted = self.frame_size().unwrap_or(0).max(INPUT_BUFFER_SIZE);
+        let wanted = self.frame_size().unwrap_or(0).max(self.read_size);
         if self.bytes.len() - self.head < wanted || self.tail == self.bytes.len() {
             self.bytes.copy_within(self.head..self.tail, 0);
             (self.head, self.tail) = (0, self.tail - self.head);
             if self.bytes.len() < wanted {
-                self.bytes.resize(wanted, 0);
+                // Fresh zeros come from the system untouched: bytes announced and not sent take no memory.
+                let mut grown = vec![0; wanted];
+                grown[..self.tail].copy_from_slice(&self.bytes[..self.tail]);
+                self.bytes = grown;
             }
         }
         &mut self.bytes[self.tail..]
@@ -144,9 +167,10 @@ impl FrameBuffer {
         self.tail - self.head
     }
 
-    /// Whether a complete frame is waiting.
+    /// Whether [`FrameBuffer::next_frame`] has something to say: a complete frame, or an error.
     pub fn has_frame(&self) -> bool {
-        self.invalid.is_none() && self.frame_size().is_some_and(|size| self.pending() >= size)
+        let ready = |len| !(1..=FRAME_SIZE_MAX).contains(&len) || self.pending() >= 4 + len;
+        self.invalid.is_some() || self.len_field().is_some_and(ready)
     }
 
     /// Bytes the frame under way takes in all, once its length is known and valid.
@@ -161,7 +185,7 @@ impl FrameBuffer {
 
     /// Gives back memory that a large frame needed.
     pub fn shrink(&mut self) {
-        if self.pending() == 0 && self.bytes.len() > INPUT_BUFFER_SIZE {
+        if self.pending() == 0 && self.bytes.len() > self.read_size {
             self.bytes = Vec::new();
             (self.head, self.tail) = (0, 0);
         }
@@ -225,6 +249,7 @@ mod tests {
         push(&mut buffer, b"GET / HTTP/1.1\r\n");
         let error = buffer.next_frame().unwrap_err();
         assert!(error.to_string().contains("an HTTP request"), "{error}");
+        assert!(buffer.has_frame(), "an error is something to say");
         assert!(buffer.capacity() <= INPUT_BUFFER_SIZE);
         push(&mut buffer, &[0, 0, 0, 1, 6]);
         assert_eq!(buffer.next_frame(), Err(error));

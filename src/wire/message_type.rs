@@ -55,6 +55,8 @@ message_types! {
     Promote = 0x08, Operator;
     /// Request: stop leading and follow another node.
     Follow = 0x09, Operator;
+    /// Request: where time and system calls went.
+    Inspect = 0x0a, Client;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.

@@ -64,6 +64,7 @@ pub fn record_size(effect: &Effect<'_>) -> usize {
 impl<'a> Record<'a> {
     /// Appends the record's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(record_size(&self.effect));
         out.put_u64(self.lsn.0);
         match self.effect {
             Effect::Put { key, value } => {
@@ -83,6 +84,17 @@ impl<'a> Record<'a> {
                 out.put_u64(term.as_u64());
                 out.extend_from_slice(&leader.0);
             }
+        }
+    }
+
+    /// The term and leader of an encoded `TERM` record; `None` for any other.
+    pub fn term_of(bytes: &[u8]) -> Option<(Term, NodeId)> {
+        if bytes.get(8) != Some(&CMD_TERM) {
+            return None;
+        }
+        match Record::decode(&mut Reader::new(bytes)).ok()?.effect {
+            Effect::Term { term, leader } => Some((term, leader)),
+            _ => None,
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvstore::ids::{Lsn, Term};
-use kvstore::wire::client::{Reply, Request, Status};
+use kvstore::wire::client::{Inspect, Reply, Request, Status};
 use kvstore::wire::{FrameBuffer, MessageType};
 
 /// The term in every reply: 0.3.
@@ -35,6 +35,8 @@ pub fn reply(status: Status, payload: impl Into<Vec<u8>>) -> Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     Put(Vec<u8>, Vec<u8>),
+    PutExplained(Vec<u8>, Vec<u8>),
+    Inspect(Inspect),
     Get(Vec<u8>),
     Delete(Vec<u8>),
     Ping,
@@ -116,6 +118,8 @@ fn serve(mut stream: TcpStream, seen: &Mutex<Vec<Seen>>, script: &dyn Fn(&Seen) 
 fn owned(request: &Request<'_>) -> Seen {
     match *request {
         Request::Put { key, value } => Seen::Put(key.to_vec(), value.to_vec()),
+        Request::PutExplained { key, value } => Seen::PutExplained(key.to_vec(), value.to_vec()),
+        Request::Inspect(inspect) => Seen::Inspect(inspect),
         Request::Get { key } => Seen::Get(key.to_vec()),
         Request::Delete { key } => Seen::Delete(key.to_vec()),
         Request::Ping => Seen::Ping,

@@ -371,6 +371,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         insync_timeout_ms: knobs.insync_timeout_ms,
         heartbeat_ms: knobs.heartbeat_ms,
         wal: WalConfig { segment_bytes: knobs.segment_bytes, durability: Durability::Fsync },
+        receipts: true,
         feed: knobs.feed,
     };
     Host {

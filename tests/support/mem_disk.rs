@@ -28,7 +28,7 @@ use kvstore::disk::{Disk, FileId, Flush};
 
 mod mem_file;
 use mem_file::{Chooser, DirOp, File, Inode, Sector};
-pub use mem_file::{Keep, SECTOR_SIZE, SplitMix64};
+pub use mem_file::{Keep, SECTOR_SIZE, SimulatedCrash, SplitMix64, is_simulated_crash};
 
 /// `errno` values as Linux has them, so that tests need no further crate.
 pub const EIO: i32 = 5;
@@ -80,23 +80,6 @@ impl fmt::Display for Op {
             other => write!(f, "{} {name}", format!("{other:?}").to_lowercase()),
         }
     }
-}
-
-/// The error of every operation from the crash point on.
-#[derive(Debug)]
-pub struct SimulatedCrash;
-
-impl fmt::Display for SimulatedCrash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("simulated crash")
-    }
-}
-
-impl std::error::Error for SimulatedCrash {}
-
-/// Whether an error came from [`MemDisk::crash_before`].
-pub fn is_simulated_crash(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<SimulatedCrash>())
 }
 
 /// A flush that was begun and not completed: what it covers is what was written before it began.
@@ -541,6 +524,19 @@ impl Disk for MemDisk {
         }
         let keep = failure.map_or(Keep::All, |how| how.keep);
         state.file(inode).settle(&mut Chooser::new(keep));
+        outcome(failure)
+    }
+
+    /// As the one call of the system: only the sectors of these bytes become durable.
+    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(file, offset, bytes)?;
+        let mut state = self.state();
+        let inode = state.inode(file)?;
+        let name = state.file(inode).name.clone();
+        let failure = state.begin(OpKind::Sync, &name, offset, bytes.len() as u64)?;
+        let keep = failure.map_or(Keep::All, |how| how.keep);
+        let sectors = offset / SECTOR_SIZE as u64..(offset + bytes.len() as u64).div_ceil(SECTOR_SIZE as u64);
+        state.file(inode).settle_range(sectors, &mut Chooser::new(keep));
         outcome(failure)
     }
 

@@ -1,6 +1,8 @@
 //! What a power loss leaves of one file and of the names, by a given choice. See `mem_disk`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
 
 /// The unit that a power loss keeps or loses.
 pub const SECTOR_SIZE: usize = 512;
@@ -109,6 +111,18 @@ impl File {
         self.durable[start..end].copy_from_slice(content);
     }
 
+    /// Persists the chosen ones of these sectors; none of them is dirty any more.
+    pub fn settle_range(&mut self, range: std::ops::Range<Sector>, chooser: &mut Chooser) {
+        let mut dirty = self.dirty.split_off(&range.start);
+        let mut behind = dirty.split_off(&range.end);
+        self.dirty.append(&mut behind);
+        for (sector, versions) in dirty {
+            if let Some(kept) = chooser.next(versions.len()).checked_sub(1) {
+                self.persist(sector, &versions[kept]);
+            }
+        }
+    }
+
     /// Persists the chosen sectors; none is dirty any more.
     pub fn settle(&mut self, chooser: &mut Chooser) {
         for (sector, versions) in std::mem::take(&mut self.dirty) {
@@ -151,4 +165,21 @@ impl DirOp {
             }
         }
     }
+}
+
+/// The error of every operation from the crash point on.
+#[derive(Debug)]
+pub struct SimulatedCrash;
+
+impl fmt::Display for SimulatedCrash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("simulated crash")
+    }
+}
+
+impl std::error::Error for SimulatedCrash {}
+
+/// Whether an error came from [`MemDisk::crash_before`].
+pub fn is_simulated_crash(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<SimulatedCrash>())
 }

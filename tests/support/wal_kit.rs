@@ -124,3 +124,71 @@ pub fn segments(disk: &MemDisk) -> Vec<String> {
 pub fn segment_of(first_lsn: u64) -> String {
     segment_name(Lsn(first_lsn))
 }
+
+/// What a run has promised when it ends, wherever that is.
+#[derive(Clone, Debug, Default)]
+pub struct Promises {
+    /// The records, as they must read, if they are there.
+    pub appended: Vec<Vec<u8>>,
+    pub durable: usize,
+    /// The node's own record: generation and cut LSN.
+    pub meta: (u64, u64),
+}
+
+impl Promises {
+    /// False: the record has to wait for the flush under way.
+    pub fn append(
+        &mut self,
+        wal: &mut Wal,
+        disk: &MemDisk,
+        flavour: u8,
+        size: usize,
+    ) -> Result<bool, WalError> {
+        let bytes = put_bytes(wal.last_lsn().0 + 1, flavour, size);
+        match append(wal, disk, &bytes) {
+            // Once appended it may be written at any later moment.
+            Ok(()) => self.appended.push(bytes),
+            Err(ReserveError::FlushPending) => return Ok(false),
+            Err(ReserveError::Failed(error)) => return Err(error),
+            Err(ReserveError::NoRoom(error)) => panic!("there is space: {error}"),
+        }
+        Ok(true)
+    }
+
+    pub fn flush(&mut self, wal: &mut Wal, disk: &MemDisk) -> Result<(), WalError> {
+        write(wal, disk)?;
+        self.durable = flush(wal, disk)?.lsn().0 as usize;
+        Ok(())
+    }
+
+    /// The node's own record of a cut is durable.
+    pub fn cut_decided(&mut self, keep: u64) {
+        self.meta = (self.meta.0 + 1, keep);
+        self.appended.truncate(keep as usize);
+        self.durable = self.durable.min(keep as usize);
+    }
+
+    pub fn cut(&mut self, wal: &mut Wal, disk: &MemDisk, keep: u64) -> Result<(), WalError> {
+        self.cut_decided(keep);
+        wal.cut(&mut disk.clone(), Lsn(keep), self.meta.0)?;
+        self.durable = keep as usize;
+        Ok(())
+    }
+
+    /// Opens after a crash and compares; returns how many records there are.
+    pub fn check(&self, disk: &MemDisk, context: &str) -> usize {
+        let opened = open_at(disk, self.meta.0, self.meta.1, SEGMENT_BYTES)
+            .unwrap_or_else(|error| panic!("{context}: {error}"));
+        let mut wal = opened.wal;
+        self.check_log(&mut wal, disk, context)
+    }
+
+    /// Compares an open log; returns how many records there are.
+    pub fn check_log(&self, wal: &mut Wal, disk: &MemDisk, context: &str) -> usize {
+        let found = contents(wal, disk);
+        assert!(found.len() >= self.durable, "{context}: {} records of {}", found.len(), self.durable);
+        assert!(self.appended.starts_with(&found), "{context}: the log is not what was appended");
+        assert_eq!(wal.durable_lsn().0 as usize, found.len(), "{context}");
+        found.len()
+    }
+}

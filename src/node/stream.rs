@@ -1,0 +1,300 @@
+//! A leader's streams to its followers: this turn's batch to those that are up to date, the log files to
+//! those that are behind, heartbeats to the idle, and what comes back.
+//!
+//! A follower costs a bounded amount of memory whatever its lag: past the high-water mark of its output
+//! buffer it is *behind*, and fed again from the log files, one frame at a time, when the buffer is low.
+
+use super::fatal::{fence, malformed};
+use super::leader::Link;
+use super::replog::Line;
+use super::{FatalReason, Node, Role, Stop};
+use crate::conn::{ConnId, Io, OutBuf};
+use crate::ids::Lsn;
+#[cfg(doc)]
+use crate::limits::SESSION_SILENCE_MS;
+use crate::wal::Cursor;
+use crate::wire::peer::{Ack, AppendEntries, AppendTail};
+use crate::{log_debug, log_info, log_warn};
+
+impl Node {
+    /// This turn's records to every follower that is up to date.
+    pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
+        let (last, commit, now, loop_now) =
+            (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
+        let batch = self.inflight.current();
+        let feed_limits = self.config.feed;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if batch.is_empty() {
+            return;
+        }
+        let term_lsn = leader.term_lsn;
+        leader.round += 1;
+        let mut sent_to = 0;
+        for peer in &mut leader.peers {
+            peer.progress.on_appended(last, loop_now);
+            let Link::Streaming(stream) = &mut peer.link else { continue };
+            if stream.behind.is_some() {
+                continue;
+            }
+            let out = io.output(stream.conn);
+            if out.len() > feed_limits.high_water {
+                stream.behind = Some(Cursor::default());
+                continue;
+            }
+            assert!(
+                stream.next_lsn >= batch.first(),
+                "a follower that is up to date has all before the batch"
+            );
+            let mut from = (stream.next_lsn.0 - batch.first().0) as usize;
+            while from < batch.len() {
+                let to = batch.fitting(from, feed_limits.frame_bytes);
+                let (records, chain) = batch.slice(from, to);
+                let tail = AppendTail {
+                    in_sync: peer.progress.may_be_told_in_sync(term_lsn),
+                    commit_lsn: commit,
+                    round: leader.round,
+                    chain,
+                };
+                AppendEntries { record_count: (to - from) as u32, records, tail }.encode(out.bytes_mut());
+                from = to;
+            }
+            stream.next_lsn = last.next();
+            stream.last_sent = now;
+            sent_to += 1;
+        }
+        if sent_to > 0 {
+            let (count, first) = (batch.len(), batch.first());
+            match self.sent_lines.line(now, count as u64) {
+                Line::Info => log_info!(
+                    "replication",
+                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
+                ),
+                Line::Debug => log_debug!(
+                    "replication",
+                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
+                ),
+            }
+        }
+    }
+
+    pub(super) fn on_ack(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+        let ack = Ack::decode(body).map_err(malformed("APPEND_ENTRIES_ACK"))?;
+        let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
+        let streaming = match &mut self.role {
+            Role::Leader(leader) => leader.peer_streaming_on(conn),
+            _ => None,
+        };
+        let Some((index, peer)) = streaming else {
+            self.counters.dead_session_frames += 1;
+            return Ok(());
+        };
+        let Link::Streaming(stream) = &mut peer.link else { return Ok(()) };
+        let rose = match peer.progress.on_ack(ack.last_lsn, stream.next_lsn.prev(), last, loop_now) {
+            Ok(rose) => rose,
+            Err(impossible) => {
+                return fence(format!(
+                    "ACK of LSN {} with {} acknowledged and {} sent",
+                    impossible.acked, impossible.match_lsn, impossible.sent
+                ));
+            }
+        };
+        if ack.round < stream.round_heard {
+            return fence(format!("ACK of round {} after round {}", ack.round, stream.round_heard));
+        }
+        let rtt_ns = now.since(stream.last_sent);
+        stream.last_heard = now;
+        stream.round_heard = ack.round;
+        peer.last_ack = Some(now);
+        if rose {
+            let address = &peer.address;
+            let (lsn, sync_us, rtt_us) = (ack.last_lsn, ack.spent.sync_ns / 1_000, rtt_ns / 1_000);
+            let line = format_args!(
+                "ACK from {address} last_lsn={lsn} after_us={rtt_us} its_fdatasync_us={sync_us}"
+            );
+            match self.ack_lines.line(now, 1) {
+                Line::Info => log_info!("replication", "{line}"),
+                Line::Debug => log_debug!("replication", "{line}"),
+            }
+        }
+        self.marks.ack_received(index, &peer.address, ack.last_lsn, ack.spent.sync_ns);
+        if let Some(trace) = &mut self.trace {
+            trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
+        }
+        self.rejoin(index);
+        self.advance_commit(io);
+        Ok(())
+    }
+
+    pub(super) fn rejoin(&mut self, index: usize) {
+        let (commit, last, loop_now) = (self.commit, self.wal.last_lsn(), self.loop_clock.now());
+        let Some(leader) = self.leader_mut() else { return };
+        if leader.peers[index].progress.rejoin(commit, last, loop_now) {
+            let (address, count, all) =
+                (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
+            log_info!(
+                "replication",
+                "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync"
+            );
+        }
+    }
+
+    /// Asks the rule again; applies and answers what is committed now.
+    pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
+        let own = self.wal.durable();
+        let current = self.inflight.current();
+        // A segment that is begun in the middle of a turn syncs the records before it. They are released with
+        // their batch all the same, once it has been sent.
+        let releasable = if current.is_empty() { self.wal.last_lsn() } else { current.first().prev() };
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.states.clear();
+        leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));
+        let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
+        self.commit = self.commit.max(committed);
+        if committed > self.applied {
+            self.marks.committed(committed);
+            if let Some(trace) = &mut self.trace {
+                trace.committed(committed, self.clock.now());
+            }
+        }
+        // Records loaded at the start are applied already, committed or not; see `start`.
+        self.apply_up_to(io, committed);
+    }
+
+    /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.
+    pub(super) fn release_barred_readers(&mut self, io: &mut dyn Io, applied: Lsn) {
+        let Some(leader) = self.leader_mut().filter(|leader| leader.term_lsn == applied) else { return };
+        let readers = std::mem::take(&mut leader.barred_readers);
+        readers.into_iter().for_each(|conn| self.drain_waiting(io, conn));
+    }
+
+    /// A follower that takes bytes is alive, however long the frame is until whose end it has nothing to
+    /// answer: 8 MiB take longer than [`SESSION_SILENCE_MS`] on a link of less than 22 Mbit/s.
+    pub(super) fn note_taken_output(&mut self, io: &dyn Io) {
+        let now = self.now;
+        let Some(leader) = self.leader_mut() else { return };
+        for peer in &mut leader.peers {
+            let Link::Streaming(stream) = &mut peer.link else { continue };
+            let waiting_bytes = io.output_if_open(stream.conn).map_or(0, OutBuf::len);
+            if waiting_bytes < stream.waiting_bytes {
+                stream.last_heard = now;
+            }
+            stream.waiting_bytes = waiting_bytes;
+        }
+    }
+
+    /// Feeds followers that are behind from the log files, one frame each, while their buffers are low.
+    pub(super) fn feed_followers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        let (last, commit, now) = (self.wal.last_lsn(), self.effective_commit(), self.now);
+        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
+        let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
+        for (index, peer) in leader.peers.iter_mut().enumerate() {
+            let Link::Streaming(stream) = &mut peer.link else { continue };
+            let Some(cursor) = &mut stream.behind else { continue };
+            let out = io.output(stream.conn);
+            if out.len() > feed_limits.low_water {
+                continue;
+            }
+            if stream.next_lsn > last {
+                stream.behind = None;
+                continue;
+            }
+            leader.feed.clear();
+            let range = self.wal.read(
+                self.disk.as_mut(),
+                cursor,
+                stream.next_lsn,
+                feed_limits.frame_bytes,
+                &mut leader.feed,
+            );
+            let range = match range {
+                Ok(range) => range,
+                Err(error) => {
+                    unreadable = Some((index, error.to_string()));
+                    continue;
+                }
+            };
+            leader.round += 1;
+            let tail = AppendTail {
+                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
+                commit_lsn: commit,
+                round: leader.round,
+                chain: range.chain,
+            };
+            AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
+            stream.next_lsn = range.last.next();
+            stream.last_sent = now;
+            if stream.next_lsn > last {
+                stream.behind = None;
+                log_info!(
+                    "replication",
+                    "follower {} is fed from memory again from LSN {}",
+                    peer.address,
+                    stream.next_lsn
+                );
+            }
+        }
+        if let Some((index, why)) = unreadable {
+            self.peer_refused(io, index, &format!("the log cannot be read back for it: {why}"));
+        }
+        Ok(())
+    }
+
+    /// Whether a follower could be fed now: the loop must not sleep then.
+    pub fn wants_feeding(&self, output_len: impl Fn(ConnId) -> usize) -> bool {
+        self.leader().is_some_and(|leader| {
+            leader.peers.iter().any(|peer| match &peer.link {
+                Link::Streaming(stream) => {
+                    stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
+                }
+                _ => false,
+            })
+        })
+    }
+
+    pub(super) fn send_heartbeats(&mut self, io: &mut dyn Io) {
+        let (now, commit, interval_ms) = (self.now, self.effective_commit(), self.config.heartbeat_ms);
+        let (sent_last, chain) = (self.wal.last_lsn(), self.wal.last_chain());
+        let batch_is_empty = self.inflight.current().is_empty();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let term_lsn = leader.term_lsn;
+        for peer in &mut leader.peers {
+            let Link::Streaming(stream) = &mut peer.link else { continue };
+            let up_to_date = stream.behind.is_none() && batch_is_empty && stream.next_lsn == sent_last.next();
+            if !up_to_date || now < stream.last_sent.after_ms(interval_ms) {
+                continue;
+            }
+            leader.round += 1;
+            let tail = AppendTail {
+                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
+                commit_lsn: commit,
+                round: leader.round,
+                chain,
+            };
+            AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
+            stream.last_sent = now;
+        }
+    }
+
+    pub(super) fn expire_followers(&mut self, io: &mut dyn Io) {
+        let (loop_now, timeout_ms) = (self.loop_clock.now(), self.config.insync_timeout_ms);
+        let Role::Leader(leader) = &mut self.role else { return };
+        let mut left = 0;
+        for index in 0..leader.peers.len() {
+            let peer = &mut leader.peers[index];
+            if peer.progress.expire(loop_now, timeout_ms * 1_000_000) {
+                left += 1;
+                let (address, match_lsn) = (peer.address.clone(), peer.progress.match_lsn());
+                let (count, all) = (leader.in_sync_count(), leader.peers.len() + 1);
+                log_warn!(
+                    "replication",
+                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: \
+                     writes go on without it, {count} of {all} nodes in sync"
+                );
+            }
+        }
+        if left > 0 {
+            self.counters.insync_left += left;
+            self.advance_commit(io);
+        }
+    }
+}

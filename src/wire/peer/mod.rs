@@ -1,0 +1,53 @@
+//! What nodes say to each other.
+//!
+//! ```text
+//! HELLO, HELLO_REPLY = [version_min u16][version_max u16][features u64][cmd_types u64][cluster_id 16]
+//!                      [node_id 16][term u64][address_len u16][address][leader_id 16]
+//!                      [leader_address_len u16][leader_address][auth_len u16][auth] trailer
+//! REFUSE             = [code u16][term u64][leader_id 16][address_len u16][leader address]
+//!                      [message_len u16][message] trailer
+//! OPEN               = [term u64][leader_id 16][your_address][address_count u16][address]...
+//!                      [first_lsn u64][last_lsn u64][last_chain u32][start_count u32]
+//!                      [term u64, leader_id 16, first_lsn u64, chain u32]... trailer
+//! OPEN_REPLY         = [term u64][match_lsn u64][match_chain u32][commit_lsn u64][cut_from u64] trailer
+//! FENCE              = [probe u8][term u64][candidate_id 16][candidate address] trailer
+//! FENCE_REPLY        = [verdict u8][term u64][last_term u64][last_lsn u64][commit_lsn u64][leads u8] trailer
+//! APPEND_ENTRIES     = [num_records u32][record]... trailer(flags: bit 0 in sync)
+//!                      [commit_lsn u64][round u64][chain u32]
+//! APPEND_ENTRIES_ACK = [last_lsn u64] trailer [round u64][decode_ns u32][write_ns u32][sync_ns u32]
+//! ```
+//!
+//! `chain` in APPEND_ENTRIES is the chain checksum at the last record of the frame (of a heartbeat: at the
+//! last record sent). A follower compares it before it appends, so a frame that was damaged on its way, or
+//! a log that is not the leader's, never reaches a disk.
+
+mod append;
+mod hello;
+mod session;
+
+use super::codec::{DecodeError, Reader};
+use super::frame::{begin_frame, end_frame};
+use super::message_type::MessageType;
+use crate::limits::ADDRESS_SIZE_MAX;
+
+pub use append::{Ack, AckDurations, AppendEntries, AppendTail};
+pub use hello::{Hello, HelloError, Refuse, RefuseCode, common_version};
+pub use session::{Fence, FenceReply, Open, OpenReply};
+
+/// The oldest and newest version of the peer protocol spoken here.
+pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
+
+fn framed(out: &mut Vec<u8>, message_type: MessageType, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = begin_frame(out, message_type);
+    body(out);
+    end_frame(out, start);
+}
+
+fn finish(mut reader: Reader<'_>) -> Result<(), DecodeError> {
+    reader.trailer()?;
+    reader.finish()
+}
+
+fn decode_address(reader: &mut Reader<'_>, field: &'static str) -> Result<String, DecodeError> {
+    Ok(reader.text16(field, ADDRESS_SIZE_MAX)?.to_owned())
+}

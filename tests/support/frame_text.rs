@@ -1,0 +1,155 @@
+//! Frames as one readable line: type and fields, with names in place of node ids.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use kvstore::ids::{ClusterId, NodeId};
+use kvstore::wire::client::{Reply, Request};
+use kvstore::wire::peer::{Ack, AppendEntries, Fence, FenceReply, Hello, Open, OpenReply, Refuse};
+use kvstore::wire::{Effect, Frame, MessageType, Record};
+
+/// Who has which node id.
+pub type Names = BTreeMap<NodeId, String>;
+
+/// The type and the fields of a frame.
+pub fn frame_text(names: &Names, frame: Frame<'_>) -> String {
+    let message_type = MessageType::from_u8(frame.type_byte).expect("nodes send only known types");
+    let fields = fields(names, message_type, frame.body).expect("nodes send only what can be decoded");
+    format!("{} {fields}", upper_snake(&format!("{message_type:?}"))).trim_end().to_owned()
+}
+
+fn upper_snake(camel: &str) -> String {
+    let mut out = String::new();
+    for (index, letter) in camel.char_indices() {
+        if index > 0 && letter.is_uppercase() {
+            out.push('_');
+        }
+        out.push(letter.to_ascii_uppercase());
+    }
+    out
+}
+
+type Decoded = Result<String, kvstore::wire::DecodeError>;
+
+fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
+    use MessageType as Type;
+    Ok(match message_type {
+        Type::Hello | Type::HelloReply => {
+            let hello = Hello::decode(body).expect("nodes of one build speak one version");
+            let (term, from, cluster) = (hello.term, &hello.address, cluster(hello.cluster_id));
+            format!(
+                "from {from}, {cluster}, term {term}{}",
+                led_by(names, hello.leader, &hello.leader_address)
+            )
+        }
+        Type::Refuse => {
+            let refuse = Refuse::decode(body)?;
+            let leader = led_by(names, refuse.leader, &refuse.leader_address);
+            format!("{:?}, term {}{leader}: {}", refuse.code, refuse.term, refuse.message)
+        }
+        Type::Open => open_text(names, &Open::decode(body)?),
+        Type::OpenReply => {
+            let OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from } = OpenReply::decode(body)?;
+            let cut = if cut_from.0 > 0 { format!(", cut from {cut_from}") } else { String::new() };
+            format!("term {term}, match {match_lsn}, chain {match_chain}, commit {commit_lsn}{cut}")
+        }
+        Type::Fence => {
+            let Fence { probe, term, candidate, address } = Fence::decode(body)?;
+            let kind = if probe { "probe" } else { "binding" };
+            format!("{kind}, term {term}, candidate {} at {address}", name(names, candidate))
+        }
+        Type::FenceReply => {
+            let reply = FenceReply::decode(body)?;
+            let accepted = if reply.accepted { "accepted" } else { "not accepted" };
+            let leads = if reply.leads { ", leads" } else { "" };
+            format!(
+                "{accepted}, term {}, last {} of term {}, commit {}{leads}",
+                reply.term, reply.last_lsn, reply.last_term, reply.commit_lsn
+            )
+        }
+        Type::AppendEntries => {
+            let mut records = String::new();
+            let frame = AppendEntries::decode(body, |record, _| {
+                write!(records, "[{}] ", record_text(names, &record)).expect("a string takes all");
+                Ok(())
+            })?;
+            let in_sync = if frame.tail.in_sync { "in sync" } else { "not in sync" };
+            let tail = frame.tail;
+            format!(
+                "{records}commit {}, round {}, chain {}, {in_sync}",
+                tail.commit_lsn, tail.round, tail.chain
+            )
+        }
+        Type::AppendEntriesAck => {
+            let ack = Ack::decode(body)?;
+            format!("last {}, round {}", ack.last_lsn, ack.round)
+        }
+        Type::Reply => {
+            let Reply { status, lsn, term, payload } = Reply::decode(body)?;
+            let payload = String::from_utf8_lossy(payload);
+            let separator = if payload.is_empty() { "" } else { ": " };
+            format!("{status:?}, lsn {lsn}, term {term}{separator}{payload}")
+        }
+        _ => request_text(Request::decode(message_type, body)?.expect("all other types are requests")),
+    })
+}
+
+fn open_text(names: &Names, open: &Open) -> String {
+    let starts: Vec<String> = open
+        .history
+        .starts()
+        .iter()
+        .map(|start| format!("{} of {} from {}", start.term, name(names, start.leader), start.first_lsn))
+        .collect();
+    format!(
+        "term {}, leader {}, to {}, peers {}, lsn {}..{}, chain {}, terms [{}]",
+        open.term,
+        name(names, open.leader),
+        open.your_address,
+        open.peers.join(" "),
+        open.first_lsn,
+        open.last_lsn,
+        open.last_chain,
+        starts.join(", ")
+    )
+}
+
+fn record_text(names: &Names, record: &Record<'_>) -> String {
+    let text = String::from_utf8_lossy;
+    match record.effect {
+        Effect::Put { key, value } => format!("{} PUT {}={}", record.lsn, text(key), text(value)),
+        Effect::Delete { key } => format!("{} DELETE {}", record.lsn, text(key)),
+        Effect::Term { term, leader } => format!("{} TERM {term} of {}", record.lsn, name(names, leader)),
+    }
+}
+
+fn request_text(request: Request<'_>) -> String {
+    let text = String::from_utf8_lossy;
+    match request {
+        Request::Put { key, value } => format!("{}={}", text(key), text(value)),
+        Request::PutExplained { key, value } => format!("{}={}, with its receipt", text(key), text(value)),
+        Request::Inspect(inspect) => format!("{inspect:?}"),
+        Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
+        Request::Ping | Request::Status => String::new(),
+        Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
+        Request::Follow { address, discard } => {
+            format!("{address}{}", if discard { " --discard" } else { "" })
+        }
+    }
+}
+
+fn name(names: &Names, id: NodeId) -> String {
+    match names.get(&id) {
+        Some(name) => name.clone(),
+        None if id.is_none() => "nobody".to_owned(),
+        None => format!("unknown node {id}"),
+    }
+}
+
+fn led_by(names: &Names, id: NodeId, address: &str) -> String {
+    if id.is_none() { String::new() } else { format!(" led by {} at {address}", name(names, id)) }
+}
+
+fn cluster(id: ClusterId) -> String {
+    if id.is_none() { "no cluster yet".to_owned() } else { format!("cluster {}", &id.to_string()[..6]) }
+}

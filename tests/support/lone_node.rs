@@ -1,0 +1,144 @@
+//! One real node on a disk in memory, and connections whose other end is the test: bytes in, frames out.
+
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+
+use kvstore::conn::{ConnId, Delivered, Intake, OutBuf};
+use kvstore::ids::{ClusterId, NodeId, Term};
+use kvstore::node::{Node, NodeConfig, RoleFlag};
+use kvstore::replication::commit::AckPolicy;
+use kvstore::time::Clock;
+use kvstore::wal::{Durability, WalConfig};
+use kvstore::wire::peer::{Hello, PROTOCOL_VERSIONS};
+use kvstore::wire::{CMD_TYPES_KNOWN, MessageType};
+
+use super::mem_disk::MemDisk;
+
+#[path = "node_io.rs"]
+mod node_io;
+use node_io::{NodeIo, VirtualClock, push, split_frames};
+
+/// What the node did about bytes that were sent to it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Frames on the same connection: type and body.
+    pub frames: Vec<(MessageType, Vec<u8>)>,
+    /// Why the node closed it, if it did so because of what was sent.
+    pub fenced: Option<String>,
+    /// Whether it is closed.
+    pub closed: bool,
+}
+
+/// The node.
+pub struct LoneNode {
+    pub node: Node,
+    io: NodeIo,
+    intakes: BTreeMap<ConnId, Intake>,
+    clock: VirtualClock,
+    next_conn: usize,
+}
+
+impl LoneNode {
+    /// A new node. Every dial of it fails.
+    pub fn new(role: RoleFlag) -> LoneNode {
+        let config = NodeConfig {
+            port: 1,
+            own_address: "lone:1".to_owned(),
+            role,
+            peers: Vec::new(),
+            leader: String::new(),
+            ack: AckPolicy::InSync,
+            min_insync: 1,
+            insync_timeout_ms: 500,
+            heartbeat_ms: 100,
+            receipts: true,
+            wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
+        };
+        let clock = VirtualClock::at_ms(1);
+        let node =
+            Node::open(Box::new(MemDisk::new()), Box::new(clock.clone()), 7, config).expect("a new disk");
+        let mut lone =
+            LoneNode { node, io: NodeIo::default(), intakes: BTreeMap::new(), clock, next_conn: 0 };
+        lone.finish_turn();
+        lone
+    }
+
+    /// A new connection, from which nothing has come yet.
+    pub fn connect(&mut self) -> ConnId {
+        self.next_conn += 1;
+        let conn = ConnId::new(self.next_conn, 1);
+        self.io.outputs.insert(conn, OutBuf::default());
+        self.intakes.insert(conn, Intake::default());
+        self.node.on_accept(conn, "10.0.0.1".to_owned());
+        conn
+    }
+
+    /// One turn in which these bytes arrive.
+    pub fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Answer {
+        let now = self.clock.now();
+        self.node.begin_turn(now);
+        let mut fenced = None;
+        if let Some(mut intake) = self.intakes.remove(&conn) {
+            let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, conn, now);
+            if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
+                fenced = Some(why);
+            }
+            self.intakes.insert(conn, intake);
+        }
+        if let Some(why) = &fenced {
+            self.node.on_closed(&mut self.io, conn, why).expect("the disk is well");
+        }
+        self.finish_turn();
+        let closed = fenced.is_some() || !self.io.is_open(conn);
+        Answer { frames: self.take_frames(conn), fenced, closed }
+    }
+
+    fn finish_turn(&mut self) {
+        self.node.on_timers(&mut self.io, false).expect("the disk is well");
+        self.node.before_sync(&mut self.io);
+        self.node.sync(&mut self.io).expect("the disk is well");
+        self.node.after_sync(&mut self.io).expect("the disk is well");
+        for (dial, _) in std::mem::take(&mut self.io.dials) {
+            self.node.on_dial_failed(&mut self.io, dial, "nobody there").expect("the disk is well");
+        }
+        self.node.sync(&mut self.io).expect("the disk is well");
+    }
+
+    fn take_frames(&mut self, conn: ConnId) -> Vec<(MessageType, Vec<u8>)> {
+        let output = self.io.outputs.get_mut(&conn).expect("the connection is the test's own");
+        let bytes = output.pending().to_vec();
+        output.clear();
+        let typed = |frame: &[u8]| {
+            (MessageType::from_u8(frame[4]).expect("a node sends known types"), frame[5..].to_vec())
+        };
+        split_frames(&bytes).map(typed).collect()
+    }
+}
+
+/// A frame with any type byte and any body.
+pub fn frame(type_byte: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = (1 + body.len() as u32).to_be_bytes().to_vec();
+    bytes.push(type_byte);
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Who the test pretends to be when it speaks as a leader.
+pub const LEADER: NodeId = NodeId([0xaa; 16]);
+
+/// The hello of a leader that listens at `address`.
+pub fn hello(address: &str) -> Hello {
+    Hello {
+        versions: PROTOCOL_VERSIONS,
+        features: 0,
+        cmd_types: CMD_TYPES_KNOWN,
+        cluster_id: ClusterId([0xcc; 16]),
+        node_id: LEADER,
+        term: Term { promotion: 0, start: 1 },
+        address: address.to_owned(),
+        leader: LEADER,
+        leader_address: address.to_owned(),
+        auth: Vec::new(),
+    }
+}

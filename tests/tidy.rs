@@ -1,0 +1,393 @@
+//! The layering and the style of this repository, held by a test: who may use whom, how long a file may be, and
+//! what is not written here at all. What is refused names the file, the line and the reason.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines of a source file, at most.
+const SOURCE_LINES_MAX: usize = 450;
+/// Lines of a test file, at most.
+const TEST_LINES_MAX: usize = 600;
+/// Characters of a line, at most.
+const LINE_CHARS_MAX: usize = 120;
+
+/// Source files that may be longer, and why.
+const LONG_SOURCES: &[(&str, &str)] = &[];
+
+/// Tests that may sleep, and why no event can be awaited instead.
+const SLEEPING_TESTS: &[(&str, &str)] = &[
+    (
+        "tests/e2e_clients.rs",
+        "a slow client is what is tested, and the CPU time of a node that has nothing to do",
+    ),
+    ("tests/e2e_crash.rs", "pauses between looks at other threads and at ports where nobody listens"),
+    ("tests/e2e_process.rs", "measures the CPU time of a node that has nothing to do"),
+    ("tests/syscalls_support/mod.rs", "pauses between looks at another process, with a deadline"),
+    ("tests/support/cluster.rs", "pauses between looks at another process, each with a deadline"),
+];
+
+/// Files with unsafe code, and what it is for.
+const UNSAFE: &[(&str, &str)] = &[("src/main.rs", "mallopt, before there is anything else")];
+
+/// What each part of the library may use of the others. Parts that stand at the top (`net`, the binaries) are free.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("ids", &[]),
+    ("limits", &[]),
+    ("time", &[]),
+    ("rng", &[]),
+    ("ledger", &[]),
+    ("address", &["limits"]),
+    ("wire", &["ids", "limits", "wire", "replication::history"]),
+    ("replication", &["ids", "limits", "replication", "rng", "time", "wal::Durable"]),
+    ("keyspace", &["ids", "limits", "wire", "keyspace"]),
+    ("disk", &["disk", "ledger"]),
+    ("wal", &["disk", "ids", "limits", "replication::history", "wal", "wire"]),
+    ("meta", &["disk", "ids", "limits", "meta", "wire"]),
+    ("trace", &["ids", "time", "trace", "wire"]),
+    ("marks", &["disk", "ids", "wire"]),
+    ("conn", &["conn", "limits", "node", "time", "wire"]),
+    (
+        "node",
+        &[
+            "address",
+            "conn",
+            "disk",
+            "ids",
+            "keyspace",
+            "ledger",
+            "limits",
+            "log_",
+            "marks",
+            "meta",
+            "node",
+            "replication",
+            "rng",
+            "time",
+            "trace",
+            "wal",
+            "wire",
+        ],
+    ),
+    ("client", &["address", "client", "ids", "limits", "trace::STAGES", "wire"]),
+];
+
+/// Words that only some parts may write.
+const RESERVED: &[(&str, &[&str], &str)] = &[
+    ("std::fs", &["disk"], "disk/ is the only user of files"),
+    ("rustix::fs", &["disk"], "disk/ is the only user of files"),
+    ("std::os", &["disk", "net", "client"], "the operating system's types stay at the edges"),
+    ("mio::", &["net"], "net/ is the only user of mio"),
+    ("slab::Slab", &["net", "keyspace"], "net/ is the only user of slab; keyspace/ has its own"),
+    ("std::net::", &["net", "client", "address", "config"], "sockets belong to net/ and the client"),
+    ("std::time", &["net", "client"], "time is an argument: see `time::Clock`"),
+    ("std::thread", &[], "one thread"),
+    ("rustix::", &["disk", "net", "logsink", "ledger", "main", "client"], "system calls belong to the edges"),
+    ("rand::", &["main"], "randomness is an argument: see `rng::Rng`"),
+    ("println!", &["client", "bin"], "the node logs, it does not print"),
+    ("HashMap", &["keyspace"], "no order that a hash decides may be seen"),
+    ("HashSet", &["keyspace"], "no order that a hash decides may be seen"),
+];
+
+/// What a commit may have at the top of the tree, besides dotfiles and licences.
+const TOP_LEVEL: &[&str] = &[
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "README.md",
+    "bench",
+    "scripts",
+    "src",
+    "tests",
+];
+
+/// Files with longer lines, and why.
+const LONG_LINES: &[(&str, &str)] = &[("tests/receipts.rs", "holds what a command prints, line by line")];
+
+struct File {
+    /// Relative to the root, with `/`.
+    path: String,
+    text: String,
+}
+
+impl File {
+    /// The part of the library it belongs to: the directory or file below `src`.
+    fn part(&self) -> &str {
+        let below = self.path.strip_prefix("src/").unwrap_or(&self.path);
+        below.split('/').next().unwrap_or(below).trim_end_matches(".rs")
+    }
+
+    /// Numbered lines that are code of the product: no comments, no unit tests (they end a file).
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let is_unit_tests = self.path.ends_with("/tests.rs");
+        let lines = self.text.lines().take_while(move |line| !is_unit_tests && *line != "#[cfg(test)]");
+        lines
+            .enumerate()
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+            .map(|(at, line)| (at + 1, line))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn walk(directory: &Path, take: &mut dyn FnMut(PathBuf)) {
+    for entry in fs::read_dir(directory).expect("a directory of the repository can be listed") {
+        let path = entry.expect("it can be listed").path();
+        let name = path.file_name().expect("a listed name").to_string_lossy().into_owned();
+        let generated = ["target", "corpus", "artifacts", "coverage", "out", ".git"].contains(&name.as_str());
+        if path.is_dir() && !generated {
+            walk(&path, take);
+        } else if path.is_file() {
+            take(path);
+        }
+    }
+}
+
+fn files(below: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<File> {
+    let mut files = Vec::new();
+    walk(&root().join(below), &mut |path| {
+        let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().replace('\\', "/");
+        if is_wanted(&name) {
+            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+            files.push(File { path: name, text });
+        }
+    });
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(!files.is_empty(), "nothing was found below {below}");
+    files
+}
+
+fn rust_files(below: &str) -> Vec<File> {
+    files(below, |name| name.ends_with(".rs"))
+}
+
+/// All that is wrong, told at once.
+#[derive(Default)]
+struct Complaints(String);
+
+impl Complaints {
+    fn add(&mut self, path: &str, line: usize, why: impl std::fmt::Display) {
+        writeln!(self.0, "{path}:{line}: {why}").expect("a string takes all");
+    }
+
+    fn check(self) {
+        assert!(self.0.is_empty(), "\n{}", self.0);
+    }
+}
+
+/// Every `crate::…` of a line, with what stands in braces spelled out.
+fn uses(line: &str) -> Vec<String> {
+    let mut uses = Vec::new();
+    for rest in line.split("crate::").skip(1) {
+        let is_path = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == ':';
+        match rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+            Some((list, _)) => uses.extend(list.split(',').map(|item| item.trim().to_owned())),
+            None => uses.push(rest.chars().take_while(|letter| is_path(*letter)).collect()),
+        }
+    }
+    uses
+}
+
+#[test]
+fn uses_are_found_wherever_they_stand() {
+    assert_eq!(uses("    let x = crate::wal::Wal::open(crate::disk::X);"), ["wal::Wal::open", "disk::X"]);
+    assert_eq!(uses("use crate::{log_info, log_warn};"), ["log_info", "log_warn"]);
+    assert_eq!(uses("use crate::{"), [""], "a list over several lines is allowed to nobody");
+}
+
+#[test]
+fn every_part_uses_only_what_stands_below_it() {
+    let mut complaints = Complaints::default();
+    for file in rust_files("src") {
+        let Some((part, allowed)) = LAYERS.iter().find(|(part, _)| *part == file.part()) else { continue };
+        for (number, line) in file.code() {
+            for used in uses(line) {
+                let fits = |allowed: &&str| {
+                    let is_macro = allowed.ends_with('_') && used.starts_with(*allowed);
+                    is_macro || used == **allowed || used.starts_with(&format!("{allowed}::"))
+                };
+                if !allowed.iter().any(fits) {
+                    complaints.add(&file.path, number, format_args!("{part} may not use {used}"));
+                }
+            }
+        }
+    }
+    complaints.check();
+}
+
+#[test]
+fn every_part_is_in_the_table_or_at_the_top() {
+    let top = ["net", "bin", "main", "lib", "config", "logging", "logsink"];
+    for file in rust_files("src") {
+        let known = LAYERS.iter().any(|(part, _)| *part == file.part()) || top.contains(&file.part());
+        assert!(known, "{}: say in tests/tidy.rs what {} may use", file.path, file.part());
+    }
+    for (part, _) in LAYERS {
+        assert!(rust_files("src").iter().any(|file| file.part() == *part), "there is no {part} any more");
+    }
+}
+
+#[test]
+fn sockets_files_clocks_and_system_calls_stay_where_they_belong() {
+    let mut complaints = Complaints::default();
+    for file in rust_files("src") {
+        for (number, line) in file.code() {
+            for (word, parts, why) in RESERVED {
+                let found = line.match_indices(word).any(|(at, _)| {
+                    !line[..at].ends_with(|letter: char| letter.is_alphanumeric() || letter == '_')
+                });
+                if found && !parts.contains(&file.part()) {
+                    complaints.add(&file.path, number, format_args!("{word}: {why}"));
+                }
+            }
+        }
+    }
+    complaints.check();
+}
+
+#[test]
+fn the_event_loop_never_reads_a_term_or_an_lsn() {
+    let mut complaints = Complaints::default();
+    for file in rust_files("src/net") {
+        for (number, line) in file.code() {
+            let words = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
+            for word in words.filter(|word| ["Lsn", "Term", "lsn", "term"].contains(word)) {
+                complaints.add(&file.path, number, format_args!("net moves bytes and knows no {word}"));
+            }
+        }
+    }
+    complaints.check();
+}
+
+#[test]
+fn files_begin_with_prose_and_are_not_too_long() {
+    let mut complaints = Complaints::default();
+    let parts = [("src", SOURCE_LINES_MAX), ("bench/src", SOURCE_LINES_MAX), ("tests", TEST_LINES_MAX)];
+    for (below, lines_max) in parts {
+        for file in rust_files(below) {
+            let lines = file.text.lines().count();
+            let excused = LONG_SOURCES.iter().any(|(path, _)| *path == file.path);
+            if lines > lines_max && !excused {
+                complaints.add(&file.path, lines, format_args!("{lines} lines; {lines_max} are allowed"));
+            }
+            if !file.text.starts_with("//!") && lines > 1 {
+                complaints.add(&file.path, 1, "the first lines say what this file promises (`//!`)");
+            }
+        }
+    }
+    for (path, _) in LONG_SOURCES {
+        assert!(root().join(path).exists(), "{path} is excused and not there");
+    }
+    complaints.check();
+}
+
+#[test]
+fn lines_fit_a_screen_and_end_where_they_end() {
+    let mut complaints = Complaints::default();
+    for file in ["src", "tests", "bench"].iter().flat_map(|below| rust_files(below)) {
+        let excused = LONG_LINES.iter().any(|(path, _)| *path == file.path);
+        for (at, line) in file.text.lines().enumerate() {
+            let chars = line.chars().count();
+            if chars > LINE_CHARS_MAX && !excused {
+                complaints.add(&file.path, at + 1, format_args!("{chars} characters of {LINE_CHARS_MAX}"));
+            }
+            if line.ends_with(char::is_whitespace) || line.contains('\t') {
+                complaints.add(&file.path, at + 1, "a tab, or white space at the end");
+            }
+        }
+    }
+    complaints.check();
+}
+
+#[test]
+fn nothing_is_left_for_later_and_nothing_fails_without_a_reason() {
+    let words = [
+        ("unwrap()", "say why it cannot fail: expect"),
+        ("todo!", "do it"),
+        ("unimplemented!", "do it"),
+        ("dbg!", "a trace of debugging"),
+        ("dyn std::error::Error>", "an error is a type of its own"),
+        ("dyn Error>", "an error is a type of its own"),
+    ];
+    let mut complaints = Complaints::default();
+    for file in rust_files("src") {
+        for (number, line) in file.code() {
+            for (word, why) in words.iter().filter(|(word, _)| line.contains(word)) {
+                complaints.add(&file.path, number, format_args!("{word}: {why}"));
+            }
+        }
+        let excused = UNSAFE.iter().any(|(path, _)| *path == file.path);
+        for (number, line) in file.code().filter(|_| !excused) {
+            if line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl") {
+                complaints.add(&file.path, number, "unsafe code");
+            }
+        }
+        for (at, line) in file.text.lines().enumerate() {
+            for word in ["TODO", "FIXME", "XXX"].iter().filter(|word| line.contains(**word)) {
+                complaints.add(&file.path, at + 1, format_args!("{word}: do it, or open an issue"));
+            }
+        }
+    }
+    complaints.check();
+}
+
+#[test]
+fn tests_wait_for_events() {
+    let mut complaints = Complaints::default();
+    for file in rust_files("tests").iter().filter(|file| file.path != "tests/tidy.rs") {
+        let excused = SLEEPING_TESTS.iter().any(|(path, _)| *path == file.path);
+        for (number, _) in file.code().filter(|(_, line)| line.contains("sleep(")) {
+            if !excused {
+                complaints.add(
+                    &file.path,
+                    number,
+                    "a sleep; await an event, or say in tests/tidy.rs why not",
+                );
+            }
+        }
+    }
+    complaints.check();
+}
+
+#[test]
+fn the_top_of_the_tree_holds_what_is_expected() {
+    // What git does not know is not of the repository: data directories, build output.
+    let ignored = fs::read_to_string(root().join(".gitignore")).expect("there is a .gitignore");
+    let is_ignored = |name: &str| {
+        ignored.lines().filter_map(|line| line.strip_prefix('/')).any(|pattern| {
+            let prefix = pattern.split(['[', '*']).next().unwrap_or(pattern);
+            if pattern.len() > prefix.len() { name.starts_with(prefix) } else { name == pattern }
+        })
+    };
+    for entry in fs::read_dir(root()).expect("the root can be listed") {
+        let name = entry.expect("it can be listed").file_name().to_string_lossy().into_owned();
+        let is_known =
+            TOP_LEVEL.contains(&name.as_str()) || name.starts_with('.') || name.starts_with("LICENSE");
+        assert!(
+            is_known || is_ignored(&name),
+            "{name} at the top of the tree: put it below, or into tests/tidy.rs"
+        );
+    }
+}
+
+#[test]
+fn the_repository_speaks_only_of_itself() {
+    let elsewhere = concat!("..", "/shared");
+    let also = concat!("/work", "/");
+    let is_text = |name: &str| {
+        [".rs", ".md", ".toml", ".sh", ".txt", ".yml"].iter().any(|ending| name.ends_with(ending))
+            || name.starts_with(".ci/")
+    };
+    let mut complaints = Complaints::default();
+    for file in files("", is_text) {
+        for (at, line) in file.text.lines().enumerate() {
+            if line.contains(elsewhere) || line.contains(also) {
+                complaints.add(&file.path, at + 1, "a path outside of the repository");
+            }
+        }
+    }
+    complaints.check();
+}

@@ -1,0 +1,349 @@
+//! Every message type with arbitrary contents: there and back, cut short, longer than known, and random.
+
+use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
+use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, PEERS_MAX};
+use kvstore::replication::history::{TermHistory, TermStart};
+use kvstore::wire::client::{Inspect, Reply, Request, Status};
+use kvstore::wire::peer::{
+    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply,
+    PROTOCOL_VERSIONS, Refuse, RefuseCode,
+};
+use kvstore::wire::{Effect, MESSAGE_TYPES, MessageType, Record};
+use proptest::prelude::*;
+
+#[path = "fuzz/checks/messages.rs"]
+mod messages;
+use messages::{check_message, recoded};
+
+/// A frame, and how many bytes at its end are the trailer (0: the message is sent without one).
+#[derive(Clone, Debug)]
+struct Sample {
+    frame: Vec<u8>,
+    trailer_size: usize,
+    /// A receiver needs the trailer's fields.
+    trailer_needed: bool,
+}
+
+impl Sample {
+    fn new(trailer_size: usize, encode: impl FnOnce(&mut Vec<u8>)) -> Sample {
+        let mut frame = Vec::new();
+        encode(&mut frame);
+        Sample { frame, trailer_size, trailer_needed: trailer_size > EMPTY_TRAILER }
+    }
+
+    fn message_type(&self) -> MessageType {
+        MessageType::from_u8(self.frame[4]).expect("a known type was encoded")
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.frame[5..]
+    }
+}
+
+const EMPTY_TRAILER: usize = 4;
+
+fn lsn() -> impl Strategy<Value = Lsn> {
+    any::<u64>().prop_map(Lsn)
+}
+
+fn term() -> impl Strategy<Value = Term> {
+    any::<u64>().prop_map(Term::from_u64)
+}
+
+fn node_id() -> impl Strategy<Value = NodeId> {
+    any::<[u8; 16]>().prop_map(NodeId)
+}
+
+fn chain() -> impl Strategy<Value = Chain> {
+    any::<u32>().prop_map(Chain)
+}
+
+/// Any bytes; the large ones are a pattern, because drawing each byte takes longer than the test.
+fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
+    let pattern = |(size, first): (usize, u8)| (0..size).map(|at| first.wrapping_add(at as u8)).collect();
+    let large = (0..=max, any::<u8>()).prop_map(pattern);
+    prop_oneof![8 => prop::collection::vec(any::<u8>(), 0..40), 1 => large]
+}
+
+/// Any text of at most `max` bytes, of the full size now and then.
+fn text(max: usize) -> impl Strategy<Value = String> {
+    let any_text = prop::collection::vec(any::<char>(), 0..40).prop_map(move |letters| {
+        let mut text: String = letters.into_iter().collect();
+        while text.len() > max {
+            text.pop();
+        }
+        text
+    });
+    prop_oneof![4 => any_text, 1 => Just("x".repeat(max))]
+}
+
+fn address() -> impl Strategy<Value = String> {
+    text(ADDRESS_SIZE_MAX)
+}
+
+fn inspect() -> impl Strategy<Value = Inspect> {
+    prop_oneof![
+        any::<u64>().prop_map(|lsn| Inspect::Receipt(Lsn(lsn))),
+        any::<u64>().prop_map(Inspect::Slowest),
+        any::<u64>().prop_map(Inspect::Tail),
+        prop::sample::select(vec![Inspect::Latency, Inspect::Syscalls, Inspect::Reset]),
+    ]
+}
+
+fn request() -> impl Strategy<Value = Sample> {
+    (0..9_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+        |(kind, key, value, flag, address, inspect)| {
+            let request = match kind {
+                0 => Request::Put { key: &key, value: &value },
+                1 => Request::Get { key: &key },
+                2 => Request::Delete { key: &key },
+                3 => Request::Ping,
+                4 => Request::Status,
+                5 => Request::Promote { force: flag },
+                6 => Request::Inspect(inspect),
+                7 => Request::PutExplained { key: &key, value: &value },
+                _ => Request::Follow { address: &address, discard: flag },
+            };
+            let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };
+            let sample = Sample::new(trailer_size, |out| request.encode(out));
+            assert_eq!(Request::decode(sample.message_type(), sample.body()), Ok(Some(request)));
+            sample
+        },
+    )
+}
+
+fn reply() -> impl Strategy<Value = Sample> {
+    (prop::sample::select(&Status::ALL[..]), lsn(), term(), bytes(100_000)).prop_map(
+        |(status, lsn, term, payload)| {
+            let reply = Reply { status, lsn, term, payload: &payload };
+            let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
+            assert_eq!(Reply::decode(sample.body()), Ok(reply));
+            sample
+        },
+    )
+}
+
+fn hello() -> impl Strategy<Value = Sample> {
+    let versions = (0..=PROTOCOL_VERSIONS.1, PROTOCOL_VERSIONS.0..=u16::MAX);
+    let ids = (any::<[u8; 16]>().prop_map(ClusterId), node_id(), node_id());
+    let rest = (address(), address(), bytes(AUTH_SIZE_MAX), any::<bool>());
+    (versions, any::<(u64, u64)>(), ids, term(), rest).prop_map(|(versions, bits, ids, term, rest)| {
+        let (cluster_id, node_id, leader) = ids;
+        let (address, leader_address, auth, is_reply) = rest;
+        let (features, cmd_types) = bits;
+        let hello = Hello {
+            versions,
+            features,
+            cmd_types,
+            cluster_id,
+            node_id,
+            term,
+            address,
+            leader,
+            leader_address,
+            auth,
+        };
+        let sample = Sample::new(EMPTY_TRAILER, |out| hello.encode(is_reply, out));
+        assert_eq!(Hello::decode(sample.body()), Ok(hello));
+        sample
+    })
+}
+
+fn refuse() -> impl Strategy<Value = Sample> {
+    use RefuseCode::*;
+    let codes = [
+        Version,
+        Cluster,
+        Identity,
+        StaleTerm,
+        TwoLeaders,
+        NotFollower,
+        Disagreement,
+        CutBelowCommit,
+        Session,
+        CmdType,
+        LogTooShort,
+        ShuttingDown,
+        Other,
+    ];
+    (prop::sample::select(codes.to_vec()), term(), node_id(), address(), text(usize::from(u16::MAX)))
+        .prop_map(|(code, term, leader, leader_address, message)| {
+            let refuse = Refuse { code, term, leader, leader_address, message };
+            let sample = Sample::new(EMPTY_TRAILER, |out| refuse.encode(out));
+            assert_eq!(Refuse::decode(sample.body()), Ok(refuse));
+            sample
+        })
+}
+
+fn open() -> impl Strategy<Value = Sample> {
+    let steps = prop::collection::vec((1..1_000_u64, 1..1_000_u64, node_id(), chain()), 0..30);
+    let history = steps.prop_map(|steps| {
+        let (mut term, mut first_lsn) = (0, 0);
+        let start = |(term_step, lsn_step, leader, chain)| {
+            (term, first_lsn) = (term + term_step, first_lsn + lsn_step);
+            TermStart { term: Term::from_u64(term), leader, first_lsn: Lsn(first_lsn), chain }
+        };
+        TermHistory::from_starts(steps.into_iter().map(start).collect()).expect("terms and LSNs rise")
+    });
+    let addresses = (address(), prop::collection::vec(address(), 0..=PEERS_MAX));
+    (history, addresses, node_id(), (0..9_u64, 0..9_u64), lsn(), chain()).prop_map(
+        |(history, (your_address, peers), leader, (later_term, later_lsn), first_lsn, last_chain)| {
+            let last = history.last().map_or((0, 0), |last| (last.term.as_u64(), last.first_lsn.0));
+            let (term, last_lsn) = (Term::from_u64(last.0 + later_term), Lsn(last.1 + later_lsn));
+            let open = Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history };
+            let sample = Sample::new(EMPTY_TRAILER, |out| open.encode(out));
+            assert_eq!(Open::decode(sample.body()), Ok(open));
+            sample
+        },
+    )
+}
+
+fn open_reply() -> impl Strategy<Value = Sample> {
+    (term(), lsn(), chain(), lsn(), lsn()).prop_map(|(term, match_lsn, match_chain, commit_lsn, cut_from)| {
+        let reply = OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from };
+        let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
+        assert_eq!(OpenReply::decode(sample.body()), Ok(reply));
+        sample
+    })
+}
+
+fn fence() -> impl Strategy<Value = Sample> {
+    (any::<bool>(), term(), node_id(), address()).prop_map(|(probe, term, candidate, address)| {
+        let fence = Fence { probe, term, candidate, address };
+        let sample = Sample::new(EMPTY_TRAILER, |out| fence.encode(out));
+        assert_eq!(Fence::decode(sample.body()), Ok(fence));
+        sample
+    })
+}
+
+fn fence_reply() -> impl Strategy<Value = Sample> {
+    (any::<(bool, bool)>(), term(), term(), lsn(), lsn()).prop_map(
+        |((accepted, leads), term, last_term, last_lsn, commit_lsn)| {
+            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads };
+            let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
+            assert_eq!(FenceReply::decode(sample.body()), Ok(reply));
+            sample
+        },
+    )
+}
+
+fn append_entries() -> impl Strategy<Value = Sample> {
+    let record =
+        (0..3_usize, lsn(), prop::collection::vec(any::<u8>(), 1..40), bytes(50_000), term(), node_id());
+    let tail = (any::<bool>(), lsn(), any::<u64>(), chain());
+    (prop::collection::vec(record, 0..20), tail).prop_map(|(records, (in_sync, commit_lsn, round, chain))| {
+        let mut encoded = Vec::new();
+        let mut sizes = Vec::new();
+        for (kind, lsn, key, value, term, leader) in &records {
+            let effect = match kind {
+                0 => Effect::Put { key, value },
+                1 => Effect::Delete { key },
+                _ => Effect::Term { term: *term, leader: *leader },
+            };
+            let start = encoded.len();
+            Record { lsn: *lsn, effect }.encode(&mut encoded);
+            sizes.push((*lsn, encoded.len() - start));
+        }
+        let tail = AppendTail { in_sync, commit_lsn, round, chain };
+        let entries = AppendEntries { record_count: records.len() as u32, records: &encoded, tail };
+        let sample = Sample::new(4 + 8 + 8 + 4, |out| entries.encode(out));
+        let mut seen = Vec::new();
+        let decoded = AppendEntries::decode(sample.body(), |record, bytes| {
+            seen.push((record.lsn, bytes.len()));
+            Ok(())
+        });
+        assert_eq!((decoded, seen), (Ok(entries), sizes));
+        sample
+    })
+}
+
+fn ack() -> impl Strategy<Value = Sample> {
+    (lsn(), any::<u64>(), any::<[u32; 3]>()).prop_map(|(last_lsn, round, [decode_ns, write_ns, sync_ns])| {
+        let ack = Ack { last_lsn, round, spent: AckDurations { decode_ns, write_ns, sync_ns } };
+        let sample = Sample::new(4 + 8 + 4 + 4 + 4, |out| ack.encode(out));
+        assert_eq!(Ack::decode(sample.body()), Ok(ack));
+        sample
+    })
+}
+
+/// Any message; each kind asserts its own round trip while it is made.
+fn sample() -> impl Strategy<Value = Sample> {
+    prop_oneof![
+        4 => request(),
+        1 => reply(),
+        1 => hello(),
+        1 => refuse(),
+        1 => open(),
+        1 => open_reply(),
+        1 => fence(),
+        1 => fence_reply(),
+        1 => append_entries(),
+        1 => ack(),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn a_message_survives_the_wire(sample in sample()) {
+        prop_assert_eq!(&recoded(sample.message_type(), sample.body()).expect("it was encoded"), &sample.frame);
+    }
+
+    #[test]
+    fn what_a_later_version_adds_to_the_trailer_is_skipped(
+        sample in sample(),
+        more in prop::collection::vec(any::<u8>(), 1..50),
+        flags in any::<u16>(),
+    ) {
+        let mut body = sample.body().to_vec();
+        if sample.trailer_size == 0 {
+            body.extend_from_slice(&[0, 2, 0, 0]);
+        }
+        let trailer = body.len() - sample.trailer_size.max(EMPTY_TRAILER);
+        let length = u16::from_be_bytes([body[trailer], body[trailer + 1]]) + more.len() as u16;
+        body[trailer..trailer + 2].copy_from_slice(&length.to_be_bytes());
+        // The lowest bit of the flags has a meaning today.
+        body[trailer + 2] = (flags >> 8) as u8;
+        body[trailer + 3] = (flags as u8 & !1) | (body[trailer + 3] & 1);
+        body.extend_from_slice(&more);
+        prop_assert_eq!(&recoded(sample.message_type(), &body).expect("later fields are skipped"), &sample.frame);
+    }
+
+    #[test]
+    fn a_message_cut_short_or_followed_by_more_is_refused(
+        sample in sample(),
+        at in any::<prop::sample::Index>(),
+        more in any::<u8>(),
+    ) {
+        let (body, message_type) = (sample.body(), sample.message_type());
+        if !body.is_empty() {
+            let size = at.index(body.len());
+            let trailer_left_out = !sample.trailer_needed && size == body.len() - sample.trailer_size;
+            prop_assert_eq!(recoded(message_type, &body[..size]).is_ok(), trailer_left_out, "{} bytes", size);
+        }
+        let longer = [body, &[more]].concat();
+        prop_assert!(recoded(message_type, &longer).is_err(), "a byte behind the end is seen");
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_or_understood(
+        message_type in prop::sample::select(MESSAGE_TYPES),
+        body in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        check_message(&[&[message_type as u8], &body[..]].concat());
+    }
+
+    #[test]
+    fn a_message_with_flipped_bits_is_refused_or_understood(
+        sample in sample(),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u8), 1..4),
+    ) {
+        let mut input = sample.frame[4..].to_vec();
+        for (at, bit) in flips {
+            let at = at.index(input.len());
+            input[at] ^= 1 << bit;
+        }
+        check_message(&input);
+    }
+}
