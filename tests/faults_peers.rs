@@ -301,6 +301,26 @@ fn an_ack_that_comes_again_counts_once_and_one_that_goes_back_is_fenced() {
 }
 
 #[test]
+fn an_ack_on_the_connection_before_the_present_one_changes_nothing() {
+    let (mut lone, old, open) = leader_of_test();
+    let _ = lone.send(old, &empty_reply(&open));
+    assert_eq!(lone.send(old, &ack(1)).fenced, None);
+    assert!(lone.send(old, &empty_reply(&open)).closed);
+    let (new, (_, body)) = answered_dial(&mut lone, "follower:1");
+    let open = Open::decode(&body).expect("an OPEN");
+    assert_eq!(lone.send(new, &empty_reply(&open)).fenced, None);
+    let client = lone.connect();
+    let _ = put(&mut lone, client, b"v");
+    // It left the old connection before that was closed, and arrives when the new session waits for just that.
+    let late = lone.send(old, &ack(2));
+    assert_eq!((late.frames.len(), lone.node.positions()), (0, (Lsn(2), Lsn(1), Lsn(1))));
+    assert_eq!(lone.said(client), []);
+    assert_eq!(lone.send(new, &ack(2)).fenced, None);
+    assert_eq!(lone.node.positions(), (Lsn(2), Lsn(2), Lsn(2)));
+    assert_eq!(status(&lone.said(client)), Status::Ok);
+}
+
+#[test]
 fn a_peer_that_knows_the_last_term_of_all_stops_a_promotion_and_not_the_node() {
     let mut lone = LoneNode::on(&MemDisk::new(), RoleFlag::Follower, &["other:1"]);
     let operator = lone.connect();

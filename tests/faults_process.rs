@@ -1,5 +1,5 @@
-//! A bug in the running program, and a refused connection that never takes its last words: both seen from outside,
-//! on the program as it is built.
+//! Faults seen from outside, on the program as it is built: a bug in it, a damaged record of terms and votes, a
+//! refused connection that never takes its last words, and thousands of connections at once.
 
 #[path = "support/cluster.rs"]
 mod cluster;
@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use cluster::{DEADLINE, Raw, Single};
+use cluster::{Cluster, DEADLINE, Raw, Single};
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::replication::history::TermHistory;
 use kvstore::wire::client::{Request, Status};
@@ -141,4 +141,77 @@ fn a_refused_connection_that_never_takes_its_last_words_is_closed_at_its_deadlin
     let mut bystander = single.node.raw();
     bystander.request(&Request::Put { key: b"k", value: b"v" });
     assert_eq!(bystander.reply().0, Status::Ok);
+}
+
+#[test]
+fn one_damaged_copy_of_term_and_vote_is_repaired_and_two_are_refused() {
+    let mut single = Single::start(&[]);
+    single.node.client().put(b"k", b"v").unwrap();
+    let term = single.node.status()["term"].as_u64().unwrap();
+    single.node.kill9();
+    let copies = ["META.a", "META.b"].map(|name| single.node.dir.join(name));
+    let damage = |path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[60] ^= 8;
+        fs::write(path, bytes).unwrap();
+    };
+    for copy in &copies {
+        let mark = single.node.log.mark();
+        damage(copy);
+        single.node.start();
+        let line = single.node.log.wait_for_line(mark, "was damaged (", DEADLINE);
+        let name = copy.file_name().unwrap().to_str().unwrap();
+        assert!(line.contains("WARN") && line.contains(name), "{line}");
+        single.node.kill9();
+    }
+    let repaired = fs::read(&copies[0]).unwrap();
+    assert_eq!(repaired, fs::read(&copies[1]).unwrap());
+    copies.iter().for_each(damage);
+    let (code, text) = single.node.start_refused();
+    assert_eq!(code, 12, "{text}");
+    assert!(text.contains("META.a") && text.contains("META.b") && !text.contains("ready:"), "{text}");
+    assert!(copies.iter().all(|copy| fs::read(copy).unwrap() != repaired), "a refusal changes nothing");
+    // With one copy restored it goes on above every term it was in.
+    fs::write(&copies[1], &repaired).unwrap();
+    single.node.start();
+    assert!(single.node.status()["term"].as_u64().unwrap() > term + 2, "two starts and this one");
+    assert_eq!(single.node.client().get(b"k").unwrap().value, Some(b"v".to_vec()));
+}
+
+#[test]
+fn of_two_thousand_connections_at_once_as_many_as_fit_are_served_and_every_other_one_is_told() {
+    const COUNT: usize = 2_000;
+    const ROOM: usize = 1_500;
+    // The nodes inherit what this process may open.
+    let nofile = rustix::process::Resource::Nofile;
+    let limit = rustix::process::getrlimit(nofile);
+    let wanted = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(nofile, wanted).unwrap();
+    if limit.maximum.is_some_and(|maximum| maximum < COUNT as u64 + 200) {
+        eprintln!("SKIPPED: nofile is limited to {:?}", limit.maximum);
+        return;
+    }
+    let flags = ["--insync-timeout-ms=20000", &format!("--connections-max={ROOM}")];
+    let cluster = Cluster::start(2, &flags);
+    let mut early = cluster.nodes[0].client();
+    early.put(b"early", b"v").unwrap();
+    let mut open: Vec<Raw> = (0..COUNT).map(|_| cluster.nodes[0].raw()).collect();
+    // They are accepted in the order they came: the last of them is told that there is no room, without asking.
+    // Only then does anybody ask, because a refusal that crosses a request can be lost to a reset.
+    assert_eq!(open[COUNT - 1].reply().0, Status::Busy);
+    // The session with the follower is a connection too, and so is the early client's.
+    let room = ROOM - 2;
+    for (number, raw) in open.iter_mut().enumerate().take(room) {
+        raw.request(&Request::Put { key: &number.to_be_bytes(), value: b"v" });
+    }
+    assert!(open[..room].iter_mut().all(|raw| raw.reply().0 == Status::Ok), "those in the node");
+    assert!(open[room..COUNT - 1].iter_mut().all(|raw| raw.reply().0 == Status::Busy), "those outside");
+    early.put(b"early", b"on").unwrap();
+    let status = early.status().unwrap().value;
+    assert_eq!(status["connections"], ROOM);
+    assert_eq!(status["counters"]["accepts_refused"], COUNT - room);
+    assert_eq!(status["counters"]["insync_left"], 0, "the follower was not starved");
+    drop(open);
+    cluster.nodes[0].wait_status("rid of them", |status| status["connections"].as_u64().unwrap() < 10);
+    cluster.expect_equal(&[0, 1]);
 }
