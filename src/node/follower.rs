@@ -104,6 +104,10 @@ impl Node {
             return fence(format!("node {} opens a session for node {}", peer.node_id, open.leader));
         }
         let address = peer.address.clone();
+        // Opening it again would close the connection that the new session is to live on.
+        if self.session_mut(conn).is_some() {
+            return fence("a second OPEN on the connection of a session");
+        }
         match self.try_open(io, conn, &open, &address)? {
             Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
             Err(Refusal(code, why)) => {

@@ -147,6 +147,10 @@ impl Node {
         let accepted = fence.probe || fence.term > meta.term || again;
         if accepted && !fence.probe && !again {
             self.accept_fence(io, &fence, &address)?;
+            // It came on the session that it ended: there is nobody left to answer.
+            if self.conns.get(conn).is_none() {
+                return Ok(());
+            }
         }
         let reply = FenceReply {
             accepted,
