@@ -1,7 +1,7 @@
 //! `kv_client doctor`: what this machine allows, whatever store runs on it.
 //!
-//! It runs `kv_bench --floor`, the program beside this one. What a store is compared with shares no code with the
-//! store, so it is measured by a program that links none of it.
+//! It runs `kv_bench --floor`, the program beside this one. What a store is compared with must share no code with
+//! the store, so the floor stays in the benchmark and is not linked here.
 
 use std::io;
 use std::path::Path;
