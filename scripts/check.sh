@@ -54,8 +54,9 @@ echo "$(rustc --version), $(nproc) core(s), $(uname -sr), file system of ${TMPDI
 if [[ $fs_type == tmpfs ]]; then
     echo "note: ${TMPDIR:-/tmp} is in memory, so fdatasync costs nothing there; TMPDIR names another place"
 fi
-optional strace 'tests that count system calls (the suite has none yet)'
-optional redis-server 'comparisons with Redis (the suite has none yet)'
+optional strace 'tests/syscalls_strace.rs, the notes in tests/syscalls_signposts.rs, failing calls in tests/e2e_disk.rs'
+optional redis-server 'the RESP dialect of kv_bench against a real server (bench/tests/stores.rs)'
+optional etcd 'the gRPC dialect of kv_bench against a real server (bench/tests/stores.rs)'
 optional shellcheck 'the check of these scripts'
 
 check fetch cargo fetch --locked

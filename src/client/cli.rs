@@ -1,17 +1,19 @@
 //! The command line of `kv_client`: arguments to calls, results to output and exit codes.
 //!
 //! One deadline covers the whole command, connecting included; reading a value from stdin comes before it.
-//! With `--watch` it covers each look.
+//! With `--watch` it covers each look. `doctor` asks no node and has none.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use serde_json::Value;
 
+use super::doctor::examine;
 use super::output::{self, Printed};
 use super::watch::watch;
 use super::{Client, ClientError};
@@ -29,7 +31,7 @@ Exit codes:
   5  no leader, not enough replicas, or refused: nothing was written
   6  timed out or connection lost after sending: for a write the outcome is unknown
   7  server error: busy, disk full, loading, shutting down, no sensible answer;
-     or the command was done and its result cannot be printed
+     or the command was done and its result cannot be printed; doctor did not measure
 
 Examples:
   kv_client put hello world
@@ -39,6 +41,7 @@ Examples:
   kv_client put hello world --explain
   kv_client tail --percentile 99
   kv_client syscalls --watch
+  kv_client doctor --data-dir ./node1
   kv_client get -- -key-that-begins-with-a-dash";
 
 /// A client for kvstore nodes.
@@ -167,6 +170,12 @@ enum Command {
     },
     /// Make the node forget its percentiles and its slowest writes, to measure anew.
     Reset,
+    /// Measure what this machine allows, without a node: fdatasync, loopback, wake-ups, and a bare replicated write.
+    Doctor {
+        /// A directory on the disk to measure; nothing is left in it.
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
 }
 
 /// A percentile, p99.9 as 999,000.
@@ -207,6 +216,9 @@ impl From<ClientError> for Failure {
 fn execute(arguments: Arguments) -> Result<Printed, Failure> {
     let Arguments { global, command } = arguments;
     let format = global.output;
+    if let Command::Doctor { data_dir } = &command {
+        return Ok(examine(data_dir, format));
+    }
     let stdin_value = match &command {
         Command::Put { value, .. } if value == OsStr::new("-") => Some(read_stdin()?),
         _ => None,
@@ -237,6 +249,7 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
             client.reset_measurements()?;
             output::reset(format)
         }
+        Command::Doctor { .. } => unreachable!("it asks no node and is done above"),
     })
 }
 

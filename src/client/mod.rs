@@ -12,6 +12,7 @@
 #![allow(clippy::disallowed_methods, reason = "a blocking client waits by the clock of its machine")]
 
 mod connection;
+mod doctor;
 mod error;
 mod table;
 mod watch;

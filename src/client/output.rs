@@ -270,6 +270,19 @@ pub fn usage(message: &str, format: Format) -> Printed {
     failed("usage", message, EXIT_USAGE, Map::new(), format)
 }
 
+/// What kv_bench measured, as it wrote it.
+pub(super) fn doctor(measured: Map<String, Value>) -> Printed {
+    let mut document = Map::new();
+    document.insert("ok".to_owned(), true.into());
+    document.extend(measured);
+    Printed::json(&Value::Object(document))
+}
+
+/// kv_bench is there and did not measure.
+pub(super) fn doctor_failed(message: &str, format: Format) -> Printed {
+    failed("not_measured", message, EXIT_SERVER_ERROR, Map::new(), format)
+}
+
 fn failed(code: &str, message: &str, exit_code: u8, fields: Map<String, Value>, format: Format) -> Printed {
     let mut stdout = Vec::new();
     if format == Format::Json {
