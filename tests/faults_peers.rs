@@ -6,7 +6,9 @@ use kvstore::ids::{Chain, Lsn, NodeId, Term};
 use kvstore::node::RoleFlag;
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::wire::client::{Reply, Request, Status};
-use kvstore::wire::peer::{Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply};
+use kvstore::wire::peer::{
+    Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply, Refuse, RefuseCode,
+};
 use kvstore::wire::{Effect, MessageType, Record};
 use proptest::prelude::*;
 
@@ -61,7 +63,11 @@ impl Log {
     }
 
     fn open(&self) -> Vec<u8> {
-        let open = Open {
+        bytes_of(|out| self.open_message().encode(out))
+    }
+
+    fn open_message(&self) -> Open {
+        Open {
             term: TERM,
             leader: LEADER,
             your_address: "lone:1".to_owned(),
@@ -70,8 +76,7 @@ impl Log {
             last_lsn: self.last(),
             last_chain: self.chains[self.frames.len()],
             history: self.history.clone(),
-        };
-        bytes_of(|out| open.encode(out))
+        }
     }
 }
 
@@ -205,6 +210,11 @@ fn a_fence_that_comes_again_or_late_changes_nothing() {
     let second = Fence { probe: false, term: newer, candidate: other.node_id, address: "other:1".to_owned() };
     let answer = lone.send(conn, &bytes_of(|out| second.encode(out)));
     assert!(!FenceReply::decode(&answer.frames[0].1).expect("a FENCE_REPLY").accepted);
+    // Nor may it lead this node in that term: the promise was to another.
+    let open = Open { term: newer, leader: other.node_id, ..Log::new(1).open_message() };
+    let answer = lone.send(conn, &bytes_of(|out| open.encode(out)));
+    let refuse = Refuse::decode(&answer.frames[0].1).expect("a REFUSE");
+    assert_eq!((refuse.code, refuse.leader), (RefuseCode::TwoLeaders, LEADER), "{}", refuse.message);
 }
 
 /// A leader whose only follower is the test: the connection, and the OPEN that came on it.
@@ -308,7 +318,11 @@ fn an_ack_on_the_connection_before_the_present_one_changes_nothing() {
     assert!(lone.send(old, &empty_reply(&open)).closed);
     let (new, (_, body)) = answered_dial(&mut lone, "follower:1");
     let open = Open::decode(&body).expect("an OPEN");
-    assert_eq!(lone.send(new, &empty_reply(&open)).fenced, None);
+    // It holds what it acknowledged; else it would be out of sync, and nobody would wait for it.
+    let (match_lsn, match_chain) = (open.last_lsn, open.last_chain);
+    let reply =
+        OpenReply { term: open.term, match_lsn, match_chain, commit_lsn: Lsn(1), cut_from: Lsn::ZERO };
+    assert_eq!(lone.send(new, &bytes_of(|out| reply.encode(out))).fenced, None);
     let client = lone.connect();
     let _ = put(&mut lone, client, b"v");
     // It left the old connection before that was closed, and arrives when the new session waits for just that.

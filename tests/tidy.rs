@@ -23,6 +23,10 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
     ),
     ("tests/e2e_crash.rs", "pauses between looks at other threads and at ports where nobody listens"),
     ("tests/e2e_process.rs", "measures the CPU time of a node that has nothing to do"),
+    (
+        "tests/faults_process.rs",
+        "a timer of the node must have come and gone, which nothing tells from outside",
+    ),
     ("tests/syscalls_support/mod.rs", "pauses between looks at another process, with a deadline"),
     ("tests/support/cluster.rs", "pauses between looks at another process, each with a deadline"),
 ];

@@ -169,9 +169,10 @@ impl Node {
             return self.depose(io, fence.term, fence.candidate, address);
         }
         self.meta.update(self.disk.as_mut(), |meta| {
+            change_leader(meta, address);
+            // The promise: this term is that candidate's and nobody else's, also after a restart.
             meta.term = fence.term;
             meta.leader_id = fence.candidate;
-            change_leader(meta, address);
         })?;
         self.drop_session(io, "a promotion moved the term on");
         if self.promotion.is_some() {
