@@ -254,6 +254,7 @@ impl Flags {
             min_insync: self.min_insync,
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
+            feed: crate::node::FeedLimits::default(),
             receipts: !self.no_receipts,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,

@@ -22,6 +22,7 @@ pub mod net;
 pub mod node;
 pub mod replication;
 pub mod rng;
+pub mod sabotage;
 pub mod time;
 pub mod trace;
 pub mod wal;

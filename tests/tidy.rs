@@ -105,6 +105,16 @@ const TOP_LEVEL: &[&str] = &[
 /// Files with longer lines, and why.
 const LONG_LINES: &[(&str, &str)] = &[("tests/receipts.rs", "holds what a command prints, line by line")];
 
+/// The rows that `tests/FAULTS.md` must have, each with a test.
+const FAULTS: &[&str] = &[
+    "D1", "D2", "D3", "D4", "D5", "D7", "D8", "D12", "D16", "D19", "D20", "D21", "P2", "P3", "P6", "P7",
+    "P8", "N5", "N6", "N7", "N8", "N10", "N12", "N14", "N15", "N16", "N19", "C1", "C2", "C3", "C4", "C7",
+    "C8",
+];
+
+/// Tests without the harness, whose functions have no `#[test]`.
+const WITHOUT_HARNESS: &[&str] = &["tests/wire_memory.rs"];
+
 struct File {
     /// Relative to the root, with `/`.
     path: String,
@@ -387,6 +397,86 @@ fn the_repository_speaks_only_of_itself() {
             if line.contains(elsewhere) || line.contains(also) {
                 complaints.add(&file.path, at + 1, "a path outside of the repository");
             }
+        }
+    }
+    complaints.check();
+}
+
+/// The cells of a row of a table; `None` for a line that is no row, or the one under the header.
+fn cells(line: &str) -> Option<Vec<&str>> {
+    let row = line.strip_prefix("| ")?.strip_suffix(" |")?;
+    Some(row.split(" | ").collect())
+}
+
+/// Why a test that is named `file::function` is not one, if so.
+fn problem_with_test(named: &str) -> Option<String> {
+    let Some((file, function)) = named.split_once("::") else {
+        return Some("is not file::function".to_owned());
+    };
+    let path = if file.starts_with("src/") { file.to_owned() } else { format!("tests/{file}") };
+    let Ok(text) = fs::read_to_string(root().join(&path)) else {
+        return Some(format!("{path} is not there"));
+    };
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let is_it =
+        |line: &&str| line.strip_prefix("fn ").is_some_and(|rest| rest.split('(').next() == Some(function));
+    let Some(at) = lines.iter().position(is_it) else { return Some(format!("{path} has no such function")) };
+    let mut attributes = lines[..at].iter().rev().take_while(|line| line.starts_with('#'));
+    let is_run = WITHOUT_HARNESS.contains(&path.as_str()) || attributes.any(|line| *line == "#[test]");
+    (!is_run).then(|| "is a function and not a test".to_owned())
+}
+
+#[test]
+fn every_fault_of_the_catalogue_has_a_test_that_is_there() {
+    let path = "tests/FAULTS.md";
+    let text = fs::read_to_string(root().join(path)).expect("the catalogue is there");
+    let mut complaints = Complaints::default();
+    let mut seen = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let Some(row) = cells(line).filter(|row| row[0] != "code") else { continue };
+        let [code, what, does, tests] = row[..] else {
+            complaints.add(path, number, format_args!("{} cells in place of 4", row.len()));
+            continue;
+        };
+        if what.is_empty() || does.is_empty() {
+            complaints.add(path, number, format_args!("{code}: say what happens and what the node does"));
+        }
+        if seen.contains(&code) || !FAULTS.contains(&code) {
+            complaints.add(path, number, format_args!("{code} stands here twice, or not in tests/tidy.rs"));
+        }
+        let named: Vec<&str> = tests.split('`').map(str::trim).filter(|name| !name.is_empty()).collect();
+        if named.is_empty() {
+            complaints.add(path, number, format_args!("{code} has no test"));
+        }
+        for name in named {
+            if let Some(why) = problem_with_test(name) {
+                complaints.add(path, number, format_args!("{code}: {name} {why}"));
+            }
+        }
+        seen.push(code);
+    }
+    for code in FAULTS.iter().filter(|code| !seen.contains(code)) {
+        complaints.add(path, 1, format_args!("{code} is missing"));
+    }
+    complaints.check();
+}
+
+#[test]
+fn a_bug_aborts_in_every_build_and_nothing_catches_it() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the manifest is there");
+    for profile in ["[profile.release]", "[profile.dev]"] {
+        let (_, section) = manifest.split_once(profile).expect("both profiles are there");
+        let settings = section.lines().skip(1).take_while(|line| !line.starts_with('['));
+        assert!(settings.clone().any(|line| line == "panic = \"abort\""), "{profile} unwinds");
+    }
+    let mut complaints = Complaints::default();
+    for file in rust_files("src") {
+        for (number, line) in file.code().filter(|(_, line)| line.contains("catch_unwind")) {
+            complaints.add(
+                &file.path,
+                number,
+                format_args!("{}: state after a bug is not used", line.trim()),
+            );
         }
     }
     complaints.check();

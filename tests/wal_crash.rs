@@ -261,6 +261,26 @@ fn after_a_failed_sync_the_restart_makes_durable_what_it_reads_from_the_page_cac
 }
 
 #[test]
+fn a_mark_that_stands_in_the_page_cache_alone_carries_nothing() {
+    let disk = MemDisk::new();
+    let mut wal = opened(&disk).wal;
+    append_many(&mut wal, &disk, 3, 120);
+    write(&mut wal, &disk).unwrap();
+    drop(wal);
+    disk.kill_process();
+    // An open rewrites the batch, then says so in a mark, whose sync fails. The mark lies across two sectors.
+    disk.fail(OpKind::Sync, 1, EIO);
+    assert!(matches!(open(&disk), Err(OpenError::Io(_))));
+    disk.kill_process();
+    // The next one reads that mark, and appends behind it.
+    let mut wal = opened(&disk).wal;
+    let durable = batch(&mut wal, &disk, 2, 700);
+    drop(wal);
+    disk.crash(Keep::None);
+    assert_eq!(opened(&disk).wal.last_lsn(), durable.lsn());
+}
+
+#[test]
 fn an_open_whose_sync_fails_tells_nothing() {
     let (disk, promises, _) = with_unsynced_batch(&[100, 100]);
     disk.kill_process();

@@ -229,6 +229,10 @@ impl MetaStore {
         }
         self.meta.change_invariants(&next);
         let version = self.version.checked_add(1).expect("2^64 versions are never reached");
+        if next.term != self.meta.term && crate::sabotage::is(crate::sabotage::Variant::TermNotDurable) {
+            (self.meta, self.version) = (next, version);
+            return Ok(MetaDurable { version });
+        }
         let bytes = layout::encode(version, &next);
         self.failed = true;
         write_durably(disk, NAME_A, self.a, &bytes)?;

@@ -58,7 +58,12 @@ impl Follower {
 impl Node {
     fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
         match &mut self.role {
-            Role::Follower(Follower { session: Some(session), .. }) if session.conn == conn => Some(session),
+            Role::Follower(Follower { session: Some(session), .. })
+                if session.conn == conn
+                    || crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) =>
+            {
+                Some(session)
+            }
             _ => None,
         }
     }
@@ -86,7 +91,9 @@ impl Node {
             && let Some(session) = follower.session.take()
         {
             log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-            self.close(io, session.conn, Close::Now);
+            if !crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) {
+                self.close(io, session.conn, Close::Now);
+            }
         }
     }
 
@@ -97,6 +104,10 @@ impl Node {
             return fence(format!("node {} opens a session for node {}", peer.node_id, open.leader));
         }
         let address = peer.address.clone();
+        // Opening it again would close the connection that the new session is to live on.
+        if self.session_mut(conn).is_some() {
+            return fence("a second OPEN on the connection of a session");
+        }
         match self.try_open(io, conn, &open, &address)? {
             Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
             Err(Refusal(code, why)) => {
@@ -139,6 +150,8 @@ impl Node {
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");
+        // What was heard about LSNs behind the match LSN was about records that this leader may not have.
+        self.commit = self.commit.min(match_lsn);
         let in_sync = self.meta.get().in_sync;
         let session = Session {
             conn,
@@ -207,6 +220,9 @@ impl Node {
     fn match_lsn(&mut self, open: &Open) -> Result<Result<Lsn, Refusal>, FatalReason> {
         let found = self.wal.history().match_lsn(self.wal.last_lsn(), &open.history, open.last_lsn);
         let match_lsn = match found {
+            Ok(_) if crate::sabotage::is(crate::sabotage::Variant::MatchIsOwnLast) => {
+                return Ok(Ok(self.wal.last_lsn()));
+            }
             Ok(match_lsn) => match_lsn,
             Err(disagreement) => return Ok(Err(Refusal(RefuseCode::Disagreement, disagreement.to_string()))),
         };
@@ -275,7 +291,7 @@ impl Node {
     /// Cuts the log behind `keep`, durably; the generation is durable already. Returns the first LSN cut.
     fn cut_behind(&mut self, keep: Lsn) -> Result<Lsn, FatalReason> {
         let last = self.wal.last_lsn();
-        if keep == last {
+        if keep == last || crate::sabotage::is(crate::sabotage::Variant::NoCut) {
             return Ok(Lsn::ZERO);
         }
         let generation = self.meta.get().log_generation;

@@ -105,6 +105,12 @@ impl Inflight {
         self.current.ends.push((end, chain));
     }
 
+    /// The last record that this turn appended.
+    #[cfg(feature = "sabotage")]
+    pub fn last_record(&self) -> Record<'_> {
+        self.current.record(self.current.len() - 1)
+    }
+
     /// Takes the records behind the first `len` out of the current batch again.
     pub fn truncate(&mut self, len: usize) {
         let batch = &mut self.current;

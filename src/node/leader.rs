@@ -313,6 +313,7 @@ impl Node {
             return Ok(());
         }
         let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
+        let commit = self.commit;
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let peer = &mut leader.peers[index];
         let next_lsn = reply.match_lsn.next();
@@ -330,6 +331,10 @@ impl Node {
             waiting_bytes: 0,
         });
         peer.progress.on_session(reply.match_lsn, last, loop_now);
+        if reply.match_lsn < commit {
+            // It was out of sync when this leader started, or has lost its disk.
+            peer.progress.leave();
+        }
         peer.backoff.on_success();
         peer.down_told = false;
         peer.last_error = None;
@@ -346,6 +351,9 @@ impl Node {
             last.0 - reply.match_lsn.0
         );
         self.rejoin(index);
+        if crate::sabotage::is(crate::sabotage::Variant::ApplyTwice) && !self.inflight.current().is_empty() {
+            self.append_again();
+        }
         Ok(())
     }
 

@@ -38,7 +38,10 @@ mod turn;
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
-use crate::limits::{BATCH_SIZE_MAX, CLIENT_REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{
+    APPEND_BATCH_SIZE, BATCH_SIZE_MAX, CLIENT_REQUESTS_IN_FLIGHT_MAX, PEER_OUTPUT_HIGH_WATER,
+    PEER_OUTPUT_LOW_WATER,
+};
 use crate::marks::Marks;
 use crate::meta::MetaStore;
 use crate::replication::commit::AckPolicy;
@@ -84,6 +87,30 @@ pub struct NodeConfig {
     pub receipts: bool,
     /// The log.
     pub wal: WalConfig,
+    /// What a follower's connection may cost.
+    pub feed: FeedLimits,
+}
+
+/// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the
+/// simulator makes them small, so that a log of a few KiB takes every path that one of many MiB does.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedLimits {
+    /// Bytes of records in one frame before the next is begun.
+    pub frame_bytes: usize,
+    /// Bytes waiting to be sent above which a follower is fed from the log files.
+    pub high_water: usize,
+    /// Bytes waiting to be sent below which it is fed again.
+    pub low_water: usize,
+}
+
+impl Default for FeedLimits {
+    fn default() -> FeedLimits {
+        FeedLimits {
+            frame_bytes: APPEND_BATCH_SIZE,
+            high_water: PEER_OUTPUT_HIGH_WATER,
+            low_water: PEER_OUTPUT_LOW_WATER,
+        }
+    }
 }
 
 /// Counts of what happened, for `status`.

@@ -147,6 +147,10 @@ impl Node {
         let accepted = fence.probe || fence.term > meta.term || again;
         if accepted && !fence.probe && !again {
             self.accept_fence(io, &fence, &address)?;
+            // It came on the session that it ended: there is nobody left to answer.
+            if self.conns.get(conn).is_none() {
+                return Ok(());
+            }
         }
         let reply = FenceReply {
             accepted,
@@ -261,7 +265,17 @@ impl Node {
         run.deadline = deadline;
         let conns: Vec<(usize, ConnId)> =
             run.conns.iter().enumerate().filter_map(|(index, conn)| conn.map(|conn| (index, conn))).collect();
-        conns.iter().for_each(|(index, _)| run.peers[*index].answer = Answer::Waiting);
+        for (peer, conn) in run.peers.iter_mut().zip(&run.conns) {
+            match (conn, &peer.answer) {
+                (Some(_), _) => peer.answer = Answer::Waiting,
+                // What it said to the probe may be long past: it may hold acknowledged records by now.
+                (None, Answer::Position { .. }) => {
+                    peer.answer =
+                        Answer::Silent("its connection was lost after the first question".to_owned());
+                }
+                (None, _) => {}
+            }
+        }
         conns.iter().for_each(|(_, conn)| self.send_fence(io, *conn, false, term));
         // With every peer silent nobody will answer the fence.
         if conns.is_empty() { self.promotion_step(io) } else { Ok(()) }
@@ -376,6 +390,8 @@ fn change_leader(meta: &mut Meta, address: &str) {
     }
     let previous = std::mem::replace(&mut meta.leader_address, address.to_owned());
     meta.in_sync = false;
+    // Nor is the term bound to that leader: of two in one term the operator has named the other.
+    meta.leader_id = crate::ids::NodeId::NONE;
     // A leader's list names this node too, and has room for the leader once that entry is gone.
     let own = meta.own_address.clone();
     let is_new = !previous.is_empty() && previous != own && !meta.peers.contains(&previous);

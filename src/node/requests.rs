@@ -130,6 +130,13 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), size) {
             Ok(()) => {}
             Err(ReserveError::Failed(error)) => return Err(error.into()),
+            Err(ReserveError::NoRoom(_))
+                if crate::sabotage::is(crate::sabotage::Variant::LsnTwiceAfterFullDisk) =>
+            {
+                let (lsn, term) = (self.wal.last_lsn().next(), self.meta.get().term);
+                Reply { status: Status::Ok, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
+                return Ok(());
+            }
             Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
             Err(ReserveError::NoRoom(error)) => {
                 self.counters.disk_full += 1;
@@ -157,6 +164,20 @@ impl Node {
         self.inflight.pushed(chain);
         record.lsn
     }
+
+    /// Appends the newest record once more.
+    #[cfg(feature = "sabotage")]
+    pub(super) fn append_again(&mut self) {
+        let mut bytes = Vec::new();
+        self.inflight.last_record().encode(&mut bytes);
+        if self.wal.reserve(self.disk.as_mut(), bytes.len()).is_ok() {
+            let record = Record::decode(&mut crate::wire::Reader::new(&bytes)).expect("just encoded");
+            let _lsn = self.append(record.effect);
+        }
+    }
+
+    #[cfg(not(feature = "sabotage"))]
+    pub(super) fn append_again(&mut self) {}
 
     fn write_refusal(&self) -> Option<(Status, String)> {
         if self.shutdown.is_some() {

@@ -12,7 +12,6 @@ use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
 #[cfg(doc)]
 use crate::limits::SESSION_SILENCE_MS;
-use crate::limits::{APPEND_BATCH_SIZE, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
 use crate::wal::Cursor;
 use crate::wire::peer::{Ack, AppendEntries, AppendTail};
 use crate::{log_debug, log_info, log_warn};
@@ -23,10 +22,12 @@ impl Node {
         let (last, commit, now, loop_now) =
             (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
         let batch = self.inflight.current();
+        let feed_limits = self.config.feed;
         let Role::Leader(leader) = &mut self.role else { return };
         if batch.is_empty() {
             return;
         }
+        let term_lsn = leader.term_lsn;
         leader.round += 1;
         let mut sent_to = 0;
         for peer in &mut leader.peers {
@@ -36,7 +37,7 @@ impl Node {
                 continue;
             }
             let out = io.output(stream.conn);
-            if out.len() > PEER_OUTPUT_HIGH_WATER {
+            if out.len() > feed_limits.high_water {
                 stream.behind = Some(Cursor::default());
                 continue;
             }
@@ -46,10 +47,10 @@ impl Node {
             );
             let mut from = (stream.next_lsn.0 - batch.first().0) as usize;
             while from < batch.len() {
-                let to = batch.fitting(from, APPEND_BATCH_SIZE);
+                let to = batch.fitting(from, feed_limits.frame_bytes);
                 let (records, chain) = batch.slice(from, to);
                 let tail = AppendTail {
-                    in_sync: peer.progress.in_sync(),
+                    in_sync: peer.progress.may_be_told_in_sync(term_lsn),
                     commit_lsn: commit,
                     round: leader.round,
                     chain,
@@ -125,9 +126,9 @@ impl Node {
     }
 
     pub(super) fn rejoin(&mut self, index: usize) {
-        let commit = self.commit;
+        let (commit, last, loop_now) = (self.commit, self.wal.last_lsn(), self.loop_clock.now());
         let Some(leader) = self.leader_mut() else { return };
-        if leader.peers[index].progress.rejoin(commit) {
+        if leader.peers[index].progress.rejoin(commit, last, loop_now) {
             let (address, count, all) =
                 (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
             log_info!(
@@ -185,12 +186,12 @@ impl Node {
     pub(super) fn feed_followers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         let (last, commit, now) = (self.wal.last_lsn(), self.effective_commit(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let mut unreadable = None;
+        let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let Some(cursor) = &mut stream.behind else { continue };
             let out = io.output(stream.conn);
-            if out.len() > PEER_OUTPUT_LOW_WATER {
+            if out.len() > feed_limits.low_water {
                 continue;
             }
             if stream.next_lsn > last {
@@ -202,7 +203,7 @@ impl Node {
                 self.disk.as_mut(),
                 cursor,
                 stream.next_lsn,
-                APPEND_BATCH_SIZE,
+                feed_limits.frame_bytes,
                 &mut leader.feed,
             );
             let range = match range {
@@ -214,7 +215,7 @@ impl Node {
             };
             leader.round += 1;
             let tail = AppendTail {
-                in_sync: peer.progress.in_sync(),
+                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
                 commit_lsn: commit,
                 round: leader.round,
                 chain: range.chain,
@@ -243,7 +244,7 @@ impl Node {
         self.leader().is_some_and(|leader| {
             leader.peers.iter().any(|peer| match &peer.link {
                 Link::Streaming(stream) => {
-                    stream.behind.is_some() && output_len(stream.conn) <= PEER_OUTPUT_LOW_WATER
+                    stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
                 }
                 _ => false,
             })
@@ -255,6 +256,7 @@ impl Node {
         let (sent_last, chain) = (self.wal.last_lsn(), self.wal.last_chain());
         let batch_is_empty = self.inflight.current().is_empty();
         let Role::Leader(leader) = &mut self.role else { return };
+        let term_lsn = leader.term_lsn;
         for peer in &mut leader.peers {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let up_to_date = stream.behind.is_none() && batch_is_empty && stream.next_lsn == sent_last.next();
@@ -263,7 +265,7 @@ impl Node {
             }
             leader.round += 1;
             let tail = AppendTail {
-                in_sync: peer.progress.in_sync(),
+                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
                 commit_lsn: commit,
                 round: leader.round,
                 chain,

@@ -111,6 +111,9 @@ impl Node {
 
     /// The commit LSN to tell: never beyond this node's own durable log.
     pub(super) fn effective_commit(&self) -> Lsn {
+        if crate::sabotage::is(crate::sabotage::Variant::CommitNotClamped) {
+            return self.commit;
+        }
         self.commit.min(self.wal.durable().lsn())
     }
 

@@ -64,6 +64,7 @@ impl CommitRule {
         let in_sync = followers.iter().filter(|follower| follower.in_sync);
         let by_policy = match self.policy {
             AckPolicy::Leader => own,
+            AckPolicy::InSync if crate::sabotage::is(crate::sabotage::Variant::ReplyBeforeInSync) => own,
             AckPolicy::InSync => {
                 let waited_for = followers.iter().filter(|follower| follower.in_sync || follower.joining);
                 waited_for.map(|follower| follower.match_lsn).min().unwrap_or(own)

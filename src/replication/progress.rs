@@ -78,6 +78,13 @@ impl Progress {
         self.membership == Membership::In
     }
 
+    /// Whether the follower may hear that it is in sync. After a start everybody is in the set, and a follower
+    /// that lacks something acknowledged in an earlier term must not take that for a reason to lead: it hears
+    /// it once it holds this term's first record, and so everything before.
+    pub fn may_be_told_in_sync(&self, term_lsn: Lsn) -> bool {
+        self.in_sync() && self.match_lsn >= term_lsn
+    }
+
     /// The log ends at `last` now.
     pub fn on_appended(&mut self, last: Lsn, now: LoopTime) {
         if self.target.is_none() && last > self.match_lsn {
@@ -90,6 +97,11 @@ impl Progress {
         self.match_lsn = match_lsn;
         self.last_at_ack = None;
         self.retarget(last, now);
+    }
+
+    /// It lacks what is committed: out of the set until it has it.
+    pub fn leave(&mut self) {
+        self.membership = Membership::Out;
     }
 
     /// The session ended. One that was joining does not hold commits any longer: nobody counted on it.
@@ -132,11 +144,14 @@ impl Progress {
         Some((target.since.0 + timeout_ns).saturating_sub(now.0))
     }
 
-    /// Takes it back if it holds everything committed. True if that happened now.
-    pub fn rejoin(&mut self, commit: Lsn) -> bool {
+    /// Takes it back if it holds everything committed. True if that happened now. The wait for it begins anew:
+    /// by the one that took it out it would leave again at once, with each ACK.
+    pub fn rejoin(&mut self, commit: Lsn, last: Lsn, now: LoopTime) -> bool {
         let back = !self.in_sync() && self.match_lsn >= commit;
         if back {
             self.membership = Membership::In;
+            self.target = None;
+            self.retarget(last, now);
         }
         back
     }
@@ -203,10 +218,10 @@ mod tests {
         progress.on_appended(Lsn(5), LoopTime(0));
         assert!(progress.expire(LoopTime(500), TIMEOUT_NS));
         progress.on_session(Lsn(4), Lsn(5), LoopTime(600));
-        assert!(!progress.rejoin(Lsn(5)));
+        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(0)));
         progress.on_ack(Lsn(5), Lsn(5), Lsn(5), LoopTime(700)).unwrap();
-        assert!(progress.rejoin(Lsn(5)));
-        assert!(!progress.rejoin(Lsn(5)));
+        assert!(progress.rejoin(Lsn(5), Lsn(5), LoopTime(0)));
+        assert!(!progress.rejoin(Lsn(5), Lsn(5), LoopTime(0)));
     }
 
     #[test]
@@ -217,13 +232,13 @@ mod tests {
         progress.on_session(Lsn(0), Lsn(10), LoopTime(600));
         // Every ACK is one batch behind what the leader has committed by then.
         progress.on_ack(Lsn(10), Lsn(12), Lsn(12), LoopTime(610)).unwrap();
-        assert!(!progress.rejoin(Lsn(12)) && !progress.state().joining);
+        assert!(!progress.rejoin(Lsn(12), Lsn(12), LoopTime(0)) && !progress.state().joining);
         progress.on_ack(Lsn(12), Lsn(14), Lsn(14), LoopTime(620)).unwrap();
-        assert!(!progress.rejoin(Lsn(14)));
+        assert!(!progress.rejoin(Lsn(14), Lsn(14), LoopTime(0)));
         assert!(progress.state().joining && !progress.in_sync());
         // Commits stopped at 14 for its sake; the next ACK reaches that.
         progress.on_ack(Lsn(14), Lsn(16), Lsn(16), LoopTime(630)).unwrap();
-        assert!(progress.rejoin(Lsn(14)));
+        assert!(progress.rejoin(Lsn(14), Lsn(14), LoopTime(0)));
         assert!(progress.in_sync());
     }
 

@@ -72,6 +72,10 @@ pub(super) enum Verdict {
 pub(super) fn decide(facts: Facts) -> Verdict {
     use Behind::{Bytes, Contradiction, CutOff, Zeros};
     use NextLsn::{KnownDurable, Unclaimed};
+    let facts = match crate::sabotage::is(crate::sabotage::Variant::MiddleDamageCut) {
+        true => Facts { next_lsn: NextLsn::Unclaimed, later: Later::None, ..facts },
+        false => facts,
+    };
     match (facts.later, facts.next_lsn, facts.behind) {
         // No crash writes a record with a valid chain under a wrong LSN or of an unknown type.
         (_, _, Contradiction) => Verdict::Refuse(

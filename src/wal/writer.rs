@@ -122,6 +122,10 @@ impl Wal {
             chain: self.written_chain,
             entry_bytes: (self.batch.len() - MARK_SIZE) as u32,
         };
+        let mark = match crate::sabotage::is(crate::sabotage::Variant::MarkClaimsTooMuch) {
+            true => Mark { durable_lsn: self.last_lsn, ..mark },
+            false => mark,
+        };
         self.batch[..MARK_SIZE].copy_from_slice(&mark.encode(segment.header.seed(), segment.end));
         let result = match sync {
             true => disk.write_sync_at(file, segment.end, &self.batch),
@@ -222,7 +226,8 @@ impl Wal {
         assert!(!self.failed, "the log failed; the process must end");
         assert!(self.in_flight.is_none(), "one flush at a time");
         let Some(file) = self.active else { return Ok(Some(self.token(self.written_lsn))) };
-        if self.config.durability == Durability::Os || self.synced_lsn == self.written_lsn {
+        let unsynced = crate::sabotage::is(crate::sabotage::Variant::AckBeforeFdatasync);
+        if self.config.durability == Durability::Os || unsynced || self.synced_lsn == self.written_lsn {
             return Ok(Some(self.token(self.written_lsn)));
         }
         match disk.flush_begin(file) {
@@ -233,6 +238,13 @@ impl Wal {
             Ok(Flush::Pending) => {
                 self.in_flight = Some(self.written_lsn);
                 Ok(None)
+            }
+            Err(_)
+                if crate::sabotage::is(crate::sabotage::Variant::RetryFailedFdatasync)
+                    && disk.sync_data(file).is_ok() =>
+            {
+                self.synced_lsn = self.written_lsn;
+                Ok(Some(self.token(self.written_lsn)))
             }
             Err(error) => Err(self.fail(disk, "sync", error)),
         }
@@ -333,6 +345,9 @@ impl Wal {
         disk.write_all_at(spare.file, 0, &header).map_err(|error| ("write the header of", error))?;
         disk.sync_data(spare.file).map_err(|error| ("sync the header of", error))?;
         disk.rename(SPARE_NAME, &segment.name).map_err(|error| ("rename the spare file to", error))?;
+        if crate::sabotage::is(crate::sabotage::Variant::RenameWithoutDirSync) {
+            return Ok(());
+        }
         disk.sync_dir().map_err(|error| ("sync the directory for", error))
     }
 

@@ -6,6 +6,8 @@ pub enum Mode {
     Ci,
     One(u64),
     Hunt(u64),
+    /// The known-bad variants of this name, or `all`.
+    Sabotage(&'static str),
     /// `--list`, as other test binaries have it.
     List,
 }
@@ -34,6 +36,10 @@ impl Args {
                 "--seconds" => args.mode = Mode::Hunt(number()?),
                 "--from" => args.from = number()?,
                 "--seeds" => args.count = Some(number()?),
+                "--sabotage" => {
+                    let name = words.next().ok_or("--sabotage needs a name, or `all`")?;
+                    args.mode = Mode::Sabotage(name.leak());
+                }
                 "--list" => args.mode = Mode::List,
                 "-v" | "--verbose" => args.verbose = true,
                 "--test-threads" | "--format" | "--color" | "--skip" => {

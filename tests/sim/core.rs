@@ -34,6 +34,8 @@ pub enum Event {
     Operator,
     /// The next fault is drawn.
     Fault,
+    /// A link of this host fails once more.
+    Flap(usize),
     /// A blocked link works again.
     Unblock { from: usize, to: usize },
     /// A dead process is started.

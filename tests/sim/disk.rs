@@ -132,8 +132,10 @@ impl Disk for SimDisk {
         let result = self.mem.sync_data(file);
         match &result {
             Ok(()) => self.mirror.borrow_mut().on_sync(file),
+            Err(_) if self.mem.has_crashed() => {}
             Err(error) if !crate::mem_disk::is_simulated_crash(error) => {
                 self.core.borrow_mut().stats.count("disk: sync failed");
+                self.mirror.borrow_mut().lost = true;
             }
             Err(_) => {}
         }

@@ -1,9 +1,34 @@
 //! What breaks, and what an operator does at bad moments.
 
+use kvstore::wal::{HEADER_SIZE, MARK_SIZE};
+
 use crate::client::Ask;
 use crate::core::{Event, MS};
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
+
+/// How many bytes of a segment stand before its last mark, if that mark says that all of them were durable.
+fn claimed_bytes(segment: &[u8]) -> usize {
+    let word = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
+    let long = |at: usize| u64::from_be_bytes(segment[at..at + 8].try_into().expect("8 bytes"));
+    let (mut at, mut claimed) = (HEADER_SIZE as usize, 0);
+    while at + MARK_SIZE <= segment.len() {
+        let length = word(at + 4);
+        if length == 0x8000_0000 | (MARK_SIZE as u32 - 8) {
+            let (durable, next) = (long(at + 8), long(at + 32));
+            claimed = if durable + 1 == next && at > HEADER_SIZE as usize { at } else { claimed };
+            at += MARK_SIZE;
+        } else if length == 0 || length >= 0x8000_0000 {
+            break;
+        } else {
+            at += 8 + length as usize;
+        }
+    }
+    claimed
+}
+
+/// Something that befalls a host.
+type Fault = fn(&mut World, usize);
 
 impl World {
     /// One fault, drawn by the weights of the run.
@@ -18,7 +43,7 @@ impl World {
         let weights = core.knobs.weights.clone();
         let site = core.some_host();
         drop(core);
-        let table: [(u64, fn(&mut World, usize)); 13] = [
+        let table: [(u64, Fault); 14] = [
             (weights.power_loss, |world, site| world.crash(site, true)),
             (weights.kill, |world, site| world.crash(site, false)),
             (weights.crash_point, World::arm_crash_point),
@@ -32,6 +57,7 @@ impl World {
             (weights.flap, World::flap),
             (weights.wipe, World::wipe),
             (weights.shutdown, World::shut_down),
+            (weights.rot, World::rot),
         ];
         let total: u64 = table.iter().map(|(weight, _)| weight).sum();
         if total == 0 {
@@ -104,7 +130,11 @@ impl World {
         core.trace(|| format!("host {site} does not reach host {other} for {} ms", for_ns / MS));
     }
 
-    fn flap(&mut self, site: usize) {
+    /// A link that fails again as soon as it works.
+    pub fn flap(&mut self, site: usize) {
+        if self.healed_at.is_some() {
+            return;
+        }
         let mut core = self.core.borrow_mut();
         let other = core.some_host();
         if other == site {
@@ -115,7 +145,7 @@ impl World {
         core.block(site, other, for_ns);
         core.block(other, site, for_ns);
         if core.chance(900_000) {
-            core.after(for_ns * 2, Event::Fault);
+            core.after(for_ns * 2, Event::Flap(site));
         }
     }
 
@@ -137,7 +167,7 @@ impl World {
     fn sync_error(&mut self, site: usize) {
         let mut core = self.core.borrow_mut();
         let (after, seed) = (core.rng.below(4), core.rng.next_u64());
-        let keep = if seed.is_multiple_of(3) { Keep::None } else { Keep::Random(seed) };
+        let keep = if seed % 3 == 0 { Keep::None } else { Keep::Random(seed) };
         self.hosts[site].mem.fail_sync_keeping(after, EIO, keep);
     }
 
@@ -161,6 +191,27 @@ impl World {
         }
     }
 
+    /// A bit of a follower's log flips, before a mark that calls all of that durable.
+    fn rot(&mut self, site: usize) {
+        let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
+        let mem = self.hosts[site].mem.clone();
+        let mut segments: Vec<String> =
+            mem.names().into_iter().filter(|name| kvstore::wal::parse_segment_name(name).is_some()).collect();
+        if leads || site == 0 || self.hosts[site].process.is_none() {
+            return;
+        }
+        self.end_process(site, true);
+        segments.retain(|name| mem.raw(name).is_some_and(|bytes| claimed_bytes(&bytes) > 0));
+        let Some(name) = segments.last() else { return };
+        let mut core = self.core.borrow_mut();
+        let claimed = claimed_bytes(&mem.raw(name).expect("it was just read")) as u64;
+        let (at, bit) = (core.rng.below(claimed), core.rng.below(8) as u8);
+        mem.corrupt(name, at, bit);
+        self.hosts[site].rotten = true;
+        core.stats.count("disk: bit rot");
+        core.trace(|| format!("host {site}: bit {bit} of byte {at} of {name} flips"));
+    }
+
     /// A follower's data directory is lost.
     fn wipe(&mut self, site: usize) {
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
@@ -168,7 +219,13 @@ impl World {
             return;
         }
         self.end_process(site, false);
+        self.empty_directory(site);
+    }
+
+    /// The operator's answer to damage, and what a lost disk looks like.
+    pub fn empty_directory(&mut self, site: usize) {
         let host = &mut self.hosts[site];
+        host.rotten = false;
         host.mem = crate::mem_disk::MemDisk::new();
         *host.mirror.borrow_mut() = Default::default();
         host.seen = None;
@@ -204,8 +261,25 @@ impl World {
             let site = if core.chance(800_000) { leaders.first().copied().unwrap_or(any) } else { any };
             Ask::Follow { site, discard: core.chance_of(|knobs| knobs.discard_ppm) }
         };
+        let behind_its_back = core.chance(400_000);
         drop(core);
+        if matches!(ask, Ask::Promote { .. }) && behind_its_back {
+            self.cut_off_from_leader(target);
+        }
         self.command(target, ask);
+    }
+
+    /// The leader and this host do not hear each other for a while; both reach the rest. A promotion then
+    /// finds the leader silent, and the leader goes on until the others tell it.
+    fn cut_off_from_leader(&mut self, site: usize) {
+        let Some(leader) = (0..self.hosts.len()).find(|other| *other != site && self.leads(*other)) else {
+            return;
+        };
+        let mut core = self.core.borrow_mut();
+        let for_ns = core.between(1_000 * MS, 8_000 * MS);
+        core.block(site, leader, for_ns);
+        core.block(leader, site, for_ns);
+        core.stats.count("net: leader cut off from a candidate");
     }
 
     /// Whether this host leads, as far as it was seen.

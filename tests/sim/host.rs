@@ -65,10 +65,16 @@ pub struct Host {
     pub dials_made: u64,
     /// Term and round of the newest frame heard from a leader.
     pub heard: (u64, u64),
+    /// Followers that had left the in-sync set, as counted after the last turn.
+    pub insync_left: u64,
     /// The moment of the last turns, and how many there were at that moment.
     pub spin: (u64, u64),
     /// The process was asked to end.
     pub ending: bool,
+    /// A durable bit of its log has flipped: it must refuse to start.
+    pub rotten: bool,
+    /// For each follower of this leader: the LSN it is waited for, and the turns since.
+    pub waits: Vec<(u64, u64, bool)>,
 }
 
 /// How a turn ended.
@@ -177,7 +183,8 @@ impl Host {
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
-        if self.ending && process.node.may_end() && !process.has_unsent() {
+        let late = process.node.shutdown_deadline().is_some_and(|deadline| self.clock.now() >= deadline);
+        if self.ending && process.node.may_end() && (late || !process.has_unsent()) {
             process.node.close_log()?;
             return Ok(true);
         }
@@ -229,11 +236,10 @@ impl Process {
             let Some(sock) = self.socks.get_mut(id) else { continue };
             match sock.phase {
                 Phase::Open => {
-                    if !sock.output.is_empty()
-                        && !sock.write_blocked
-                        && let Some(why) = self.socks.flush_one(id)
-                    {
-                        self.over(id, &why)?;
+                    if !sock.output.is_empty() && !sock.write_blocked {
+                        if let Some(why) = self.socks.flush_one(id) {
+                            self.over(id, &why)?;
+                        }
                     }
                     self.read_and_deliver(id, now)?;
                 }

@@ -1,6 +1,7 @@
 //! Swarm testing: every probability of a run is drawn from its seed, and about half of the faults are off
 //! in any one run, so that rare combinations are not drowned by common ones (Groce and others, 2012).
 
+use kvstore::node::FeedLimits;
 use kvstore::replication::commit::AckPolicy;
 use kvstore::rng::Rng;
 
@@ -16,6 +17,7 @@ pub struct Knobs {
     pub insync_timeout_ms: u64,
     pub heartbeat_ms: u64,
     pub segment_bytes: u64,
+    pub feed: FeedLimits,
     /// The first phase lasts so long.
     pub chaos_ns: u64,
     /// Mean time between two faults.
@@ -68,6 +70,7 @@ pub struct FaultWeights {
     pub flap: u64,
     pub wipe: u64,
     pub shutdown: u64,
+    pub rot: u64,
 }
 
 impl Knobs {
@@ -94,6 +97,12 @@ impl Knobs {
             flap: pick(&[0, 0, 2]),
             wipe: pick(&[0, 0, 0, 0, 0, 1]),
             shutdown: pick(&[0, 1, 2]),
+            rot: pick(&[0, 0, 0, 1]),
+        };
+        let feed = match pick(&[0, 1, 2]) {
+            0 => FeedLimits::default(),
+            1 => FeedLimits { frame_bytes: 200, high_water: 1_000, low_water: 400 },
+            _ => FeedLimits { frame_bytes: 2_000, high_water: 20_000, low_water: 5_000 },
         };
         let net_delay_max_ns = pick(&[60_000, MS, 5 * MS, 40 * MS]);
         // A window of 512 bytes over 40 ms would be a link of 6 KB/s, on which nothing ends in time.
@@ -107,6 +116,7 @@ impl Knobs {
             insync_timeout_ms: pick(&[100, 200, 500, 2000]),
             heartbeat_ms: pick(&[30, 100]),
             segment_bytes: pick(&[8 << 10, 16 << 10, 64 << 10]),
+            feed,
             chaos_ns: pick(&[2_000, 5_000, 10_000, 20_000]) * MS,
             fault_every_ns: pick(&[100, 300, 1_000, 3_000]) * MS,
             operator_every_ns: pick(&[0, 0, 1_000, 3_000]) * MS,

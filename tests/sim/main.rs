@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 mod args;
 mod client;
 mod core;
+mod crowd;
 mod disk;
 mod faults;
 mod heal;
@@ -27,6 +28,8 @@ mod mem_disk;
 mod mirror;
 mod net;
 mod oracle;
+mod replies;
+mod sabotage;
 mod socks;
 mod stats;
 mod trace;
@@ -37,7 +40,7 @@ use stats::Stats;
 use world::{Outcome, World};
 
 /// Seeds of the CI set: under two minutes in release, under 40 s in debug, on one core.
-const CI_SEEDS: u64 = if cfg!(debug_assertions) { 60 } else { 1_500 };
+const CI_SEEDS: u64 = if cfg!(debug_assertions) { 150 } else { 2_500 };
 
 fn main() -> ExitCode {
     let args = match Args::parse(std::env::args().skip(1)) {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(trace::note_panic));
     match args.mode {
         Mode::List => ExitCode::SUCCESS,
+        Mode::Sabotage(name) => sabotage::run(name, args.from, args.count.unwrap_or(10_000)),
         Mode::One(seed) => one(seed, args.verbose),
         Mode::Hunt(seconds) => hunt(seconds, args.from),
         Mode::Ci => ci(args.from, args.count.unwrap_or(CI_SEEDS)),

@@ -49,6 +49,8 @@ pub struct Mirror {
     /// The commit LSN in the newest mark, written and synced.
     pub mark_commit: (u64, u64),
     mark_file: Option<FileId>,
+    /// A sync failed: what it was to write is nowhere, whatever later ones say.
+    pub lost: bool,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
 }
@@ -78,6 +80,10 @@ impl Mirror {
 
     /// Forgets what is behind `keep`.
     pub fn cut(&mut self, keep: u64) {
+        if self.last() > keep {
+            // The marks behind the cut are zeroed with it.
+            self.mark_commit = (0, 0);
+        }
         while self.last() > keep {
             let entry = self.entries.pop().expect("it is longer");
             self.file_of.pop();
@@ -91,8 +97,6 @@ impl Mirror {
             self.shrunk_to = Some(self.shrunk_to.unwrap_or(keep).min(keep));
         }
         self.synced = self.synced.min(keep);
-        self.mark_commit.0 = self.mark_commit.0.min(keep);
-        self.mark_commit.1 = self.mark_commit.1.min(keep);
     }
 
     /// A record is added. Panics if the log already has the same numbered write: it was applied twice.
@@ -121,6 +125,15 @@ impl Mirror {
                 Kind::Term
             }
         };
+        let chain_before = before.map_or(0, |entry| entry.chain.0);
+        let mut hasher = crc32fast::Hasher::new_with_initial(chain_before);
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        hasher.update(&bytes);
+        assert!(
+            hasher.finalize() == chain.0,
+            "LSN {lsn}: the checksum does not go on from that of the record before"
+        );
         let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
         self.entries.push(entry.clone());
         self.file_of.push(file);
@@ -150,7 +163,7 @@ impl Mirror {
 
     /// The node synced this file.
     pub fn on_sync(&mut self, file: FileId) {
-        if !self.on {
+        if !self.on || self.lost {
             return;
         }
         while self.file_of.get(self.synced as usize) == Some(&file) {

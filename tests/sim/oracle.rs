@@ -6,14 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvstore::ids::{Chain, NodeId};
 use kvstore::node::Observed;
 use kvstore::replication::commit::AckPolicy;
-use kvstore::wire::client::Status;
 
-use crate::client::{Ask, Dialogue, Got, Sent};
+use crate::client::Dialogue;
 use crate::core::Core;
-use crate::host::{Host, read_log_of};
-use crate::mem_disk::Keep;
+use crate::host::Host;
 use crate::mirror::Kind;
-use crate::socks::Emitted;
 
 /// A write that a client was told to be done.
 #[derive(Clone, Debug)]
@@ -22,26 +19,26 @@ pub struct Acked {
     pub chain: Chain,
     pub term: u64,
     /// The leader's term and newest round when it answered.
-    round: (u64, u64),
+    pub round: (u64, u64),
     /// Who was in sync then, by site.
-    in_sync: Vec<usize>,
+    pub in_sync: Vec<usize>,
     /// Lost, and the promise in force allowed it.
     pub given_up: bool,
 }
 
 /// A change of leader by a promotion.
 #[derive(Clone, Debug)]
-struct Promotion {
-    term: u64,
-    site: usize,
-    forced: bool,
+pub struct Promotion {
+    pub term: u64,
+    pub site: usize,
+    pub forced: bool,
 }
 
 /// Replies of one leader in one term, in the order in which clients got them.
 #[derive(Debug, Default)]
-struct Order {
+pub struct Order {
     /// Time of completion, and the highest LSN completed by then.
-    done: Vec<(u64, u64)>,
+    pub done: Vec<(u64, u64)>,
 }
 
 /// See the head of this file.
@@ -51,18 +48,18 @@ pub struct Oracle {
     committed: BTreeMap<u64, BTreeSet<u32>>,
     hashes: BTreeMap<(u64, u32), u128>,
     pub acked: Vec<Acked>,
-    answered: BTreeSet<(u64, u32)>,
-    seen_ids: BTreeSet<u64>,
-    refused_ids: BTreeSet<u64>,
-    orders: BTreeMap<(u64, usize), Order>,
-    promotions: Vec<Promotion>,
+    pub answered: BTreeSet<(u64, u32)>,
+    pub seen_ids: BTreeSet<u64>,
+    pub refused_ids: BTreeSet<u64>,
+    pub orders: BTreeMap<(u64, usize), Order>,
+    pub promotions: Vec<Promotion>,
     /// Sites that were asked to lead by force, or to discard, in this run.
     pub forced: BTreeSet<usize>,
     pub discarding: BTreeSet<usize>,
     pub wiped: BTreeSet<usize>,
     /// A cut below a commit LSN happened before the second phase.
     pub discards_in_chaos: bool,
-    acks_seen: u64,
+    pub acks_seen: u64,
 }
 
 impl Oracle {
@@ -108,6 +105,7 @@ impl Oracle {
             self.on_promoted(core, hosts, site, &seen);
         }
         let host = &mut hosts[site];
+        host.insync_left = host.process.as_ref().map_or(0, |process| process.node.counters.insync_left);
         if !crashed {
             if host.seen.as_ref().is_some_and(|before| before.leads) && !seen.leads {
                 core.stats.count("role: stopped leading");
@@ -156,6 +154,7 @@ impl Oracle {
     fn check_positions(&mut self, core: &mut Core, host: &mut Host, seen: &Observed) {
         let site = host.site;
         let process = host.process.as_ref().expect("it had a turn");
+        let host_waits = &mut host.waits;
         let mirror = host.mirror.borrow();
         assert!(
             seen.durable.0 <= mirror.synced,
@@ -198,6 +197,7 @@ impl Oracle {
             host.told.lsn = mirror.shrunk_to.unwrap_or(0);
         }
         host.cuts = cuts;
+        check_waits(host_waits, seen, site);
         if seen.commit.0 > 0 && !seen.leads {
             let chain = mirror.get(seen.commit.0).map(|entry| entry.chain.0);
             let known = self.committed.get(&seen.commit.0);
@@ -221,168 +221,6 @@ impl Oracle {
         }
     }
 
-    /// A reply was handed to the network.
-    #[allow(clippy::too_many_arguments)]
-    fn on_emitted(
-        &mut self,
-        core: &mut Core,
-        hosts: &mut [Host],
-        site: usize,
-        seen: &Observed,
-        dialogues: &mut BTreeMap<usize, Dialogue>,
-        reply: &Emitted,
-        shrunk: bool,
-    ) {
-        let dialogue = dialogues.get_mut(&reply.conn).expect("replies go to clients");
-        let sent = dialogue.sent.get_mut(dialogue.emitted).expect("no reply without a request");
-        dialogue.emitted += 1;
-        sent.by_leader = seen.leads && seen.term.as_u64() == reply.term;
-        let sent = sent.clone();
-        core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
-        match (&sent.ask, reply.status) {
-            (Ask::Put { .. }, Status::Ok) | (Ask::Delete { .. }, Status::Ok | Status::NotFound)
-                if !shrunk =>
-            {
-                self.on_acked(core, hosts, site, seen, &sent, reply);
-            }
-            (Ask::Get { key }, Status::Ok | Status::NotFound) if !shrunk => {
-                let mirror = hosts[site].mirror.borrow();
-                assert!(reply.lsn <= mirror.last(), "host {site} serves a read at LSN {}", reply.lsn);
-                let expected = mirror.value_at(key, reply.lsn);
-                let value = if reply.status == Status::Ok { reply.value_id } else { None };
-                assert!(
-                    value == expected,
-                    "host {site}: read of {} at LSN {} gives {value:?}, the log says {expected:?}",
-                    String::from_utf8_lossy(key),
-                    reply.lsn
-                );
-                core.stats.count(if sent.by_leader {
-                    "client: read checked"
-                } else {
-                    "client: follower read checked"
-                });
-            }
-            (Ask::Put { id, .. } | Ask::Delete { id, .. }, status) => self.on_refused(core, *id, status),
-            (Ask::Promote { .. }, Status::Refused) => core.stats.count("role: promotion refused"),
-            (Ask::Promote { force: true }, Status::Ok) => {
-                core.trace(|| format!("host {site}: {}", reply.text));
-            }
-            _ => {}
-        }
-    }
-
-    fn on_refused(&mut self, core: &mut Core, id: u64, status: Status) {
-        match status {
-            Status::OutcomeUnknown => core.stats.count("client: outcome unknown"),
-            Status::DiskFull => core.stats.count("node: disk full refused a write"),
-            _ => core.stats.count("client: refused write"),
-        }
-        if status != Status::OutcomeUnknown {
-            assert!(!self.seen_ids.contains(&id), "write {id} is in a log and was answered {status:?}");
-            self.refused_ids.insert(id);
-        }
-    }
-
-    fn on_acked(
-        &mut self,
-        core: &mut Core,
-        hosts: &mut [Host],
-        site: usize,
-        seen: &Observed,
-        sent: &Sent,
-        reply: &Emitted,
-    ) {
-        let host = &hosts[site];
-        let lsn = reply.lsn;
-        let entry = host.mirror.borrow().get(lsn).cloned();
-        let Some(entry) = entry else { panic!("host {site} acknowledges LSN {lsn}, which it never wrote") };
-        let right = match (&sent.ask, &entry.kind) {
-            (Ask::Put { key, id, .. }, Kind::Put { key: k, id: i }) => key == k && id == i,
-            (Ask::Delete { key, .. }, Kind::Delete { key: k }) => {
-                let existed = host.mirror.borrow().value_at(key, lsn - 1).is_some();
-                assert!(
-                    existed == (reply.status == Status::Ok),
-                    "host {site}: DELETE at LSN {lsn} says {:?}",
-                    reply.status
-                );
-                key == k
-            }
-            _ => false,
-        };
-        assert!(
-            right,
-            "host {site} acknowledges {:?} at LSN {lsn}, where the log has {:?}",
-            sent.ask, entry.kind
-        );
-        assert!(self.answered.insert((lsn, entry.chain.0)), "LSN {lsn} was given to two writes");
-        core.stats.count("client: acknowledged write");
-        let site_of = |address: &String| (0..hosts.len()).find(|site| Host::address(*site) == *address);
-        let members = seen.peers.iter().filter(|(.., in_sync)| *in_sync);
-        let mut in_sync: Vec<usize> = members.filter_map(|(address, ..)| site_of(address)).collect();
-        in_sync.push(site);
-        let mut acked = Acked {
-            lsn,
-            chain: entry.chain,
-            term: reply.term,
-            round: (seen.round.0.as_u64(), seen.round.1),
-            in_sync,
-            given_up: false,
-        };
-        self.check_promise(core, hosts, &acked);
-        for promotion in self.promotions.clone() {
-            if promotion.term > acked.term && !hosts[promotion.site].mirror.borrow().holds(lsn, acked.chain) {
-                self.must_allow(core, &promotion, &acked, false);
-                acked.given_up = true;
-            }
-        }
-        self.acks_seen += 1;
-        if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
-            for member in acked.in_sync.iter().copied().filter(|member| *member == site) {
-                prove_on_copy(core, &hosts[member], lsn, acked.chain);
-            }
-        }
-        self.acked.push(acked);
-    }
-
-    /// At the moment of the reply, the policy in force holds.
-    fn check_promise(&self, core: &Core, hosts: &[Host], acked: &Acked) {
-        let has = |site: usize| {
-            let mirror = hosts[site].mirror.borrow();
-            mirror.holds(acked.lsn, acked.chain) && mirror.synced >= acked.lsn
-        };
-        let excused = !self.wiped.is_empty()
-            || self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
-            || !self.discarding.is_empty();
-        let leader = *acked.in_sync.last().expect("the leader is in it");
-        assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
-        if excused {
-            return;
-        }
-        if core.knobs.ack == AckPolicy::InSync {
-            for site in &acked.in_sync {
-                assert!(
-                    has(*site),
-                    "LSN {} was acknowledged and host {site}, in sync, does not have it",
-                    acked.lsn
-                );
-            }
-        }
-        if core.knobs.ack == AckPolicy::Quorum
-            && hosts[leader].seen.as_ref().is_some_and(|seen| seen.peers.len() + 1 == hosts.len())
-        {
-            let holders = (0..hosts.len()).filter(|site| has(*site)).count();
-            assert!(holders > hosts.len() / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
-        }
-        // In the turn of the reply somebody may have left the set behind it.
-        let before =
-            hosts[leader].seen.as_ref().map_or(0, |seen| seen.peers.iter().filter(|peer| peer.2).count() + 1);
-        assert!(
-            acked.in_sync.len().max(before) >= core.knobs.min_insync,
-            "LSN {} was acknowledged with too few in sync",
-            acked.lsn
-        );
-    }
-
     /// A host leads by promotion: what it lacks is lost, and the promise must allow that.
     fn on_promoted(&mut self, core: &mut Core, hosts: &[Host], site: usize, seen: &Observed) {
         core.stats.count("role: leads after a promotion");
@@ -402,7 +240,7 @@ impl Oracle {
         self.promotions.push(promotion);
     }
 
-    fn must_allow(&self, core: &mut Core, promotion: &Promotion, write: &Acked, told_in_sync: bool) {
+    pub fn must_allow(&self, core: &mut Core, promotion: &Promotion, write: &Acked, told_in_sync: bool) {
         core.stats.count("check: write given up by a promotion or discard");
         let forced = promotion.forced
             || self.promotions.iter().any(|other| other.forced && other.term >= write.term)
@@ -444,33 +282,11 @@ impl Oracle {
         }
     }
 
-    /// A client got a reply.
-    pub fn on_got(&mut self, core: &mut Core, site: usize, sent: &Sent, got: &Got) {
-        if !sent.by_leader || !matches!(got.status, Status::Ok | Status::NotFound) {
-            return;
-        }
-        let write = match sent.ask {
-            Ask::Put { .. } | Ask::Delete { .. } => true,
-            Ask::Get { .. } => false,
-            _ => return,
-        };
-        let order = self.orders.entry((got.term, site)).or_default();
-        let before = order.done.partition_point(|(time, _)| *time < sent.at);
-        let floor = before.checked_sub(1).map_or(0, |index| order.done[index].1);
-        assert!(
-            if write { got.lsn > floor } else { got.lsn >= floor },
-            "{:?} was served at LSN {} after LSN {floor} had been seen",
-            sent.ask,
-            got.lsn
-        );
-        let highest = order.done.last().map_or(0, |(_, lsn)| *lsn).max(got.lsn);
-        order.done.push((core.now, highest));
-    }
-
     /// A process has started: everything that was told before is there.
-    pub fn after_start(&mut self, core: &mut Core, host: &mut Host) {
+    pub fn after_start(&mut self, core: &mut Core, hosts: &mut [Host], site: usize) {
+        let host = &mut hosts[site];
+        host.waits.clear();
         let seen = host.process.as_ref().expect("it has started").node.observe();
-        let site = host.site;
         let mirror = host.mirror.borrow();
         core.stats.count("check: restart compared with what was told");
         assert!(
@@ -510,21 +326,34 @@ impl Oracle {
             core.stats.count("role: leads after a start");
         }
         drop(mirror);
-        host.seen = Some(seen);
+        // The turn of a promotion may have been the last one of its process.
+        if seen.leads && host.seen.as_ref().is_some_and(|before| !before.leads) {
+            self.on_promoted(core, hosts, site, &seen);
+        }
+        hosts[site].seen = Some(seen);
     }
 }
 
-/// Crashes a copy of this disk, keeping nothing that was not synced, and reads its log.
-pub fn prove_on_copy(core: &mut Core, host: &Host, lsn: u64, chain: Chain) {
-    let copy = host.mem.fork();
-    copy.crash(Keep::None);
-    let log = read_log_of(copy)
-        .unwrap_or_else(|why| panic!("host {}: a copy of its disk after a power loss: {why}", host.site));
-    assert!(
-        log.holds(lsn, chain),
-        "host {} told LSN {lsn}; after a power loss its log ends at {}",
-        host.site,
-        log.last()
-    );
-    core.stats.count("check: acknowledgement proved on a copy of the disk");
+/// A follower leaves the in-sync set only if its leader had turns to hear it in. The turns that the leader
+/// itself missed do not count: its own stall must not empty the set.
+fn check_waits(waits: &mut Vec<(u64, u64, bool)>, seen: &Observed, site: usize) {
+    if !seen.leads || waits.len() != seen.peers.len() {
+        *waits = vec![(0, 0, true); if seen.leads { seen.peers.len() } else { 0 }];
+    }
+    for (wait, (address, match_lsn, in_sync)) in waits.iter_mut().zip(&seen.peers) {
+        wait.1 += 1;
+        let (target, turns, was_in_sync) = *wait;
+        let behind_commit = match_lsn.0 < seen.commit.0;
+        if was_in_sync && !in_sync && !behind_commit {
+            assert!(
+                turns >= 4,
+                "host {site}: {address} left the in-sync set after {turns} turns of its leader"
+            );
+        }
+        let back = !was_in_sync && *in_sync;
+        wait.2 = *in_sync;
+        if back || match_lsn.0 >= target {
+            (wait.0, wait.1) = (seen.last.0, 0);
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 pub const EXPECTED: &[&str] = &[
     "disk: ENOSPC",
     "disk: crash point reached",
+    "disk: bit rot",
     "disk: short write",
     "disk: slow",
     "disk: stall",
@@ -15,6 +16,7 @@ pub const EXPECTED: &[&str] = &[
     "net: connection refused",
     "net: half open",
     "net: late bytes of a closed connection",
+    "net: leader cut off from a candidate",
     "net: link flaps",
     "net: one-way partition",
     "net: reset",
@@ -27,6 +29,7 @@ pub const EXPECTED: &[&str] = &[
     "process: pause",
     "process: power loss",
     "process: start",
+    "process: refused a damaged log",
     "process: wiped",
     "operator: follow",
     "operator: follow --discard",

@@ -9,9 +9,8 @@ use kvstore::conn::DialId;
 use kvstore::node::{NodeConfig, RoleFlag};
 use kvstore::rng::Rng;
 use kvstore::wal::{Durability, WalConfig};
-use kvstore::wire::client::Status;
 
-use crate::client::{Ask, Client, Dialogue, Sent};
+use crate::client::{Client, Dialogue};
 use crate::core::{Core, Event, MS, Shared};
 use crate::disk::HostClock;
 use crate::host::{Host, TurnEnd};
@@ -122,6 +121,7 @@ impl World {
             Event::Client(index) => self.client_acts(index),
             Event::Operator => self.operator_acts(),
             Event::Fault => self.fault(),
+            Event::Flap(site) => self.flap(site),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
             Event::Start(site) => self.start(site),
             Event::CrashNow { host, incarnation, power } => {
@@ -154,10 +154,10 @@ impl World {
         self.hosts[site].incarnation += 1;
         match self.hosts[site].start(seed) {
             Ok(()) => {
-                let host = &mut self.hosts[site];
                 let mut core = self.core.borrow_mut();
-                core.net.alive[site] = host.incarnation;
-                self.oracle.after_start(&mut core, host);
+                core.net.alive[site] = self.hosts[site].incarnation;
+                self.oracle.after_start(&mut core, &mut self.hosts, site);
+                let host = &self.hosts[site];
                 let (busy, seen) = (host.busy_until, host.seen.clone());
                 core.trace(|| format!("host {site} is up: {seen:?}"));
                 drop(core);
@@ -173,6 +173,12 @@ impl World {
         let mut core = self.core.borrow_mut();
         core.trace(|| format!("host {site} does not start: {why}"));
         core.stats.count("process: refused to start");
+        if self.hosts[site].rotten && why.contains("damaged") {
+            core.stats.count("process: refused a damaged log");
+            core.after(200 * MS, Event::Start(site));
+            drop(core);
+            return self.empty_directory(site);
+        }
         let full = why.contains("os error 28");
         let failed_sync = why.contains("os error 5");
         assert!(full || failed_sync, "host {site} refuses to start: {why}");
@@ -325,12 +331,12 @@ impl World {
             return self.client_reads(end.site - self.hosts.len());
         }
         let reset = self.core.borrow().net.conns[conn].pipes[1 - side].reset;
-        if let Some(process) = &mut self.hosts[end.site].process
-            && let Some(sock) = process.socks.find(conn, side)
-        {
-            sock.readable = true;
-            // As epoll reports an error: the next write says so.
-            sock.write_blocked &= !reset;
+        if let Some(process) = &mut self.hosts[end.site].process {
+            if let Some(sock) = process.socks.find(conn, side) {
+                sock.readable = true;
+                // As epoll reports an error: the next write says so.
+                sock.write_blocked &= !reset;
+            }
         }
         self.wake(end.site);
     }
@@ -340,138 +346,12 @@ impl World {
         if end.site >= self.hosts.len() {
             return self.client_writes(end.site - self.hosts.len());
         }
-        if let Some(process) = &mut self.hosts[end.site].process
-            && let Some(sock) = process.socks.find(conn, side)
-        {
-            sock.write_blocked = false;
+        if let Some(process) = &mut self.hosts[end.site].process {
+            if let Some(sock) = process.socks.find(conn, side) {
+                sock.write_blocked = false;
+            }
         }
         self.wake(end.site);
-    }
-
-    // ---- clients
-
-    fn client_acts(&mut self, index: usize) {
-        let mut core = self.core.borrow_mut();
-        let delay = Client::think(&mut core, self.healed_at.is_some());
-        core.after(delay, Event::Client(index));
-        let now = core.now;
-        let lazy = core.chance_of(|knobs| knobs.lazy_reader_ppm);
-        let wander = core.chance_of(|knobs| knobs.follower_read_ppm);
-        let most = if self.healed_at.is_some() { 2 } else { core.knobs.pipeline_max };
-        let batch = core.between(1, most);
-        let hosts = core.knobs.hosts as u64;
-        let elsewhere = core.rng.below(hosts) as usize;
-        if lazy {
-            core.stats.count("client: stopped reading");
-        }
-        drop(core);
-        let client = &mut self.clients[index];
-        if lazy && self.healed_at.is_none() {
-            client.lazy_until = now + 3_000 * MS;
-        }
-        let waits = client.conn.is_some_and(|conn| {
-            let dialogue = &self.dialogues[&conn];
-            dialogue.sent.get(dialogue.received).is_some_and(|sent| now > sent.at + Client::PATIENCE)
-        });
-        if waits && now >= client.lazy_until + Client::PATIENCE {
-            self.client_lost(index);
-        } else if wander && self.healed_at.is_none() {
-            self.client_lost(index);
-            self.clients[index].target = elsewhere;
-        }
-        self.client_reads(index);
-        if self.clients[index].quiet {
-            return;
-        }
-        for _ in 0..batch {
-            let ask = {
-                let mut core = self.core.borrow_mut();
-                self.clients[index].draw(&mut core)
-            };
-            self.ask(index, ask);
-        }
-        self.client_writes(index);
-    }
-
-    /// Sends a request on the client's connection, made now if there is none.
-    pub fn ask(&mut self, index: usize, ask: Ask) {
-        let mut core = self.core.borrow_mut();
-        let client = &mut self.clients[index];
-        if client.conn.is_none() {
-            let target = client.target;
-            let up = core.net.alive[target] > 0 && core.net.works(client.site, target);
-            if !up {
-                client.target = (target + 1) % self.hosts.len();
-                return;
-            }
-            let conn = core.connect(client.site, target);
-            client.conn = Some(conn);
-            self.dialogues.insert(conn, Dialogue { site: target, ..Dialogue::default() });
-            drop(core);
-            self.hosts[target].accepts.push((conn, "10.1.0.1".to_owned()));
-            self.wake(target);
-            core = self.core.borrow_mut();
-        }
-        let client = &mut self.clients[index];
-        let conn = client.conn.expect("it was just made");
-        let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
-        if dialogue.sent.len() - dialogue.received > 200 {
-            return;
-        }
-        client.push(&ask, Host::address);
-        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false });
-    }
-
-    pub fn client_writes(&mut self, index: usize) {
-        let result = self.clients[index].write(&mut self.core.borrow_mut());
-        if result.is_err() {
-            self.client_lost(index);
-        }
-    }
-
-    pub fn client_lost(&mut self, index: usize) {
-        let client = &mut self.clients[index];
-        if let Some(conn) = client.conn {
-            self.core.borrow_mut().close_end(conn, 0, 0);
-        }
-        client.reset();
-    }
-
-    fn client_reads(&mut self, index: usize) {
-        let (replies, over) = {
-            let mut core = self.core.borrow_mut();
-            self.clients[index].read(&mut core)
-        };
-        let Some(conn) = self.clients[index].conn else { return };
-        for got in replies {
-            let mut core = self.core.borrow_mut();
-            let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
-            let sent = dialogue.sent[dialogue.received].clone();
-            dialogue.received += 1;
-            let site = dialogue.site;
-            self.oracle.on_got(&mut core, site, &sent, &got);
-            if index == self.clients.len() - 1 {
-                core.trace(|| {
-                    format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)
-                });
-                self.heal.on_reply(&sent.ask, got.status);
-            } else if got.status == Status::NotLeader {
-                core.stats.count("client: redirected");
-                let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);
-                self.clients[index].target = named.unwrap_or((site + 1) % self.hosts.len());
-            }
-        }
-        let target = self.clients[index].target;
-        let moved = self
-            .dialogues
-            .get(&conn)
-            .is_some_and(|dialogue| dialogue.site != target && dialogue.received == dialogue.sent.len());
-        if over || moved {
-            self.client_lost(index);
-            if over {
-                self.clients[index].target = (target + 1) % self.hosts.len();
-            }
-        }
     }
 }
 
@@ -481,7 +361,6 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let spread = knobs.clock_rate_spread_ppm;
     let rate_ppm = 1_000_000 - spread / 2 + core.borrow_mut().rng.below(spread + 1);
     let config = NodeConfig {
-        receipts: true,
         port: 9000,
         own_address: Host::address(site),
         role: if site == 0 { RoleFlag::Leader } else { RoleFlag::Follower },
@@ -492,6 +371,8 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         insync_timeout_ms: knobs.insync_timeout_ms,
         heartbeat_ms: knobs.heartbeat_ms,
         wal: WalConfig { segment_bytes: knobs.segment_bytes, durability: Durability::Fsync },
+        receipts: true,
+        feed: knobs.feed,
     };
     Host {
         site,
@@ -514,7 +395,10 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         cuts: 0,
         dials_made: 0,
         heard: (0, 0),
+        insync_left: 0,
         spin: (0, 0),
         ending: false,
+        rotten: false,
+        waits: Vec::new(),
     }
 }

@@ -37,39 +37,45 @@ pub struct LoneNode {
     intakes: BTreeMap<ConnId, Intake>,
     clock: VirtualClock,
     next_conn: usize,
+    /// Where the node dialled, if the test answers; else every dial fails.
+    dialled: Option<Vec<(String, ConnId)>>,
 }
 
 impl LoneNode {
     /// A new node. Every dial of it fails.
     pub fn new(role: RoleFlag) -> LoneNode {
+        LoneNode::on(&MemDisk::new(), role, &[])
+    }
+
+    /// A node with this disk. With peers, the test is at the other end of every dial.
+    pub fn on(disk: &MemDisk, role: RoleFlag, peers: &[&str]) -> LoneNode {
         let config = NodeConfig {
             port: 1,
             own_address: "lone:1".to_owned(),
             role,
-            peers: Vec::new(),
+            peers: peers.iter().map(|&peer| peer.to_owned()).collect(),
             leader: String::new(),
             ack: AckPolicy::InSync,
             min_insync: 1,
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
             receipts: true,
+            feed: kvstore::node::FeedLimits::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let clock = VirtualClock::at_ms(1);
         let node =
-            Node::open(Box::new(MemDisk::new()), Box::new(clock.clone()), 7, config).expect("a new disk");
-        let mut lone =
-            LoneNode { node, io: NodeIo::default(), intakes: BTreeMap::new(), clock, next_conn: 0 };
+            Node::open(Box::new(disk.clone()), Box::new(clock.clone()), 7, config).expect("the disk is well");
+        let dialled = (!peers.is_empty()).then(Vec::new);
+        let (io, intakes) = (NodeIo::default(), BTreeMap::new());
+        let mut lone = LoneNode { node, io, intakes, clock, next_conn: 0, dialled };
         lone.finish_turn();
         lone
     }
 
     /// A new connection, from which nothing has come yet.
     pub fn connect(&mut self) -> ConnId {
-        self.next_conn += 1;
-        let conn = ConnId::new(self.next_conn, 1);
-        self.io.outputs.insert(conn, OutBuf::default());
-        self.intakes.insert(conn, Intake::default());
+        let conn = self.new_conn();
         self.node.on_accept(conn, "10.0.0.1".to_owned());
         conn
     }
@@ -94,13 +100,50 @@ impl LoneNode {
         Answer { frames: self.take_frames(conn), fenced, closed }
     }
 
+    fn new_conn(&mut self) -> ConnId {
+        self.next_conn += 1;
+        let conn = ConnId::new(self.next_conn, 1);
+        self.io.outputs.insert(conn, OutBuf::default());
+        self.intakes.insert(conn, Intake::default());
+        conn
+    }
+
+    /// The connections that the node dialled since the last call, and where to.
+    pub fn take_dialled(&mut self) -> Vec<(String, ConnId)> {
+        self.dialled.as_mut().map(std::mem::take).expect("the test answers dials")
+    }
+
+    /// One turn at the end of so many milliseconds, in which nothing arrives.
+    pub fn pass_ms(&mut self, ms: u64) {
+        let now = self.clock.now().after_ms(ms);
+        self.clock.set(now);
+        self.node.begin_turn(now);
+        self.finish_turn();
+    }
+
+    /// What the node said on a connection since it was asked last, whatever brought it about.
+    pub fn said(&mut self, conn: ConnId) -> Vec<(MessageType, Vec<u8>)> {
+        self.take_frames(conn)
+    }
+
+    /// Whether the node has closed this connection.
+    pub fn is_closed(&self, conn: ConnId) -> bool {
+        !self.io.is_open(conn)
+    }
+
     fn finish_turn(&mut self) {
         self.node.on_timers(&mut self.io, false).expect("the disk is well");
         self.node.before_sync(&mut self.io);
         self.node.sync(&mut self.io).expect("the disk is well");
         self.node.after_sync(&mut self.io).expect("the disk is well");
-        for (dial, _) in std::mem::take(&mut self.io.dials) {
-            self.node.on_dial_failed(&mut self.io, dial, "nobody there").expect("the disk is well");
+        for (dial, address) in std::mem::take(&mut self.io.dials) {
+            if self.dialled.is_some() {
+                let conn = self.new_conn();
+                self.node.on_dialed(&mut self.io, dial, conn);
+                self.dialled.as_mut().expect("looked at above").push((address, conn));
+            } else {
+                self.node.on_dial_failed(&mut self.io, dial, "nobody there").expect("the disk is well");
+            }
         }
         self.node.sync(&mut self.io).expect("the disk is well");
     }

@@ -1,0 +1,89 @@
+//! Known-bad variants of single lines, for the simulator to catch: a test that cannot fail proves nothing.
+//!
+//! Without the cargo feature `sabotage` (it is in no default set) [`is`] is a constant `false`, and no line
+//! that it guards is compiled into the program.
+
+macro_rules! variants {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal;)*) => {
+        /// A rule that is broken.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Variant { $($(#[$doc])* $variant,)* }
+
+        impl Variant {
+            /// Every variant.
+            pub const ALL: &'static [Variant] = &[$(Variant::$variant),*];
+
+            /// Its name on the command line.
+            pub fn name(self) -> &'static str {
+                match self { $(Variant::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+variants! {
+    /// The log calls durable what was only written.
+    AckBeforeFdatasync = "ack-before-fdatasync";
+    /// A write is answered without the in-sync followers.
+    ReplyBeforeInSync = "reply-before-in-sync";
+    /// A follower says that all of its log is the leader's.
+    MatchIsOwnLast = "match-is-own-last";
+    /// A diverged tail stays.
+    NoCut = "no-cut";
+    /// A follower takes records from any connection.
+    DeadSessionFrames = "dead-session-frames";
+    /// A promised term is kept in memory alone.
+    TermNotDurable = "term-not-durable";
+    /// Recovery takes an entry whose checksum does not hold.
+    TornTailKept = "torn-tail-kept";
+    /// Damage below a durable claim is cut like a tail.
+    MiddleDamageCut = "middle-damage-cut";
+    /// A record's checksum covers that record alone.
+    ChecksumNotChained = "checksum-not-chained";
+    /// A new segment's name is not made durable.
+    RenameWithoutDirSync = "rename-without-dir-sync";
+    /// A failed sync is tried again.
+    RetryFailedFdatasync = "retry-failed-fdatasync";
+    /// A leader appends its newest records again when a follower comes back.
+    ApplyTwice = "apply-twice";
+    /// A follower takes for committed what it does not hold.
+    CommitNotClamped = "commit-not-clamped";
+    /// A mark calls its own batch durable.
+    MarkClaimsTooMuch = "mark-claims-too-much";
+    /// What recovery read from the page cache is told without being written again.
+    RecoveredTailTold = "recovered-tail-told";
+    /// A full disk is noticed after the LSN was told.
+    LsnTwiceAfterFullDisk = "lsn-twice-after-full-disk";
+    /// Time in which the leader itself did not run counts against its followers.
+    OwnStallEmptiesInSync = "own-stall-empties-in-sync";
+}
+
+#[cfg(feature = "sabotage")]
+mod switch {
+    use super::Variant;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Variant>> = const { Cell::new(None) };
+    }
+
+    /// Whether this rule is broken on this thread.
+    pub fn is(variant: Variant) -> bool {
+        ACTIVE.get() == Some(variant)
+    }
+
+    /// Breaks one rule on this thread, or none.
+    pub fn set(variant: Option<Variant>) {
+        ACTIVE.set(variant);
+    }
+}
+
+#[cfg(feature = "sabotage")]
+pub use switch::{is, set};
+
+/// Whether this rule is broken: never, in this build.
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub const fn is(_: Variant) -> bool {
+    false
+}

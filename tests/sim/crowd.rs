@@ -1,0 +1,134 @@
+//! The clients of a run: when they act, where they connect, and what they make of their replies.
+
+use kvstore::wire::client::Status;
+
+use crate::client::{Ask, Client, Dialogue, Sent};
+use crate::core::{Event, MS};
+use crate::host::Host;
+use crate::world::World;
+
+impl World {
+    pub fn client_acts(&mut self, index: usize) {
+        let mut core = self.core.borrow_mut();
+        let delay = Client::think(&mut core, self.healed_at.is_some());
+        core.after(delay, Event::Client(index));
+        let now = core.now;
+        let lazy = core.chance_of(|knobs| knobs.lazy_reader_ppm);
+        let wander = core.chance_of(|knobs| knobs.follower_read_ppm);
+        let most = if self.healed_at.is_some() { 2 } else { core.knobs.pipeline_max };
+        let batch = core.between(1, most);
+        let hosts = core.knobs.hosts as u64;
+        let elsewhere = core.rng.below(hosts) as usize;
+        if lazy {
+            core.stats.count("client: stopped reading");
+        }
+        drop(core);
+        let client = &mut self.clients[index];
+        if lazy && self.healed_at.is_none() {
+            client.lazy_until = now + 3_000 * MS;
+        }
+        let waits = client.conn.is_some_and(|conn| {
+            let dialogue = &self.dialogues[&conn];
+            dialogue.sent.get(dialogue.received).is_some_and(|sent| now > sent.at + Client::PATIENCE)
+        });
+        if waits && now >= client.lazy_until + Client::PATIENCE {
+            self.client_lost(index);
+        } else if wander && self.healed_at.is_none() {
+            self.client_lost(index);
+            self.clients[index].target = elsewhere;
+        }
+        self.client_reads(index);
+        if self.clients[index].quiet {
+            return;
+        }
+        for _ in 0..batch {
+            let ask = {
+                let mut core = self.core.borrow_mut();
+                self.clients[index].draw(&mut core)
+            };
+            self.ask(index, ask);
+        }
+        self.client_writes(index);
+    }
+
+    /// Sends a request on the client's connection, made now if there is none.
+    pub fn ask(&mut self, index: usize, ask: Ask) {
+        let mut core = self.core.borrow_mut();
+        let client = &mut self.clients[index];
+        if client.conn.is_none() {
+            let target = client.target;
+            let up = core.net.alive[target] > 0 && core.net.works(client.site, target);
+            if !up {
+                client.target = (target + 1) % self.hosts.len();
+                return;
+            }
+            let conn = core.connect(client.site, target);
+            client.conn = Some(conn);
+            self.dialogues.insert(conn, Dialogue { site: target, ..Dialogue::default() });
+            drop(core);
+            self.hosts[target].accepts.push((conn, "10.1.0.1".to_owned()));
+            self.wake(target);
+            core = self.core.borrow_mut();
+        }
+        let client = &mut self.clients[index];
+        let conn = client.conn.expect("it was just made");
+        let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
+        if dialogue.sent.len() - dialogue.received > 200 {
+            return;
+        }
+        client.push(&ask, Host::address);
+        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false });
+    }
+
+    pub fn client_writes(&mut self, index: usize) {
+        let result = self.clients[index].write(&mut self.core.borrow_mut());
+        if result.is_err() {
+            self.client_lost(index);
+        }
+    }
+
+    pub fn client_lost(&mut self, index: usize) {
+        let client = &mut self.clients[index];
+        if let Some(conn) = client.conn {
+            self.core.borrow_mut().close_end(conn, 0, 0);
+        }
+        client.reset();
+    }
+
+    pub fn client_reads(&mut self, index: usize) {
+        let (replies, over) = {
+            let mut core = self.core.borrow_mut();
+            self.clients[index].read(&mut core)
+        };
+        let Some(conn) = self.clients[index].conn else { return };
+        for got in replies {
+            let mut core = self.core.borrow_mut();
+            let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
+            let sent = dialogue.sent[dialogue.received].clone();
+            dialogue.received += 1;
+            let site = dialogue.site;
+            self.oracle.on_got(&mut core, site, &sent, &got);
+            if index == self.clients.len() - 1 {
+                core.trace(|| {
+                    format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)
+                });
+                self.heal.on_reply(&sent.ask, got.status);
+            } else if got.status == Status::NotLeader {
+                core.stats.count("client: redirected");
+                let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);
+                self.clients[index].target = named.unwrap_or((site + 1) % self.hosts.len());
+            }
+        }
+        let target = self.clients[index].target;
+        let moved = self
+            .dialogues
+            .get(&conn)
+            .is_some_and(|dialogue| dialogue.site != target && dialogue.received == dialogue.sent.len());
+        if over || moved {
+            self.client_lost(index);
+            if over {
+                self.clients[index].target = (target + 1) % self.hosts.len();
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Every reply, when it leaves the node and when a client gets it: is it true, is the promise in force kept,
+//! and does what a leader serves have an order?
+
+use std::collections::BTreeMap;
+
+use kvstore::ids::Chain;
+use kvstore::node::Observed;
+use kvstore::replication::commit::AckPolicy;
+use kvstore::wire::client::Status;
+
+use crate::client::{Ask, Dialogue, Got, Sent};
+use crate::core::Core;
+use crate::host::{Host, read_log_of};
+use crate::mem_disk::Keep;
+use crate::mirror::Kind;
+use crate::oracle::{Acked, Oracle};
+use crate::socks::Emitted;
+
+impl Oracle {
+    /// A reply was handed to the network.
+    #[allow(clippy::too_many_arguments)]
+    pub fn on_emitted(
+        &mut self,
+        core: &mut Core,
+        hosts: &mut [Host],
+        site: usize,
+        seen: &Observed,
+        dialogues: &mut BTreeMap<usize, Dialogue>,
+        reply: &Emitted,
+        shrunk: bool,
+    ) {
+        let dialogue = dialogues.get_mut(&reply.conn).expect("replies go to clients");
+        let sent = dialogue.sent.get_mut(dialogue.emitted).expect("no reply without a request");
+        dialogue.emitted += 1;
+        sent.by_leader = seen.leads && seen.term.as_u64() == reply.term;
+        let sent = sent.clone();
+        core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
+        match (&sent.ask, reply.status) {
+            (Ask::Put { .. } | Ask::Delete { .. }, Status::Ok | Status::NotFound) if shrunk => {}
+            (Ask::Put { .. }, Status::Ok) | (Ask::Delete { .. }, Status::Ok | Status::NotFound) => {
+                self.on_acked(core, hosts, site, seen, &sent, reply);
+            }
+            (Ask::Get { key }, Status::Ok | Status::NotFound) if !shrunk => {
+                let mirror = hosts[site].mirror.borrow();
+                assert!(reply.lsn <= mirror.last(), "host {site} serves a read at LSN {}", reply.lsn);
+                let expected = mirror.value_at(key, reply.lsn);
+                let value = if reply.status == Status::Ok { reply.value_id } else { None };
+                assert!(
+                    value == expected,
+                    "host {site}: read of {} at LSN {} gives {value:?}, the log says {expected:?}",
+                    String::from_utf8_lossy(key),
+                    reply.lsn
+                );
+                core.stats.count(if sent.by_leader {
+                    "client: read checked"
+                } else {
+                    "client: follower read checked"
+                });
+            }
+            (Ask::Put { id, .. } | Ask::Delete { id, .. }, status) => self.on_refused(core, *id, status),
+            (Ask::Promote { .. }, Status::Refused) => core.stats.count("role: promotion refused"),
+            (Ask::Promote { force: true }, Status::Ok) => {
+                core.trace(|| format!("host {site}: {}", reply.text));
+            }
+            _ => {}
+        }
+    }
+
+    fn on_refused(&mut self, core: &mut Core, id: u64, status: Status) {
+        match status {
+            Status::OutcomeUnknown => core.stats.count("client: outcome unknown"),
+            Status::DiskFull => core.stats.count("node: disk full refused a write"),
+            _ => core.stats.count("client: refused write"),
+        }
+        if status != Status::OutcomeUnknown {
+            assert!(!self.seen_ids.contains(&id), "write {id} is in a log and was answered {status:?}");
+            self.refused_ids.insert(id);
+        }
+    }
+
+    fn on_acked(
+        &mut self,
+        core: &mut Core,
+        hosts: &mut [Host],
+        site: usize,
+        seen: &Observed,
+        sent: &Sent,
+        reply: &Emitted,
+    ) {
+        let host = &hosts[site];
+        let lsn = reply.lsn;
+        let entry = host.mirror.borrow().get(lsn).cloned();
+        let Some(entry) = entry else { panic!("host {site} acknowledges LSN {lsn}, which it never wrote") };
+        let right = match (&sent.ask, &entry.kind) {
+            (Ask::Put { key, id, .. }, Kind::Put { key: k, id: i }) => key == k && id == i,
+            (Ask::Delete { key, .. }, Kind::Delete { key: k }) => {
+                let existed = host.mirror.borrow().value_at(key, lsn - 1).is_some();
+                assert!(
+                    existed == (reply.status == Status::Ok),
+                    "host {site}: DELETE at LSN {lsn} says {:?}",
+                    reply.status
+                );
+                key == k
+            }
+            _ => false,
+        };
+        assert!(
+            right,
+            "host {site} acknowledges {:?} at LSN {lsn}, where the log has {:?}",
+            sent.ask, entry.kind
+        );
+        assert!(self.answered.insert((lsn, entry.chain.0)), "LSN {lsn} was given to two writes");
+        core.stats.count("client: acknowledged write");
+        let site_of = |address: &String| (0..hosts.len()).find(|site| Host::address(*site) == *address);
+        let members = seen.peers.iter().filter(|(.., in_sync)| *in_sync);
+        let mut in_sync: Vec<usize> = members.filter_map(|(address, ..)| site_of(address)).collect();
+        in_sync.push(site);
+        let mut acked = Acked {
+            lsn,
+            chain: entry.chain,
+            term: reply.term,
+            round: (seen.round.0.as_u64(), seen.round.1),
+            in_sync,
+            given_up: false,
+        };
+        self.check_promise(core, hosts, &acked);
+        for promotion in self.promotions.clone() {
+            if promotion.term > acked.term && !hosts[promotion.site].mirror.borrow().holds(lsn, acked.chain) {
+                self.must_allow(core, &promotion, &acked, false);
+                acked.given_up = true;
+            }
+        }
+        self.acks_seen += 1;
+        if self.acks_seen % core.knobs.fork_check_every == 0 {
+            // Every node whose word this rests on.
+            for member in acked.in_sync.iter().filter(|member| {
+                !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)
+            }) {
+                if core.knobs.ack == AckPolicy::InSync || *member == site {
+                    prove_on_copy(core, &hosts[*member], lsn, acked.chain);
+                }
+            }
+        }
+        self.acked.push(acked);
+    }
+
+    /// At the moment of the reply, the policy in force holds.
+    fn check_promise(&self, core: &Core, hosts: &[Host], acked: &Acked) {
+        let has = |site: usize| {
+            let mirror = hosts[site].mirror.borrow();
+            mirror.holds(acked.lsn, acked.chain) && mirror.synced >= acked.lsn
+        };
+        let excused = !self.wiped.is_empty()
+            || self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
+            || !self.discarding.is_empty();
+        let leader = *acked.in_sync.last().expect("the leader is in it");
+        assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
+        if excused {
+            return;
+        }
+        if core.knobs.ack == AckPolicy::InSync {
+            for site in &acked.in_sync {
+                assert!(
+                    has(*site),
+                    "LSN {} was acknowledged and host {site}, in sync, does not have it",
+                    acked.lsn
+                );
+            }
+        }
+        if core.knobs.ack == AckPolicy::Quorum
+            && hosts[leader].seen.as_ref().is_some_and(|seen| seen.peers.len() + 1 == hosts.len())
+        {
+            let holders = (0..hosts.len()).filter(|site| has(*site)).count();
+            assert!(holders > hosts.len() / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
+        }
+        // In the turn of the reply somebody may have left the set behind it.
+        let left = hosts[leader].process.as_ref().map_or(0, |process| process.node.counters.insync_left);
+        let still_leads = hosts[leader].process.as_ref().is_some_and(|process| process.node.observe().leads);
+        assert!(
+            !still_leads || left > hosts[leader].insync_left || acked.in_sync.len() >= core.knobs.min_insync,
+            "LSN {} was acknowledged with too few in sync",
+            acked.lsn
+        );
+    }
+
+    /// A client got a reply.
+    pub fn on_got(&mut self, core: &mut Core, site: usize, sent: &Sent, got: &Got) {
+        if !sent.by_leader || !matches!(got.status, Status::Ok | Status::NotFound) {
+            return;
+        }
+        let write = match sent.ask {
+            Ask::Put { .. } | Ask::Delete { .. } => true,
+            Ask::Get { .. } => false,
+            _ => return,
+        };
+        let order = self.orders.entry((got.term, site)).or_default();
+        let before = order.done.partition_point(|(time, _)| *time < sent.at);
+        let floor = before.checked_sub(1).map_or(0, |index| order.done[index].1);
+        assert!(
+            if write { got.lsn > floor } else { got.lsn >= floor },
+            "{:?} was served at LSN {} after LSN {floor} had been seen",
+            sent.ask,
+            got.lsn
+        );
+        let highest = order.done.last().map_or(0, |(_, lsn)| *lsn).max(got.lsn);
+        order.done.push((core.now, highest));
+    }
+}
+
+/// Crashes a copy of this disk, keeping nothing that was not synced, and reads its log.
+pub fn prove_on_copy(core: &mut Core, host: &Host, lsn: u64, chain: Chain) {
+    let copy = host.mem.fork();
+    copy.crash(Keep::None);
+    let log = read_log_of(copy)
+        .unwrap_or_else(|why| panic!("host {}: a copy of its disk after a power loss: {why}", host.site));
+    assert!(
+        log.holds(lsn, chain),
+        "host {} told LSN {lsn}; after a power loss its log ends at {}",
+        host.site,
+        log.last()
+    );
+    core.stats.count("check: acknowledgement proved on a copy of the disk");
+}
