@@ -53,6 +53,7 @@ impl LoneNode {
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
             receipts: true,
+            feed: kvstore::node::FeedLimits::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let clock = VirtualClock::at_ms(1);

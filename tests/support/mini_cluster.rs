@@ -131,6 +131,7 @@ impl MiniCluster {
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
             receipts: true,
+            feed: kvstore::node::FeedLimits::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {
