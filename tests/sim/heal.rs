@@ -94,7 +94,7 @@ impl World {
         };
         self.heal.chosen = Some(chosen);
         if !self.leads(chosen) {
-            if self.heal.steps % 8 == 0 {
+            if self.heal.steps.is_multiple_of(8) {
                 self.command(chosen, Ask::Promote { force: true });
             }
             return;

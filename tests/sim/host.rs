@@ -236,10 +236,11 @@ impl Process {
             let Some(sock) = self.socks.get_mut(id) else { continue };
             match sock.phase {
                 Phase::Open => {
-                    if !sock.output.is_empty() && !sock.write_blocked {
-                        if let Some(why) = self.socks.flush_one(id) {
-                            self.over(id, &why)?;
-                        }
+                    if !sock.output.is_empty()
+                        && !sock.write_blocked
+                        && let Some(why) = self.socks.flush_one(id)
+                    {
+                        self.over(id, &why)?;
                     }
                     self.read_and_deliver(id, now)?;
                 }

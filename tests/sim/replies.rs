@@ -131,7 +131,7 @@ impl Oracle {
             }
         }
         self.acks_seen += 1;
-        if self.acks_seen % core.knobs.fork_check_every == 0 {
+        if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
             // Every node whose word this rests on.
             for member in acked.in_sync.iter().filter(|member| {
                 !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)

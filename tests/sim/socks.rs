@@ -291,11 +291,11 @@ impl Wire for Socks {
     }
 
     fn doom(&mut self, conn: ConnId) {
-        if let Some(sock) = self.get_mut(conn) {
-            if sock.phase != Phase::Doomed {
-                sock.phase = Phase::Doomed;
-                self.doomed.push(conn);
-            }
+        if let Some(sock) = self.get_mut(conn)
+            && sock.phase != Phase::Doomed
+        {
+            sock.phase = Phase::Doomed;
+            self.doomed.push(conn);
         }
     }
 }

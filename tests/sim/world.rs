@@ -331,12 +331,12 @@ impl World {
             return self.client_reads(end.site - self.hosts.len());
         }
         let reset = self.core.borrow().net.conns[conn].pipes[1 - side].reset;
-        if let Some(process) = &mut self.hosts[end.site].process {
-            if let Some(sock) = process.socks.find(conn, side) {
-                sock.readable = true;
-                // As epoll reports an error: the next write says so.
-                sock.write_blocked &= !reset;
-            }
+        if let Some(process) = &mut self.hosts[end.site].process
+            && let Some(sock) = process.socks.find(conn, side)
+        {
+            sock.readable = true;
+            // As epoll reports an error: the next write says so.
+            sock.write_blocked &= !reset;
         }
         self.wake(end.site);
     }
@@ -346,10 +346,10 @@ impl World {
         if end.site >= self.hosts.len() {
             return self.client_writes(end.site - self.hosts.len());
         }
-        if let Some(process) = &mut self.hosts[end.site].process {
-            if let Some(sock) = process.socks.find(conn, side) {
-                sock.write_blocked = false;
-            }
+        if let Some(process) = &mut self.hosts[end.site].process
+            && let Some(sock) = process.socks.find(conn, side)
+        {
+            sock.write_blocked = false;
         }
         self.wake(end.site);
     }
