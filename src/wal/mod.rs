@@ -149,9 +149,6 @@ impl Wal {
     /// The last LSN that is durable in the sense of [`WalConfig::durability`].
     pub fn durable_lsn(&self) -> Lsn {
         match self.config.durability {
-            Durability::Fsync if crate::sabotage::is(crate::sabotage::Variant::AckBeforeFdatasync) => {
-                self.written_lsn
-            }
             Durability::Fsync => self.synced_lsn,
             Durability::Os => self.synced_lsn.max(self.told_lsn),
         }

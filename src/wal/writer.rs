@@ -127,11 +127,15 @@ impl Wal {
             false => mark,
         };
         self.batch[..MARK_SIZE].copy_from_slice(&mark.encode(segment.header.seed(), segment.end));
-        let result = match sync {
+        let result = match sync && !crate::sabotage::is(crate::sabotage::Variant::AckBeforeFdatasync) {
             true => disk.write_sync_at(file, segment.end, &self.batch),
             false => disk.write_all_at(file, segment.end, &self.batch),
         };
-        if let Err(error) = result {
+        let retried = crate::sabotage::is(crate::sabotage::Variant::RetryFailedFdatasync)
+            && disk.sync_data(file).is_ok();
+        if let Err(error) = result
+            && !retried
+        {
             self.failed = true;
             let op = if sync { "write and sync a batch to" } else { "write a batch to" };
             return Err(WalError::new(disk, op, &segment.name, segment.end, error));
@@ -226,8 +230,7 @@ impl Wal {
         assert!(!self.failed, "the log failed; the process must end");
         assert!(self.in_flight.is_none(), "one flush at a time");
         let Some(file) = self.active else { return Ok(Some(self.token(self.written_lsn))) };
-        let unsynced = crate::sabotage::is(crate::sabotage::Variant::AckBeforeFdatasync);
-        if self.config.durability == Durability::Os || unsynced || self.synced_lsn == self.written_lsn {
+        if self.config.durability == Durability::Os || self.synced_lsn == self.written_lsn {
             return Ok(Some(self.token(self.written_lsn)));
         }
         match disk.flush_begin(file) {
@@ -238,13 +241,6 @@ impl Wal {
             Ok(Flush::Pending) => {
                 self.in_flight = Some(self.written_lsn);
                 Ok(None)
-            }
-            Err(_)
-                if crate::sabotage::is(crate::sabotage::Variant::RetryFailedFdatasync)
-                    && disk.sync_data(file).is_ok() =>
-            {
-                self.synced_lsn = self.written_lsn;
-                Ok(Some(self.token(self.written_lsn)))
             }
             Err(error) => Err(self.fail(disk, "sync", error)),
         }

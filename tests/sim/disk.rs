@@ -127,6 +127,21 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.sync_takes();
+        let result = self.mem.write_sync_at(file, offset, bytes);
+        match &result {
+            Ok(()) => self.mirror.borrow_mut().on_write_sync(file, bytes),
+            Err(_) if self.mem.has_crashed() => {}
+            Err(_) => {
+                self.core.borrow_mut().stats.count("disk: sync failed");
+                self.mirror.borrow_mut().on_write(file, bytes);
+                self.mirror.borrow_mut().lost = true;
+            }
+        }
+        result
+    }
+
     fn sync_data(&mut self, file: FileId) -> io::Result<()> {
         self.sync_takes();
         let result = self.mem.sync_data(file);

@@ -40,7 +40,7 @@ use stats::Stats;
 use world::{Outcome, World};
 
 /// Seeds of the CI set: under two minutes in release, under 40 s in debug, on one core.
-const CI_SEEDS: u64 = if cfg!(debug_assertions) { 150 } else { 2_500 };
+const CI_SEEDS: u64 = if cfg!(debug_assertions) { 50 } else { 2_500 };
 
 fn main() -> ExitCode {
     let args = match Args::parse(std::env::args().skip(1)) {

@@ -161,6 +161,16 @@ impl Mirror {
         self.mark_file = Some(file);
     }
 
+    /// The node wrote these bytes and made them durable, and nothing that it had written before.
+    pub fn on_write_sync(&mut self, file: FileId, bytes: &[u8]) {
+        let before = self.last();
+        self.on_write(file, bytes);
+        if self.on && !self.lost && self.synced == before {
+            self.synced = self.last();
+            self.mark_commit.1 = self.mark_commit.0;
+        }
+    }
+
     /// The node synced this file.
     pub fn on_sync(&mut self, file: FileId) {
         if !self.on || self.lost {
