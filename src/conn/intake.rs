@@ -98,12 +98,18 @@ impl Intake {
     /// Whether reading more makes sense now.
     pub fn may_deliver(&mut self, node: &Node, output: Option<&OutBuf>, conn: ConnId) -> bool {
         let Some(output) = output else { return false };
-        // A peer is never throttled by what we send to it: its ACKs must be read while its feed is full.
-        if !node.is_peer(conn) {
+        // A follower is never throttled by what we send to it: its ACKs must be read while its feed is full.
+        // Whoever dialled us gets answers only, and must read them.
+        if !node.is_fed(conn) {
             let mark = if self.throttled { CLIENT_OUTPUT_LOW_WATER } else { CLIENT_OUTPUT_HIGH_WATER };
             self.throttled = output.len() > mark;
         }
         !self.throttled && node.wants_input(conn)
+    }
+
+    /// Whether its input waits for its other side to read what it was answered.
+    pub fn is_throttled(&self) -> bool {
+        self.throttled
     }
 
     /// Whether a complete frame waits.

@@ -285,7 +285,8 @@ impl EventLoop {
                 self.conns.get(conn).is_some_and(|c| c.is_open() && (c.readable || c.intake.has_frame()));
             if left {
                 self.backlog.push(conn);
-                input_left |= self.node.is_peer(conn);
+                let throttled = self.conns.get(conn).is_some_and(|c| c.intake.is_throttled());
+                input_left |= self.node.is_peer(conn) && !throttled;
             }
         }
         self.ready = todo;

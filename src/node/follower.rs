@@ -1,15 +1,14 @@
-//! The follower's side of a session: open, match, cut, append, ACK.
+//! The follower's side of a session: check, append, ACK. How one is opened stands in `session_open`.
 
 use super::fatal::{fence, malformed};
 use super::replog::Line;
-use super::start::replay;
 use super::turn::SyncCost;
-use super::{Conn, FatalReason, Node, Role, Stop};
+use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
-use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
+use crate::ids::{Lsn, Term};
 use crate::time::Time;
 use crate::wal::ReserveError;
-use crate::wire::peer::{Ack, AckDurations, AppendEntries, Open, OpenReply, RefuseCode};
+use crate::wire::peer::{Ack, AckDurations, AppendEntries, RefuseCode};
 use crate::wire::{DecodeError, DecodeProblem, Effect};
 use crate::{log_debug, log_info, log_warn};
 
@@ -39,14 +38,25 @@ pub struct Session {
 }
 
 impl Session {
+    /// A session that was just opened.
+    pub fn new(conn: ConnId, leader_address: &str, term: Term, now: Time) -> Session {
+        Session {
+            conn,
+            leader_address: leader_address.to_owned(),
+            term,
+            last_heard: now,
+            round: 0,
+            ack_due: false,
+            spent: AckDurations::default(),
+            received: None,
+        }
+    }
+
     /// The number of the newest frame heard.
     pub fn round(&self) -> u64 {
         self.round
     }
 }
-
-/// Why a session is not opened.
-struct Refusal(RefuseCode, String);
 
 impl Follower {
     /// A follower without a session.
@@ -56,7 +66,7 @@ impl Follower {
 }
 
 impl Node {
-    fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
+    pub(super) fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
         match &mut self.role {
             Role::Follower(Follower { session: Some(session), .. })
                 if session.conn == conn
@@ -95,222 +105,6 @@ impl Node {
                 self.close(io, session.conn, Close::Now);
             }
         }
-    }
-
-    pub(super) fn on_open(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
-        let open = Open::decode(body).map_err(malformed("OPEN"))?;
-        let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
-        if peer.node_id != open.leader {
-            return fence(format!("node {} opens a session for node {}", peer.node_id, open.leader));
-        }
-        let address = peer.address.clone();
-        // Opening it again would close the connection that the new session is to live on.
-        if self.session_mut(conn).is_some() {
-            return fence("a second OPEN on the connection of a session");
-        }
-        match self.try_open(io, conn, &open, &address)? {
-            Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
-            Err(Refusal(code, why)) => {
-                self.log_refusal(format!("refused a session of {address} in term {}: {why}", open.term));
-                self.refuse(io, conn, code, why);
-            }
-        }
-        Ok(())
-    }
-
-    fn try_open(
-        &mut self,
-        io: &mut dyn Io,
-        conn: ConnId,
-        open: &Open,
-        address: &str,
-    ) -> Result<Result<OpenReply, Refusal>, FatalReason> {
-        if self.leader().is_some() && open.term > self.meta.get().term {
-            self.depose(io, open.term, open.leader, address)?;
-        }
-        if let Err(refusal) = self.may_follow(open) {
-            return Ok(Err(refusal));
-        }
-        if self.promotion.is_some() {
-            let why = "a promotion of this node is under way".to_owned();
-            return Ok(Err(Refusal(RefuseCode::NotFollower, why)));
-        }
-        self.drop_session(io, "a newer one opens");
-        let token = self.settle(io)?;
-        assert!(token.lsn() == self.wal.last_lsn(), "a settled log is durable to its end");
-        let match_lsn = match self.match_lsn(open)? {
-            Ok(match_lsn) => match_lsn,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        if let Err(refusal) = self.may_cut(match_lsn) {
-            return Ok(Err(refusal));
-        }
-        self.accept_leader(open, address, match_lsn)?;
-        let cut_from = self.cut_behind(match_lsn)?;
-        let match_chain = self.wal.last_chain();
-        let durable = self.wal.durable();
-        assert!(durable.lsn() == match_lsn, "what is told to match is durable");
-        // What was heard about LSNs behind the match LSN was about records that this leader may not have.
-        self.commit = self.commit.min(match_lsn);
-        let in_sync = self.meta.get().in_sync;
-        let session = Session {
-            conn,
-            leader_address: address.to_owned(),
-            term: open.term,
-            last_heard: self.now,
-            round: 0,
-            ack_due: false,
-            spent: AckDurations::default(),
-            received: None,
-        };
-        self.role = Role::Follower(Follower { session: Some(session), in_sync });
-        self.counters.sessions += 1;
-        log_info!(
-            "replication",
-            "session with leader {address} in term {}: match LSN {match_lsn}",
-            open.term
-        );
-        Ok(Ok(OpenReply {
-            term: open.term,
-            match_lsn: durable.lsn(),
-            match_chain,
-            commit_lsn: self.effective_commit(),
-            cut_from,
-        }))
-    }
-
-    /// Terms and roles: may this leader open a session at all?
-    fn may_follow(&self, open: &Open) -> Result<(), Refusal> {
-        let meta = self.meta.get();
-        if open.term < meta.term {
-            let why = format!(
-                "term {} is known here, led by {} (node {})",
-                meta.term, meta.leader_address, meta.leader_id
-            );
-            return Err(Refusal(RefuseCode::StaleTerm, why));
-        }
-        let port = self.config.port;
-        match self.role {
-            Role::Leader(_) => {
-                let why = format!("this node leads in term {}; two leaders are configured", meta.term);
-                return Err(Refusal(RefuseCode::NotFollower, why));
-            }
-            Role::Deposed => {
-                let why = format!(
-                    "this node led until it met term {}, and waits for its operator: `kv_client --port {port} \
-                     follow ADDR` there",
-                    meta.term
-                );
-                return Err(Refusal(RefuseCode::NotFollower, why));
-            }
-            Role::Follower(_) => {}
-        }
-        let other_leader = !meta.leader_id.is_none() && meta.leader_id != open.leader;
-        if open.term == meta.term && other_leader && meta.term > Term::ZERO {
-            let why = format!(
-                "two leaders in term {}: {} (node {}) and this one (node {}); make one of them follow the other",
-                meta.term, meta.leader_address, meta.leader_id, open.leader
-            );
-            return Err(Refusal(RefuseCode::TwoLeaders, why));
-        }
-        Ok(())
-    }
-
-    /// The last LSN on which both logs agree, with the evidence compared where both know it.
-    fn match_lsn(&mut self, open: &Open) -> Result<Result<Lsn, Refusal>, FatalReason> {
-        let found = self.wal.history().match_lsn(self.wal.last_lsn(), &open.history, open.last_lsn);
-        let match_lsn = match found {
-            Ok(_) if crate::sabotage::is(crate::sabotage::Variant::MatchIsOwnLast) => {
-                return Ok(Ok(self.wal.last_lsn()));
-            }
-            Ok(match_lsn) => match_lsn,
-            Err(disagreement) => return Ok(Err(Refusal(RefuseCode::Disagreement, disagreement.to_string()))),
-        };
-        if match_lsn == open.last_lsn && match_lsn > Lsn::ZERO {
-            let mine = self.wal.chain_at(self.disk.as_mut(), match_lsn)?.unwrap_or(Chain::ZERO);
-            if mine != open.last_chain {
-                let theirs = open.last_chain;
-                let why =
-                    crate::replication::history::Disagreement { lsn: match_lsn, mine, theirs }.to_string();
-                return Ok(Err(Refusal(RefuseCode::Disagreement, why)));
-            }
-        }
-        Ok(Ok(match_lsn))
-    }
-
-    /// A cut below what is known to be committed never happens by itself.
-    fn may_cut(&self, match_lsn: Lsn) -> Result<(), Refusal> {
-        let (last, commit) = (self.wal.last_lsn(), self.effective_commit());
-        if match_lsn >= last || match_lsn >= commit || self.meta.get().discard_allowed {
-            return Ok(());
-        }
-        let port = self.config.port;
-        let why = format!(
-            "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the \
-             leader lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a \
-             file) run `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
-            match_lsn.next()
-        );
-        Err(Refusal(RefuseCode::CutBelowCommit, why))
-    }
-
-    /// Makes the term, the leader, and a cut that is due durable, in one record.
-    fn accept_leader(&mut self, open: &Open, address: &str, match_lsn: Lsn) -> Result<(), FatalReason> {
-        let cluster_id = self.cluster_of_peer(open.leader);
-        let cut = match_lsn < self.wal.last_lsn();
-        self.meta.update(self.disk.as_mut(), |meta| {
-            if open.term != meta.term || open.leader != meta.leader_id {
-                meta.in_sync = false;
-            }
-            meta.term = open.term;
-            meta.leader_id = open.leader;
-            meta.leader_address = address.to_owned();
-            meta.own_address.clone_from(&open.your_address);
-            meta.peers.clone_from(&open.peers);
-            meta.discard_allowed = false;
-            if meta.cluster_id.is_none() {
-                meta.cluster_id = cluster_id;
-            }
-            if cut {
-                meta.log_generation += 1;
-                meta.cut_lsn = match_lsn;
-            }
-        })?;
-        self.wal.set_cluster(self.meta.get().cluster_id);
-        Ok(())
-    }
-
-    fn cluster_of_peer(&self, leader: NodeId) -> ClusterId {
-        let hello = self.conns.iter().find_map(|(_, conn)| match conn {
-            Conn::PeerIn(peer) if peer.node_id == leader => Some(peer.cluster_id),
-            _ => None,
-        });
-        hello.unwrap_or(ClusterId::NONE)
-    }
-
-    /// Cuts the log behind `keep`, durably; the generation is durable already. Returns the first LSN cut.
-    fn cut_behind(&mut self, keep: Lsn) -> Result<Lsn, FatalReason> {
-        let last = self.wal.last_lsn();
-        if keep == last || crate::sabotage::is(crate::sabotage::Variant::NoCut) {
-            return Ok(Lsn::ZERO);
-        }
-        let generation = self.meta.get().log_generation;
-        let kept = self.wal.cut(self.disk.as_mut(), keep, generation)?;
-        self.counters.cuts += 1;
-        self.counters.cut_records += last.0 - keep.0;
-        self.commit = self.commit.min(keep);
-        let aside = kept.map_or_else(String::new, |kept| format!("; {kept}"));
-        log_warn!("wal", "cut records {} to {last}, which the leader does not have{aside}", keep.next());
-        if self.applied > keep {
-            self.keyspace.clear();
-            replay(&mut self.keyspace, &mut self.wal, self.disk.as_mut())?;
-            self.applied = keep;
-            log_warn!(
-                "node",
-                "reads went back from LSN {last} to LSN {keep}: the keyspace was rebuilt from the log"
-            );
-        }
-        Ok(keep.next())
     }
 
     pub(super) fn on_append_entries(

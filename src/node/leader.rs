@@ -100,6 +100,8 @@ pub struct Stream {
     pub(super) last_sent: Time,
     pub(super) last_heard: Time,
     pub(super) round_heard: u64,
+    /// What the follower last heard of being in sync.
+    pub(super) told_in_sync: bool,
     /// Bytes that waited to be written when this was last looked at.
     pub(super) waiting_bytes: usize,
 }
@@ -328,6 +330,7 @@ impl Node {
             last_sent: now,
             last_heard: now,
             round_heard: 0,
+            told_in_sync: false,
             waiting_bytes: 0,
         });
         peer.progress.on_session(reply.match_lsn, last, loop_now);

@@ -29,6 +29,7 @@ mod promote;
 mod replog;
 mod requests;
 mod role;
+mod session_open;
 mod start;
 mod status;
 mod stream;
@@ -286,6 +287,11 @@ impl Node {
     /// Whether the connection is a peer's (a larger read budget, timers wait for what it sent).
     pub fn is_peer(&self, conn: ConnId) -> bool {
         matches!(self.conns.get(conn), Some(Conn::PeerIn(_) | Conn::PeerOut(_)))
+    }
+
+    /// Whether this node dialled the other side, and sends it more than answers.
+    pub fn is_fed(&self, conn: ConnId) -> bool {
+        matches!(self.conns.get(conn), Some(Conn::PeerOut(_)))
     }
 
     /// The role's word.

@@ -5,16 +5,25 @@
 //! buffer it is *behind*, and fed again from the log files, one frame at a time, when the buffer is low.
 
 use super::fatal::{fence, malformed};
-use super::leader::Link;
+use super::leader::{Link, Stream};
 use super::replog::Line;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
 #[cfg(doc)]
 use crate::limits::SESSION_SILENCE_MS;
+use crate::replication::progress::Progress;
 use crate::wal::Cursor;
 use crate::wire::peer::{Ack, AppendEntries, AppendTail};
 use crate::{log_debug, log_info, log_warn};
+
+impl Stream {
+    /// What the next frame says of being in sync, and remembers to have said.
+    pub(super) fn tell_in_sync(&mut self, progress: &Progress, term_lsn: Lsn) -> bool {
+        self.told_in_sync = progress.may_be_told_in_sync(term_lsn);
+        self.told_in_sync
+    }
+}
 
 impl Node {
     /// This turn's records to every follower that is up to date.
@@ -50,7 +59,7 @@ impl Node {
                 let to = batch.fitting(from, feed_limits.frame_bytes);
                 let (records, chain) = batch.slice(from, to);
                 let tail = AppendTail {
-                    in_sync: peer.progress.may_be_told_in_sync(term_lsn),
+                    in_sync: stream.tell_in_sync(&peer.progress, term_lsn),
                     commit_lsn: commit,
                     round: leader.round,
                     chain,
@@ -215,7 +224,7 @@ impl Node {
             };
             leader.round += 1;
             let tail = AppendTail {
-                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
+                in_sync: stream.tell_in_sync(&peer.progress, term_lsn),
                 commit_lsn: commit,
                 round: leader.round,
                 chain: range.chain,
@@ -260,12 +269,14 @@ impl Node {
         for peer in &mut leader.peers {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let up_to_date = stream.behind.is_none() && batch_is_empty && stream.next_lsn == sent_last.next();
-            if !up_to_date || now < stream.last_sent.after_ms(interval_ms) {
+            // What it hears of being in sync decides whether it may be promoted: news of that does not wait.
+            let news = stream.told_in_sync != peer.progress.may_be_told_in_sync(term_lsn);
+            if !up_to_date || !news && now < stream.last_sent.after_ms(interval_ms) {
                 continue;
             }
             leader.round += 1;
             let tail = AppendTail {
-                in_sync: peer.progress.may_be_told_in_sync(term_lsn),
+                in_sync: stream.tell_in_sync(&peer.progress, term_lsn),
                 commit_lsn: commit,
                 round: leader.round,
                 chain,

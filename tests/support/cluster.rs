@@ -396,6 +396,7 @@ impl Cluster {
         let mut cluster = Cluster::prepare(count, extra);
         cluster.nodes.iter_mut().for_each(Node::spawn);
         cluster.wait_streaming();
+        (1..cluster.nodes.len()).for_each(|follower| cluster.wait_told_in_sync(follower));
         cluster
     }
 
@@ -411,6 +412,12 @@ impl Cluster {
             peers.iter().all(|peer| peer["state"] == "streaming" && peer["in_sync"] == true)
                 && status["commit_lsn"] == status["last_lsn"]
         })
+    }
+
+    /// Waits until a follower has heard that it is in sync: without that it refuses to be promoted.
+    #[track_caller]
+    pub fn wait_told_in_sync(&self, follower: usize) {
+        self.nodes[follower].wait_status("told that it is in sync", |status| status["in_sync"] == true);
     }
 
     /// Waits until all these nodes have applied the same LSN, and checks that their states are equal.

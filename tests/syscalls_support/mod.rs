@@ -90,6 +90,10 @@ impl Node {
                 .iter()
                 .all(|peer| peer["in_sync"] == true && peer["state"] == "streaming" && peer["lag"] == 0)
         });
+        // A follower that has not heard it yet refuses to be promoted.
+        wait_until("all have heard that", || {
+            nodes[1..].iter().all(|node| node.client().status().unwrap().value["in_sync"] == true)
+        });
         nodes
     }
 }
