@@ -74,7 +74,7 @@ pub struct Host {
     /// A durable bit of its log has flipped: it must refuse to start.
     pub rotten: bool,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
-    pub waits: Vec<(u64, u64, bool)>,
+    pub waits: Vec<crate::oracle::Wait>,
 }
 
 /// How a turn ended.

@@ -334,26 +334,42 @@ impl Oracle {
     }
 }
 
+/// How a follower's place in the in-sync set looks from outside.
+#[derive(Clone, Copy)]
+pub struct Wait {
+    target: u64,
+    /// Turns since the target was set, and how many passed before that since the one before it.
+    turns: u64,
+    turns_before: u64,
+    in_sync: bool,
+}
+
 /// A follower leaves the in-sync set only if its leader had turns to hear it in. The turns that the leader
 /// itself missed do not count: its own stall must not empty the set.
-fn check_waits(waits: &mut Vec<(u64, u64, bool)>, seen: &Observed, site: usize) {
+///
+/// Seen from outside a wait begins with the end of a turn, for the leader in its middle: its target is lower, is
+/// reached earlier, and the wait it then begins may be one that is counted here to the target before. So turns
+/// count from there.
+fn check_waits(waits: &mut Vec<Wait>, seen: &Observed, site: usize) {
     if !seen.leads || waits.len() != seen.peers.len() {
-        *waits = vec![(0, 0, true); if seen.leads { seen.peers.len() } else { 0 }];
+        let fresh = Wait { target: 0, turns: 0, turns_before: 0, in_sync: true };
+        *waits = vec![fresh; if seen.leads { seen.peers.len() } else { 0 }];
     }
     for (wait, (address, match_lsn, in_sync)) in waits.iter_mut().zip(&seen.peers) {
-        wait.1 += 1;
-        let (target, turns, was_in_sync) = *wait;
+        wait.turns += 1;
         let behind_commit = match_lsn.0 < seen.commit.0;
-        if was_in_sync && !in_sync && !behind_commit {
+        if wait.in_sync && !in_sync && !behind_commit {
+            let turns = wait.turns_before + wait.turns;
             assert!(
                 turns >= 4,
                 "host {site}: {address} left the in-sync set after {turns} turns of its leader"
             );
         }
-        let back = !was_in_sync && *in_sync;
-        wait.2 = *in_sync;
-        if back || match_lsn.0 >= target {
-            (wait.0, wait.1) = (seen.last.0, 0);
+        let back = !wait.in_sync && *in_sync;
+        wait.in_sync = *in_sync;
+        if back || match_lsn.0 >= wait.target {
+            wait.turns_before = if back { 0 } else { wait.turns };
+            (wait.target, wait.turns) = (seen.last.0, 0);
         }
     }
 }
