@@ -23,3 +23,11 @@ macro_rules! log_error {
 macro_rules! log_debug {
     ($target:literal, $($arg:tt)+) => { log::debug!(target: $target, "[{}] {}", $target, format_args!($($arg)+)) };
 }
+
+/// Logs at a level that is decided where it is logged.
+#[macro_export]
+macro_rules! log_at {
+    ($level:expr, $target:literal, $($arg:tt)+) => {
+        log::log!(target: $target, $level, "[{}] {}", $target, format_args!($($arg)+))
+    };
+}

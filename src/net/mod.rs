@@ -136,8 +136,8 @@ impl EventLoop {
     /// Waits for events: with `--busy-poll-us` first without sleeping, because waking a processor that has
     /// gone idle costs more than a short fdatasync.
     fn wait(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), FatalReason> {
-        let give_up = Time(self.clock.now().0 + self.busy_poll_ns);
         let mut busy = self.busy_poll_ns > 0 && timeout != Some(Duration::ZERO);
+        let give_up = if busy { Time(self.clock.now().0 + self.busy_poll_ns) } else { Time(0) };
         loop {
             count(Syscall::EpollWait);
             match self.poll.poll(events, if busy { Some(Duration::ZERO) } else { timeout }) {

@@ -1,8 +1,6 @@
 //! The follower's side of a session: check, append, ACK. How one is opened stands in `session_open`.
 
 use super::fatal::{fence, malformed};
-use super::replog::Line;
-use super::turn::SyncCost;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Lsn, Term};
@@ -10,15 +8,13 @@ use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, RefuseCode};
 use crate::wire::{DecodeError, DecodeProblem, Effect};
-use crate::{log_debug, log_info, log_warn};
+use crate::{log_at, log_info, log_warn};
 
 /// What only a follower has.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Follower {
     /// The session with its leader.
     pub session: Option<Session>,
-    /// What the leader said last.
-    pub in_sync: bool,
 }
 
 /// A session from the follower's side.
@@ -58,17 +54,10 @@ impl Session {
     }
 }
 
-impl Follower {
-    /// A follower without a session.
-    pub fn new(in_sync: bool) -> Follower {
-        Follower { session: None, in_sync }
-    }
-}
-
 impl Node {
     pub(super) fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
         match &mut self.role {
-            Role::Follower(Follower { session: Some(session), .. })
+            Role::Follower(Follower { session: Some(session) })
                 if session.conn == conn
                     || crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) =>
             {
@@ -203,8 +192,6 @@ impl Node {
     }
 
     fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
-        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
-        follower.in_sync = in_sync;
         // Remembered over a restart, because a promotion asks for it; it changes rarely.
         if self.meta.get().in_sync != in_sync {
             self.meta.update(self.disk.as_mut(), |meta| meta.in_sync = in_sync)?;
@@ -214,11 +201,11 @@ impl Node {
         Ok(())
     }
 
-    /// A sync ended: an ACK is due, with what it cost.
-    pub(super) fn note_ack_due(&mut self, cost: SyncCost) {
-        if let Role::Follower(Follower { session: Some(session), .. }) = &mut self.role {
+    /// A sync ended: an ACK is due, with what it cost, the write of the batch included (they are one call).
+    pub(super) fn note_ack_due(&mut self, sync_ns: u64) {
+        if let Role::Follower(Follower { session: Some(session) }) = &mut self.role {
             session.ack_due = true;
-            session.spent.sync_ns = session.spent.sync_ns.saturating_add(saturate(cost.sync_ns));
+            session.spent.sync_ns = session.spent.sync_ns.saturating_add(saturate(sync_ns));
         }
     }
 
@@ -227,8 +214,8 @@ impl Node {
         if self.wal.batch_bytes() > 0 || self.wal.flush_pending() {
             return;
         }
-        let (token, now) = (self.wal.durable(), self.clock.now());
-        let Role::Follower(Follower { session: Some(session), .. }) = &mut self.role else { return };
+        let token = self.wal.durable();
+        let Role::Follower(Follower { session: Some(session) }) = &mut self.role else { return };
         if !std::mem::take(&mut session.ack_due) {
             return;
         }
@@ -236,16 +223,14 @@ impl Node {
             Ack { last_lsn: token.lsn(), round: session.round, spent: std::mem::take(&mut session.spent) };
         ack.encode(io.output(session.conn).bytes_mut());
         if let Some((first, begin)) = session.received.take() {
-            let last = token.lsn();
+            let (last, now) = (token.lsn(), self.clock.now());
             let count = last.next().0.saturating_sub(first.0);
             let took_us = now.since(begin) / 1_000;
-            let line = format_args!(
+            log_at!(
+                self.received_lines.level(now, count),
+                "replication",
                 "received AppendEntries, applied {count} record(s) lsn={first}..{last} took_us={took_us}"
             );
-            match self.received_lines.line(now, count) {
-                Line::Info => log_info!("replication", "{line}"),
-                Line::Debug => log_debug!("replication", "{line}"),
-            }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::wire::peer::{Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode
 use crate::{log_debug, log_info, log_warn};
 
 /// A node that dialled us and said hello.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PeerIn {
     pub node_id: NodeId,
     pub cluster_id: ClusterId,

@@ -372,7 +372,7 @@ impl Node {
         })?;
         let token = self.settle(io)?;
         self.apply_up_to(io, token.lsn());
-        self.role = Role::Follower(Follower::new(self.meta.get().in_sync));
+        self.role = Role::Follower(Follower::default());
         log_info!(
             "node",
             "following {address} from now on (discard: {discard}); it must have this node among its peers"

@@ -1,6 +1,8 @@
 //! Log lines about single replication events: every one at debug; at info at most ten a second, and one
 //! line a second for the rest. Nothing is formatted for a line that is not written.
 
+use log::Level;
+
 use crate::limits::REPLICATION_LINES_PER_S;
 use crate::time::Time;
 
@@ -13,31 +15,19 @@ pub struct LineLimit {
     suppressed_records: u64,
 }
 
-/// What to do with a line.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Line {
-    /// Write it at info.
-    Info,
-    /// Write it at debug only.
-    Debug,
-}
-
 impl LineLimit {
-    /// Judges a line about `records` records.
-    pub fn line(&mut self, now: Time, records: u64) -> Line {
-        if self.lines < REPLICATION_LINES_PER_S && self.suppressed == 0 {
+    /// The level of a line about `records` records.
+    pub fn level(&mut self, now: Time, records: u64) -> Level {
+        if self.suppressed == 0 {
             self.roll(now);
-            self.lines += 1;
-            return Line::Info;
-        }
-        if now.since(self.window_start) >= 1_000_000_000 && self.suppressed == 0 {
-            self.roll(now);
-            self.lines += 1;
-            return Line::Info;
+            if self.lines < REPLICATION_LINES_PER_S {
+                self.lines += 1;
+                return Level::Info;
+            }
         }
         self.suppressed += 1;
         self.suppressed_records += records;
-        Line::Debug
+        Level::Debug
     }
 
     /// Once a second is over: how many lines, about how many records, were not written.
@@ -73,11 +63,11 @@ mod tests {
     fn ten_lines_a_second_and_the_rest_in_one() {
         let mut limit = LineLimit::default();
         let start = Time(5_000_000_000);
-        let written = (0..100).filter(|_| limit.line(start, 3) == Line::Info).count();
+        let written = (0..100).filter(|_| limit.level(start, 3) == Level::Info).count();
         assert_eq!(written, REPLICATION_LINES_PER_S as usize);
         assert_eq!(limit.summary(start.after_ms(999)), None);
         assert_eq!(limit.summary(start.after_ms(1_000)), Some((90, 270)));
-        assert_eq!(limit.line(start.after_ms(1_001), 1), Line::Info);
+        assert_eq!(limit.level(start.after_ms(1_001), 1), Level::Info);
         assert_eq!(limit.summary(start.after_ms(9_000)), None);
     }
 
@@ -85,7 +75,7 @@ mod tests {
     fn a_quiet_node_writes_every_line() {
         let mut limit = LineLimit::default();
         for second in 1..100 {
-            assert_eq!(limit.line(Time(second * 1_000_000_000), 1), Line::Info);
+            assert_eq!(limit.level(Time(second * 1_000_000_000), 1), Level::Info);
         }
     }
 }

@@ -5,10 +5,11 @@
 
 use super::fatal::{fence, malformed};
 use super::follower::{Follower, Session};
+use super::handshake::PeerIn;
 use super::start::replay;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
-use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
+use crate::ids::{Chain, Lsn, Term};
 use crate::wire::peer::{Open, OpenReply, RefuseCode};
 use crate::{log_info, log_warn};
 
@@ -22,15 +23,18 @@ impl Node {
         if peer.node_id != open.leader {
             return fence(format!("node {} opens a session for node {}", peer.node_id, open.leader));
         }
-        let address = peer.address.clone();
+        let leader = peer.clone();
         // Opening it again would close the connection that the new session is to live on.
         if self.session_mut(conn).is_some() {
             return fence("a second OPEN on the connection of a session");
         }
-        match self.try_open(io, conn, &open, &address)? {
+        match self.try_open(io, conn, &open, &leader)? {
             Ok(reply) => reply.encode(io.output(conn).bytes_mut()),
             Err(Refusal(code, why)) => {
-                self.log_refusal(format!("refused a session of {address} in term {}: {why}", open.term));
+                self.log_refusal(format!(
+                    "refused a session of {} in term {}: {why}",
+                    leader.address, open.term
+                ));
                 self.refuse(io, conn, code, why);
             }
         }
@@ -42,10 +46,10 @@ impl Node {
         io: &mut dyn Io,
         conn: ConnId,
         open: &Open,
-        address: &str,
+        leader: &PeerIn,
     ) -> Result<Result<OpenReply, Refusal>, FatalReason> {
         if self.leader().is_some() && open.term > self.meta.get().term {
-            self.depose(io, open.term, open.leader, address)?;
+            self.depose(io, open.term, open.leader, &leader.address)?;
         }
         if let Err(refusal) = self.may_follow(open) {
             return Ok(Err(refusal));
@@ -64,20 +68,20 @@ impl Node {
         if let Err(refusal) = self.may_cut(match_lsn) {
             return Ok(Err(refusal));
         }
-        self.accept_leader(open, address, match_lsn)?;
+        self.accept_leader(open, leader, match_lsn)?;
         let cut_from = self.cut_behind(match_lsn)?;
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");
         // What was heard about LSNs behind the match LSN was about records that this leader may not have.
         self.commit = self.commit.min(match_lsn);
-        let in_sync = self.meta.get().in_sync;
-        let session = Session::new(conn, address, open.term, self.now);
-        self.role = Role::Follower(Follower { session: Some(session), in_sync });
+        let session = Session::new(conn, &leader.address, open.term, self.now);
+        self.role = Role::Follower(Follower { session: Some(session) });
         self.counters.sessions += 1;
         log_info!(
             "replication",
-            "session with leader {address} in term {}: match LSN {match_lsn}",
+            "session with leader {} in term {}: match LSN {match_lsn}",
+            leader.address,
             open.term
         );
         Ok(Ok(OpenReply {
@@ -165,8 +169,7 @@ impl Node {
     }
 
     /// Makes the term, the leader, and a cut that is due durable, in one record.
-    fn accept_leader(&mut self, open: &Open, address: &str, match_lsn: Lsn) -> Result<(), FatalReason> {
-        let cluster_id = self.cluster_of_peer(open.leader);
+    fn accept_leader(&mut self, open: &Open, leader: &PeerIn, match_lsn: Lsn) -> Result<(), FatalReason> {
         let cut = match_lsn < self.wal.last_lsn();
         self.meta.update(self.disk.as_mut(), |meta| {
             if open.term != meta.term || open.leader != meta.leader_id {
@@ -174,12 +177,12 @@ impl Node {
             }
             meta.term = open.term;
             meta.leader_id = open.leader;
-            meta.leader_address = address.to_owned();
+            meta.leader_address.clone_from(&leader.address);
             meta.own_address.clone_from(&open.your_address);
             meta.peers.clone_from(&open.peers);
             meta.discard_allowed = false;
             if meta.cluster_id.is_none() {
-                meta.cluster_id = cluster_id;
+                meta.cluster_id = leader.cluster_id;
             }
             if cut {
                 meta.log_generation += 1;
@@ -188,14 +191,6 @@ impl Node {
         })?;
         self.wal.set_cluster(self.meta.get().cluster_id);
         Ok(())
-    }
-
-    fn cluster_of_peer(&self, leader: NodeId) -> ClusterId {
-        let hello = self.conns.iter().find_map(|(_, conn)| match conn {
-            Conn::PeerIn(peer) if peer.node_id == leader => Some(peer.cluster_id),
-            _ => None,
-        });
-        hello.unwrap_or(ClusterId::NONE)
     }
 
     /// Cuts the log behind `keep`, durably; the generation is durable already. Returns the first LSN cut.

@@ -50,7 +50,6 @@ impl Node {
         replay(&mut keyspace, &mut wal, disk.as_mut())?;
         let (now, last) = (clock.now(), wal.last_lsn());
         log_info!("node", "loaded {} key(s) up to LSN {last}", keyspace.len());
-        let follower = Follower::new(meta.get().in_sync);
         let credit_max_ns = (config.heartbeat_ms.min(config.insync_timeout_ms / 4)).max(1) * 1_000_000;
         let mut node = Node {
             disk,
@@ -62,7 +61,7 @@ impl Node {
             inflight: Inflight::default(),
             applied: last,
             commit: report.commit_lsn.min(last),
-            role: Role::Follower(follower),
+            role: Role::Follower(Follower::default()),
             conns: ConnTable::new(),
             dials: Vec::new(),
             next_dial: 1,

@@ -68,7 +68,7 @@ impl Node {
         let leads = self.leader().is_some();
         let in_sync = match &self.role {
             Role::Leader(_) => true,
-            Role::Follower(follower) => follower.session.is_some() && follower.in_sync,
+            Role::Follower(follower) => follower.session.is_some() && meta.in_sync,
             Role::Deposed => false,
         };
         let address = if leads { &self.config.own_address } else { &meta.leader_address };

@@ -6,7 +6,6 @@
 
 use super::fatal::{fence, malformed};
 use super::leader::{Link, Stream};
-use super::replog::Line;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
@@ -15,7 +14,7 @@ use crate::limits::SESSION_SILENCE_MS;
 use crate::replication::progress::Progress;
 use crate::wal::Cursor;
 use crate::wire::peer::{Ack, AppendEntries, AppendTail};
-use crate::{log_debug, log_info, log_warn};
+use crate::{log_at, log_info, log_warn};
 
 impl Stream {
     /// What the next frame says of being in sync, and remembers to have said.
@@ -73,16 +72,11 @@ impl Node {
         }
         if sent_to > 0 {
             let (count, first) = (batch.len(), batch.first());
-            match self.sent_lines.line(now, count as u64) {
-                Line::Info => log_info!(
-                    "replication",
-                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
-                ),
-                Line::Debug => log_debug!(
-                    "replication",
-                    "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
-                ),
-            }
+            log_at!(
+                self.sent_lines.level(now, count as u64),
+                "replication",
+                "sent AppendEntries, {count} record(s) to {sent_to} follower(s) lsn={first}..{last}"
+            );
         }
     }
 
@@ -117,13 +111,11 @@ impl Node {
         if rose {
             let address = &peer.address;
             let (lsn, sync_us, rtt_us) = (ack.last_lsn, ack.spent.sync_ns / 1_000, rtt_ns / 1_000);
-            let line = format_args!(
+            log_at!(
+                self.ack_lines.level(now, 1),
+                "replication",
                 "ACK from {address} last_lsn={lsn} after_us={rtt_us} its_fdatasync_us={sync_us}"
             );
-            match self.ack_lines.line(now, 1) {
-                Line::Info => log_info!("replication", "{line}"),
-                Line::Debug => log_debug!("replication", "{line}"),
-            }
         }
         self.marks.ack_received(index, &peer.address, ack.last_lsn, ack.spent.sync_ns);
         if let Some(trace) = &mut self.trace {

@@ -9,12 +9,6 @@ use crate::wire::Effect;
 /// Milliseconds between attempts to allocate the next segment ahead on a full disk.
 const SPARE_RETRY_MS: u64 = 1_000;
 
-/// What one sync cost, the write of the batch included (they are one call); a follower tells its leader.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SyncCost {
-    pub sync_ns: u64,
-}
-
 impl Node {
     /// The second half of a turn, once its input is delivered: the same for sockets and for the simulator.
     /// `input_left`: see [`Node::on_timers`].
@@ -62,12 +56,12 @@ impl Node {
             self.counters.syncs += 1;
             self.inflight.seal();
             let end = self.clock.now();
-            let cost = SyncCost { sync_ns: end.since(begin) };
-            self.marks.synced(token.lsn(), cost.sync_ns);
+            let sync_ns = end.since(begin);
+            self.marks.synced(token.lsn(), sync_ns);
             if let Some(trace) = &mut self.trace {
                 trace.synced(begin, end);
             }
-            self.on_durable(io, token, cost);
+            self.on_durable(io, token, sync_ns);
         }
         self.send_due_ack(io);
         self.advance_commit(io);
@@ -97,15 +91,12 @@ impl Node {
         Ok(self.wal.durable())
     }
 
-    fn on_durable(&mut self, io: &mut dyn Io, token: Durable, cost: SyncCost) {
-        if token.generation() != self.wal.generation() {
-            return;
-        }
-        if matches!(self.role, Role::Leader(_)) {
-            self.advance_commit(io);
-        } else {
+    /// A follower, or a node that led, has what is durable: it applies that, and owes an ACK. A leader asks the
+    /// commit rule at the end of [`Node::sync`], whether something was synced or not.
+    fn on_durable(&mut self, io: &mut dyn Io, token: Durable, sync_ns: u64) {
+        if token.generation() == self.wal.generation() && !matches!(self.role, Role::Leader(_)) {
             self.apply_up_to(io, token.lsn());
-            self.note_ack_due(cost);
+            self.note_ack_due(sync_ns);
         }
     }
 

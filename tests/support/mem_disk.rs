@@ -28,7 +28,7 @@ use kvstore::disk::{Disk, FileId, Flush};
 
 mod mem_file;
 use mem_file::{Chooser, DirOp, File, Inode, Sector};
-pub use mem_file::{Keep, SECTOR_SIZE, SimulatedCrash, SplitMix64, is_simulated_crash};
+pub use mem_file::{Keep, SECTOR_SIZE, SimulatedCrash, is_simulated_crash};
 
 /// `errno` values as Linux has them, so that tests need no further crate.
 pub const EIO: i32 = 5;

@@ -1,6 +1,8 @@
 //! What a power loss leaves of one file and of the names, by a given choice. See `mem_disk`.
 
 use std::collections::BTreeMap;
+
+use kvstore::rng::Rng;
 use std::fmt;
 use std::io;
 
@@ -20,36 +22,17 @@ pub enum Keep {
     Random(u64),
 }
 
-/// splitmix64 (Steele, Lea, Flood 2014): small, and good enough to choose subsets.
-#[derive(Clone, Debug)]
-pub struct SplitMix64(pub u64);
-
-impl SplitMix64 {
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`; the bias of the remainder does not matter here.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next_u64() % bound
-    }
-}
-
 /// Decides element by element what is kept.
 pub struct Chooser {
     keep: Keep,
     index: usize,
-    random: SplitMix64,
+    random: Rng,
 }
 
 impl Chooser {
     pub fn new(keep: Keep) -> Chooser {
         let seed = if let Keep::Random(seed) = keep { seed } else { 0 };
-        Chooser { keep, index: 0, random: SplitMix64(seed) }
+        Chooser { keep, index: 0, random: Rng::new(seed) }
     }
 
     /// How many of the `versions` of the next element reached the disk: 0 is none, `versions` the last.
