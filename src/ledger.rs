@@ -37,6 +37,7 @@ syscalls! {
     Pread = "pread64",
     Open = "openat",
     Fallocate = "fallocate",
+    Fadvise = "fadvise64",
     Rename = "renameat",
     Unlink = "unlinkat",
     Fstat = "newfstatat",

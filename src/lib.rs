@@ -23,6 +23,7 @@ pub mod node;
 pub mod replication;
 pub mod rng;
 pub mod sabotage;
+pub mod snapshot;
 pub mod time;
 pub mod trace;
 pub mod wal;

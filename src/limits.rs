@@ -73,6 +73,17 @@ pub const SEGMENT_SIZE_MIN: u64 = 64 << 10;
 /// Bytes of a WAL segment, at most.
 pub const SEGMENT_SIZE_MAX: u64 = 1 << 30;
 
+/// Bytes of the entries in one block of a snapshot, unless a single entry has more.
+pub const SNAPSHOT_BLOCK_SIZE: usize = 64 << 10;
+/// Bytes of a snapshot written at once.
+pub const SNAPSHOT_WRITE_SIZE: usize = 256 << 10;
+/// Bytes of a snapshot read at once.
+pub const SNAPSHOT_READ_SIZE: usize = 1 << 20;
+/// Bytes of a snapshot that may wait in memory before another entry is added to it.
+pub const SNAPSHOT_BUFFER_SIZE_MAX: usize = 1 << 20;
+/// Bytes of a snapshot in one chunk of its transfer, at most.
+pub const SNAPSHOT_CHUNK_SIZE_MAX: usize = 1 << 20;
+
 /// Milliseconds in which a connection must finish a frame it began (C1).
 pub const FRAME_DEADLINE_MS: u64 = 30_000;
 /// Milliseconds in which a dialled peer must answer connect, hello and open.
@@ -109,6 +120,8 @@ const _: () = {
     assert!(BATCH_SIZE_MAX >= RECORD_SIZE_MAX);
     assert!(IN_FLIGHT_SIZE_MAX >= 2 * BATCH_SIZE_MAX);
     assert!(INPUT_BUDGET >= 2 * FRAME_SIZE_MAX);
+    assert!(SNAPSHOT_BLOCK_SIZE <= SNAPSHOT_WRITE_SIZE && SNAPSHOT_WRITE_SIZE <= SNAPSHOT_BUFFER_SIZE_MAX);
+    assert!(SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);
 };

@@ -48,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("keyspace", &["ids", "limits", "wire", "keyspace"]),
     ("disk", &["disk", "ledger"]),
     ("wal", &["disk", "ids", "limits", "replication::history", "wal", "wire"]),
+    ("snapshot", &["disk", "ids", "limits", "replication::history", "snapshot", "wire"]),
     ("meta", &["disk", "ids", "limits", "meta", "wire"]),
     ("trace", &["ids", "time", "trace", "wire"]),
     ("marks", &["disk", "ids", "wire"]),

@@ -62,6 +62,9 @@ pub trait Disk {
     fn flush_poll(&mut self) -> Option<io::Result<()>> {
         None
     }
+    /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do. It waits
+    /// for nothing, proves nothing, and has no error: what fails is reported by the next sync of the file.
+    fn start_writeback(&mut self, _file: FileId, _offset: u64, _len: u64) {}
     /// Makes created, renamed and removed names durable.
     fn sync_dir(&mut self) -> io::Result<()>;
     /// Renames, replacing the target.

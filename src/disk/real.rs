@@ -11,10 +11,11 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, Advice, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
 use super::{Disk, FileId, advice};
@@ -274,6 +275,16 @@ impl Disk for RealDisk {
         count(Syscall::Fdatasync);
         // No retry, not even on EINTR: a second fdatasync may succeed for data that the first one dropped.
         Ok(fs::fdatasync(self.fd(file))?)
+    }
+
+    /// By `POSIX_FADV_DONTNEED`: Linux begins asynchronous writeback of the dirty pages in the range
+    /// (`mm/fadvise.c`), as `SYNC_FILE_RANGE_WRITE` would, and forgets those that are clean. rustix has the call,
+    /// and not `sync_file_range`.
+    fn start_writeback(&mut self, file: FileId, offset: u64, len: u64) {
+        let Some(len) = NonZeroU64::new(len) else { return };
+        count(Syscall::Fadvise);
+        // A file system that cannot take the advice writes back when the kernel sees fit.
+        let _ = fs::fadvise(self.fd(file), offset, Some(len), Advice::DontNeed);
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {
