@@ -73,9 +73,9 @@ fn a_flipped_bit_in_any_of_many_blocks_is_damage_of_that_block() {
     let (disk, info, raw) = three_blocks();
     let parts = parts(&raw);
     assert_eq!(parts.len(), 5, "header, three blocks, footer");
-    for byte in (HEADER..raw.len())
-        .filter(|byte| byte % 97 == 0 || parts.iter().any(|part| byte - part.min(byte) < 14))
-    {
+    let is_tried =
+        |byte: &usize| byte % 97 == 0 || parts.iter().any(|&part| (part..part + 14).contains(byte));
+    for byte in (HEADER..raw.len()).filter(is_tried) {
         disk.corrupt(&info.name, byte as u64, (byte % 8) as u8);
         let part = parts.iter().rposition(|&part| part <= byte).expect("the first begins at 0");
         assert_eq!(damaged_at(&disk, &info.name), parts[part] as u64, "byte {byte}");

@@ -89,6 +89,10 @@ impl SnapshotWriter {
         self.open_entries += 1;
         self.entries += 1;
         self.data_bytes += (key.len() + value.len()) as u64;
+        // A large entry need not wait for the next one to be written.
+        if self.buffer.len() - self.sealed >= SNAPSHOT_BLOCK_SIZE {
+            self.seal();
+        }
     }
 
     /// Bytes that wait in memory.
