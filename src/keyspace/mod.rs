@@ -131,6 +131,24 @@ impl Keyspace {
         self.slab.get(slot).map(entry::decode)
     }
 
+    /// Makes the index of an empty keyspace as large as so many entries need, in one step as long as its memory: for
+    /// loads, not between requests. Without it the index splits its way there, and writes every element about twice.
+    pub fn reserve(&mut self, entries: u64) {
+        if self.is_empty() {
+            self.index = Index::with_room_for(entries, self.table_places);
+        }
+    }
+
+    /// Puts entries, in order. Faster than one by one: the index lines of all of them are asked for before the first
+    /// is needed, so that the processor waits for many cache misses at once. A few hundred entries are a good number.
+    pub fn load<'a>(&mut self, entries: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone) {
+        let hashes: Vec<KeyHash> = entries.clone().map(|(key, _)| self.hash(key)).collect();
+        self.index.touch(&hashes);
+        for ((key, value), hash) in entries.zip(hashes) {
+            self.put_hashed(hash, key, value);
+        }
+    }
+
     /// Forgets every entry, and gives its memory back, one by one: for rebuilds, not between requests.
     pub fn clear(&mut self) {
         self.index = Index::new(self.table_places);
@@ -160,7 +178,10 @@ impl Keyspace {
     }
 
     fn put(&mut self, key: &[u8], value: &[u8]) -> bool {
-        let hash = self.hash(key);
+        self.put_hashed(self.hash(key), key, value)
+    }
+
+    fn put_hashed(&mut self, hash: KeyHash, key: &[u8], value: &[u8]) -> bool {
         if let Some(slot) = self.find(hash, key) {
             self.replace(slot, key, value);
             return true;

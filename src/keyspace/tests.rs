@@ -119,3 +119,35 @@ fn small_tables_go_through_every_step_of_growth() {
     assert!(growth.splits > 0 && growth.doublings > 0 && growth.tables_grown > 0, "{growth:?}");
     keyspace.invariants();
 }
+
+#[test]
+fn a_load_puts_like_single_puts_whatever_was_reserved() {
+    let pairs: Vec<(Vec<u8>, Vec<u8>)> = (0..3_000u32)
+        .map(|number| ((number % 2_500).to_be_bytes().to_vec(), vec![number as u8; number as usize % 90]))
+        .collect();
+    let entries = || pairs.iter().map(|(key, value)| (&key[..], &value[..]));
+    let mut one_by_one = Keyspace::new([1, 2]);
+    entries().for_each(|(key, value)| _ = one_by_one.apply(&Effect::Put { key, value }));
+    for (reserved, table_places) in [(0, 8), (100, 8), (2_500, 64), (2_500, 2048), (1_000_000, 64)] {
+        let mut loaded = Keyspace::with_table_places([3, 4], table_places);
+        loaded.reserve(reserved);
+        loaded.load(entries().take(1_000));
+        loaded.reserve(1); // Not empty any more: nothing happens.
+        loaded.load(entries().skip(1_000));
+        loaded.invariants();
+        assert_eq!((loaded.len(), loaded.state_hash()), (one_by_one.len(), one_by_one.state_hash()));
+    }
+}
+
+#[test]
+fn an_index_with_room_does_not_grow() {
+    let mut keyspace = Keyspace::new([1, 2]);
+    keyspace.reserve(200_000);
+    let before = keyspace.growth();
+    assert_eq!((before.tables, before.directory_size), (256, 256));
+    for number in 0..200_000u32 {
+        let _ = keyspace.apply(&Effect::Put { key: &number.to_be_bytes(), value: b"" });
+    }
+    assert_eq!(Growth { moved_max: 0, ..keyspace.growth() }, before);
+    keyspace.invariants();
+}
