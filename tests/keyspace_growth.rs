@@ -32,9 +32,9 @@ fn a_step_of_growth_moves_no_more_at_a_million_keys_than_at_a_few_thousand() {
     assert_eq!(growth.tables as u64, growth.splits + 1);
     // All tables fill at nearly the same time, so that the directory is never far ahead of them.
     assert!(growth.directory_size <= 2 * growth.tables, "{growth:?}");
-    // 8 + 16 bytes, 48 from malloc, 16 for the slot, 11 to 22 in the index.
+    // 2 + 8 + 16 bytes in a piece of 32, 8 for the slot, 11 to 22 in the index.
     let bytes_per_key = keyspace.memory_bytes() / keyspace.len();
-    assert!((24 + 16 + 11..=48 + 16 + 23).contains(&bytes_per_key), "{bytes_per_key} bytes per key");
+    assert!((32 + 8 + 11..=32 + 8 + 23).contains(&bytes_per_key), "{bytes_per_key} bytes per key");
 }
 
 /// Which step of growth an insertion took.

@@ -1,7 +1,7 @@
-//! The bytes of one entry: `[key_len u16][key][value]`, in one heap allocation of exactly that size.
+//! The bytes of one entry: `[key_len u16][key][value]`, in one piece.
 //!
 //! The length stands in front of the key rather than in the slab's slot: a lookup reads the key's cache line
-//! anyway, a slot stays at 16 bytes instead of 24, and the bytes as they lie there are the unambiguous
+//! anyway, a slot stays at 8 bytes instead of 16, and the bytes as they lie there are the unambiguous
 //! encoding that the state hash is taken over, so that hashing an entry copies nothing.
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -13,15 +13,28 @@ const PREFIX_SIZE: usize = 2;
 
 const _: () = assert!(KEY_SIZE_MAX <= u16::MAX as usize, "the prefix holds the length of every key");
 
-/// The entry's bytes.
+/// Bytes that an entry takes.
+pub(super) fn size(key: &[u8], value: &[u8]) -> usize {
+    PREFIX_SIZE + key.len() + value.len()
+}
+
+/// The entry's bytes, in an allocation of their own.
 pub(super) fn encode(key: &[u8], value: &[u8]) -> Box<[u8]> {
-    let key_len = u16::try_from(key.len()).expect("a record's key was checked against KEY_SIZE_MAX");
     // The capacity is exact, so turning the vector into a box does not move it.
-    let mut bytes = Vec::with_capacity(PREFIX_SIZE + key.len() + value.len());
-    bytes.extend_from_slice(&key_len.to_be_bytes());
+    let mut bytes = Vec::with_capacity(size(key, value));
+    bytes.extend_from_slice(&key_prefix(key));
     bytes.extend_from_slice(key);
     bytes.extend_from_slice(value);
     bytes.into_boxed_slice()
+}
+
+/// The entry's bytes, where there is room for exactly so many.
+pub(super) fn encode_into(out: &mut [u8], key: &[u8], value: &[u8]) {
+    let (prefix, rest) = out.split_at_mut(PREFIX_SIZE);
+    prefix.copy_from_slice(&key_prefix(key));
+    let (key_out, value_out) = rest.split_at_mut(key.len());
+    key_out.copy_from_slice(key);
+    value_out.copy_from_slice(value);
 }
 
 /// Key and value of an entry.
@@ -35,14 +48,10 @@ pub(super) fn value_of<'a>(entry: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     (own_key == key).then_some(value)
 }
 
-/// Puts another value of the same size into an entry; `false`, and nothing is changed, if the sizes differ.
-pub(super) fn overwrite(entry: &mut [u8], value: &[u8]) -> bool {
+/// Puts another value of the same size into an entry.
+pub(super) fn overwrite(entry: &mut [u8], value: &[u8]) {
     let value_at = PREFIX_SIZE + key_len(entry);
-    if entry.len() - value_at != value.len() {
-        return false;
-    }
     entry[value_at..].copy_from_slice(value);
-    true
 }
 
 /// What an entry adds to the totals of a keyspace. All of it is a sum, so that the order of changes leaves no
@@ -53,8 +62,6 @@ pub(super) struct Totals {
     pub entries: u64,
     /// Bytes of keys and values.
     pub data_bytes: u64,
-    /// Bytes the allocator hands out for them.
-    pub heap_bytes: u64,
     /// Wrapping sum of the entries' XXH3-128.
     pub hash: u128,
 }
@@ -63,14 +70,12 @@ impl Totals {
     pub(super) fn add(&mut self, entry: &[u8]) {
         self.entries += 1;
         self.data_bytes += data_size(entry);
-        self.heap_bytes += heap_size(entry);
         self.hash = self.hash.wrapping_add(xxh3_128(entry));
     }
 
     pub(super) fn take_away(&mut self, entry: &[u8]) {
         self.entries -= 1;
         self.data_bytes -= data_size(entry);
-        self.heap_bytes -= heap_size(entry);
         self.hash = self.hash.wrapping_sub(xxh3_128(entry));
     }
 }
@@ -79,14 +84,12 @@ fn key_len(entry: &[u8]) -> usize {
     usize::from(u16::from_be_bytes([entry[0], entry[1]]))
 }
 
-fn data_size(entry: &[u8]) -> u64 {
-    (entry.len() - PREFIX_SIZE) as u64
+fn key_prefix(key: &[u8]) -> [u8; PREFIX_SIZE] {
+    u16::try_from(key.len()).expect("a record's key was checked against KEY_SIZE_MAX").to_be_bytes()
 }
 
-/// What malloc takes for an entry: 64-bit glibc puts 8 bytes in front, rounds up to 16 and gives at least 32.
-/// (From 128 KiB on it may map whole pages; a page more or less does not show there.)
-fn heap_size(entry: &[u8]) -> u64 {
-    (entry.len() as u64 + 8).next_multiple_of(16).max(32)
+fn data_size(entry: &[u8]) -> u64 {
+    (entry.len() - PREFIX_SIZE) as u64
 }
 
 #[cfg(test)]
@@ -115,12 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn only_a_value_of_the_same_size_is_written_in_place() {
-        let mut entry = encode(b"key", b"old");
-        assert!(!overwrite(&mut entry, b"longer"));
-        assert_eq!(decode(&entry), (&b"key"[..], &b"old"[..]));
-        assert!(overwrite(&mut entry, b"new"));
-        assert_eq!(decode(&entry), (&b"key"[..], &b"new"[..]));
+    fn both_ways_of_writing_an_entry_write_the_same() {
+        for (key, value) in [(&b"key"[..], &b"value"[..]), (b"k", b"")] {
+            let mut bytes = vec![0xee; size(key, value)];
+            encode_into(&mut bytes, key, value);
+            assert_eq!(bytes, *encode(key, value));
+        }
     }
 
     #[test]
@@ -128,7 +131,7 @@ mod tests {
         let mut totals = Totals::default();
         let entries = [encode(b"a", b"1"), encode(b"bb", &[7; 1000])];
         entries.iter().for_each(|entry| totals.add(entry));
-        assert_eq!((totals.entries, totals.data_bytes, totals.heap_bytes), (2, 1004, 32 + 1024));
+        assert_eq!((totals.entries, totals.data_bytes), (2, 1004));
         entries.iter().for_each(|entry| totals.take_away(entry));
         assert_eq!(totals, Totals::default());
     }

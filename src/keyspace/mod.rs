@@ -4,17 +4,20 @@
 //! records hold the same entries and have the same [`Keyspace::state_hash`], whatever their seeds and whatever
 //! order changes of different keys came in; an effect never reads state to decide anything.
 //!
-//! An entry costs its bytes, 2 for the length of the key, what malloc adds, 16 for its slot and 11 to 22 in
-//! the index. No change takes longer than its own bytes and one bounded step of growth: neither the index nor
-//! the slots ever move as a whole (see `index` and `slab`).
+//! An entry costs its bytes, 2 for the length of the key, up to 7 to the next multiple of 8, 8 for its slot and 11
+//! to 22 in the index (above 1 KiB: what malloc adds, and 24). No change takes longer than its own bytes and one
+//! bounded step of growth: neither the index nor the slots nor the entries ever move as a whole (see `index`, `slab`
+//! and `arena`).
 //!
-//! On its way a lookup reads the directory and the list of chunks (both small, so cached), one or two cache
+//! On its way a lookup reads the directory and the lists of chunks (all small, so cached), one or two cache
 //! lines of one table, one slot, and the entry. Hashes are SipHash-1-3 under a secret seed, so nobody can
 //! choose keys that collide.
 //!
-//! Left out on purpose: no expiry, no order of keys (nothing asks for ranges yet), and memory for slots and
-//! tables is kept for later keys after a mass deletion, until [`Keyspace::clear`].
+//! Left out on purpose: no expiry, no order of keys (nothing asks for ranges yet), and memory for slots, tables and
+//! small entries is kept for later keys after a mass deletion, until [`Keyspace::clear`].
 
+mod arena;
+mod boxed;
 mod entry;
 mod index;
 mod slab;
@@ -104,9 +107,10 @@ impl Keyspace {
         self.totals.data_bytes
     }
 
-    /// Bytes held for them, with slots, index and what malloc adds. Takes no time: it is kept, not counted.
+    /// Bytes held for them and for keys to come: entries, slots, index, what malloc adds. Takes no time: it is kept,
+    /// not counted.
     pub fn memory_bytes(&self) -> u64 {
-        self.totals.heap_bytes + self.slab.memory_bytes() + self.index.memory_bytes()
+        self.slab.memory_bytes() + self.index.memory_bytes()
     }
 
     /// A hash of all entries: the wrapping sum of the XXH3-128 of each. Equal states have equal hashes on all
@@ -183,31 +187,23 @@ impl Keyspace {
 
     fn put_hashed(&mut self, hash: KeyHash, key: &[u8], value: &[u8]) -> bool {
         if let Some(slot) = self.find(hash, key) {
-            self.replace(slot, key, value);
+            self.totals.take_away(self.slab.used(slot));
+            self.slab.replace(slot, key, value);
+            self.totals.add(self.slab.used(slot));
             return true;
         }
-        let entry = entry::encode(key, value);
-        self.totals.add(&entry);
-        let slot = self.slab.insert(entry);
+        let slot = self.slab.insert(key, value);
+        self.totals.add(self.slab.used(slot));
         self.index.insert(hash, slot);
         false
-    }
-
-    fn replace(&mut self, slot: u32, key: &[u8], value: &[u8]) {
-        let entry = self.slab.used_mut(slot);
-        self.totals.take_away(entry);
-        // Values that are counters or states of fixed size never reach the allocator.
-        if !entry::overwrite(entry, value) {
-            *entry = entry::encode(key, value);
-        }
-        self.totals.add(entry);
     }
 
     fn delete(&mut self, key: &[u8]) -> bool {
         let hash = self.hash(key);
         let Some(slot) = self.find(hash, key) else { return false };
         self.index.remove(hash, slot);
-        self.totals.take_away(&self.slab.remove(slot));
+        self.totals.take_away(self.slab.used(slot));
+        self.slab.remove(slot);
         true
     }
 
