@@ -74,7 +74,7 @@ fn a_flipped_bit_in_any_of_many_blocks_is_damage_of_that_block() {
     let parts = parts(&raw);
     assert_eq!(parts.len(), 5, "header, three blocks, footer");
     let is_tried =
-        |byte: &usize| byte % 97 == 0 || parts.iter().any(|&part| (part..part + 14).contains(byte));
+        |byte: &usize| byte.is_multiple_of(97) || parts.iter().any(|&part| (part..part + 14).contains(byte));
     for byte in (HEADER..raw.len()).filter(is_tried) {
         disk.corrupt(&info.name, byte as u64, (byte % 8) as u8);
         let part = parts.iter().rposition(|&part| part <= byte).expect("the first begins at 0");
