@@ -4,7 +4,7 @@
 
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::wal::{
-    Cursor, Durability, Durable, OpenError, Opened, ReserveError, Wal, WalConfig, WalError, segment_name,
+    Base, Cursor, Durability, Durable, Identity, OpenError, Opened, ReserveError, Wal, WalConfig, WalError, segment_name,
 };
 use kvstore::wire::{Effect, Record};
 
@@ -25,10 +25,23 @@ pub fn open_at(
     cut_lsn: u64,
     segment_bytes: u64,
 ) -> Result<Opened, OpenError> {
-    let mut handle = disk.clone();
+    open_behind(disk, identity(generation, cut_lsn), &Base::default(), segment_bytes)
+}
+
+pub fn open_behind(
+    disk: &MemDisk,
+    identity: Identity,
+    base: &Base,
+    segment_bytes: u64,
+) -> Result<Opened, OpenError> {
     // As the node's random salt: another one at each start.
     let salt = 0x5eed_0000 + disk.op_count();
-    Wal::open(&mut handle, CLUSTER, generation, Lsn(cut_lsn), salt, config(segment_bytes))
+    Wal::open(&mut disk.clone(), identity, base, salt, config(segment_bytes))
+}
+
+/// The node's own record of a log that begins at LSN 1.
+pub fn identity(generation: u64, cut_lsn: u64) -> Identity {
+    Identity { cluster_id: CLUSTER, generation, cut_lsn: Lsn(cut_lsn), ..Identity::default() }
 }
 
 pub fn open(disk: &MemDisk) -> Result<Opened, OpenError> {
