@@ -7,8 +7,8 @@ mod wal_kit;
 
 use kvstore::ids::{ClusterId, Lsn, Term};
 use kvstore::wal::{
-    Base, Cursor, Durability, HEADER_SIZE, Identity, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME, Wal,
-    WalConfig,
+    Base, Cursor, Durability, HEADER_SIZE, Identity, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME,
+    Wal, WalConfig,
 };
 use mem_disk::{EIO, ENOSPC, MemDisk, OpKind};
 use wal_kit::*;

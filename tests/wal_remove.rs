@@ -96,7 +96,8 @@ fn a_removal_that_fails_ends_the_log() {
         let (disk, mut wal, _) = twenty_records();
         disk.fail(kind, 0, EIO);
         wal.remove_before(&mut disk.clone(), Lsn(LAST), ALL).unwrap_err();
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| append_many(&mut wal, &disk, 1, 10)));
+        let result =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| append_many(&mut wal, &disk, 1, 10)));
         assert!(result.is_err(), "the process must end");
     }
 }

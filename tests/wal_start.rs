@@ -104,9 +104,16 @@ fn the_log_begins_behind_a_segment_below_the_base_that_is_missing_or_has_no_head
                 let gone = firsts[..=index].iter().map(|&first| segment_of(first));
                 let gone: Vec<String> = gone.filter(|name| before.contains(name)).collect();
                 assert!(gone.iter().all(|name| dropped.contains(&&**name)), "{context}: {dropped:?}");
-                assert_eq!((dropped.len(), &segments(&disk)[0]), (gone.len(), &segment_of(next)), "{context}");
+                assert_eq!(
+                    (dropped.len(), &segments(&disk)[0]),
+                    (gone.len(), &segment_of(next)),
+                    "{context}"
+                );
                 disk.crash(Keep::None);
-                assert!(open_from(&disk, &base).unwrap().report.dropped.is_empty(), "{context}: removed durably");
+                assert!(
+                    open_from(&disk, &base).unwrap().report.dropped.is_empty(),
+                    "{context}: removed durably"
+                );
             }
         }
     }

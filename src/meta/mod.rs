@@ -122,7 +122,8 @@ impl Meta {
         assert!(next.log_generation >= self.log_generation, "log generations rise");
         assert!(
             next.log_generation > self.log_generation
-                || (next.cut_lsn, next.base_lsn, next.base_chain) == (self.cut_lsn, self.base_lsn, self.base_chain),
+                || (next.cut_lsn, next.base_lsn, next.base_chain)
+                    == (self.cut_lsn, self.base_lsn, self.base_chain),
             "a cut or a new base begins a log generation"
         );
     }

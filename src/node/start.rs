@@ -35,14 +35,9 @@ impl Node {
         if let Some(warning) = warning {
             log_warn!("node", "{warning}");
         }
-        let Opened { mut wal, report } = Wal::open(
-            disk.as_mut(),
-            log_identity(meta.get()),
-            &Base::default(),
-            rng.next_u64(),
-            config.wal,
-        )
-        .map_err(FatalReason::Open)?;
+        let Opened { mut wal, report } =
+            Wal::open(disk.as_mut(), log_identity(meta.get()), &Base::default(), rng.next_u64(), config.wal)
+                .map_err(FatalReason::Open)?;
         log_recovery(&report);
         let mut keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
         replay(&mut keyspace, &mut wal, disk.as_mut())?;

@@ -132,7 +132,8 @@ impl TermHistory {
             if (a.term, a.leader, a.first_lsn) == (b.term, b.leader, b.first_lsn) {
                 return Some((i, j));
             }
-            (mine, other) = (if a.term >= b.term { i } else { mine }, if b.term >= a.term { j } else { other });
+            (mine, other) =
+                (if a.term >= b.term { i } else { mine }, if b.term >= a.term { j } else { other });
         }
         None
     }

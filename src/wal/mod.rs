@@ -57,8 +57,8 @@ pub use error::{Damage, OpenError, ReadError, ReserveError, WalError};
 pub use mark::MARK_SIZE;
 pub use open::{CutTail, Opened, RecoveryReport};
 pub use reader::{Cursor, ReadRange};
-pub use start::{Base, Dropped, Identity};
 pub use segment::{FORMAT_VERSION, HEADER_SIZE, SPARE_NAME, parse_segment_name, segment_name};
+pub use start::{Base, Dropped, Identity};
 pub use writer::Durable;
 
 use reader::ReadFiles;
@@ -188,7 +188,8 @@ impl Wal {
 
     /// The segments at the front changed: where the log begins now.
     fn note_floor(&mut self) {
-        if let Some(Header { first_lsn, chain_before, .. }) = self.segments.first().map(|first| &first.header) {
+        if let Some(Header { first_lsn, chain_before, .. }) = self.segments.first().map(|first| &first.header)
+        {
             self.floor = (first_lsn.prev(), *chain_before);
         }
     }

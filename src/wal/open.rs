@@ -231,9 +231,13 @@ fn survey(
     let mut survey = Survey::new(found, &live, identity, base);
     match live.first().map(|segment| &segment.header).filter(|header| header.first_lsn <= base.lsn) {
         // Up to the base, which it holds, it is read by what its own header says of the terms before.
-        Some(holder) => survey.history = TermHistory::from_starts(holder.term_start.into_iter().collect())
-            .expect("a header's term start has an LSN"),
-        None => survey.judge_base(disk, live.first().or(found.cut_off.first()), live.first(), (identity, base))?,
+        Some(holder) => {
+            survey.history = TermHistory::from_starts(holder.term_start.into_iter().collect())
+                .expect("a header's term start has an LSN")
+        }
+        None => {
+            survey.judge_base(disk, live.first().or(found.cut_off.first()), live.first(), (identity, base))?
+        }
     }
     let mut live = live.into_iter().peekable();
     while let Some(segment) = live.next() {

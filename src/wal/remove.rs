@@ -8,12 +8,12 @@
 use crate::disk::Disk;
 use crate::ids::Lsn;
 
+use super::Wal;
 use super::cut::{KeptAside, Source, keep_aside, remove_segments};
 use super::error::WalError;
 use super::mark::{Claims, MARK_SIZE};
 use super::segment::Segment;
 use super::start::Base;
-use super::Wal;
 
 impl Wal {
     /// Removes segments whose records are all at or below `lsn`, oldest first and at most `segments_max`, durably.

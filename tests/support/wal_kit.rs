@@ -4,7 +4,8 @@
 
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::wal::{
-    Base, Cursor, Durability, Durable, Identity, OpenError, Opened, ReserveError, Wal, WalConfig, WalError, segment_name,
+    Base, Cursor, Durability, Durable, Identity, OpenError, Opened, ReserveError, Wal, WalConfig, WalError,
+    segment_name,
 };
 use kvstore::wire::{Effect, Record};
 
