@@ -5,7 +5,7 @@ mod mem_disk;
 #[path = "support/wal_kit.rs"]
 mod wal_kit;
 
-use kvstore::ids::{ClusterId, Lsn, Term};
+use kvstore::ids::{Lsn, Term};
 use kvstore::wal::{
     Base, Cursor, Durability, HEADER_SIZE, Identity, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME,
     Wal, WalConfig,

@@ -147,6 +147,10 @@ pub struct Promises {
     pub durable: usize,
     /// The node's own record: generation and cut LSN.
     pub meta: (u64, u64),
+    /// And the base of a log that a snapshot replaced.
+    pub installed: (Lsn, Chain),
+    /// The snapshot that there is; at LSN 0 there is none.
+    pub base: Base,
 }
 
 impl Promises {
@@ -176,33 +180,60 @@ impl Promises {
     }
 
     /// The node's own record of a cut is durable.
-    pub fn cut_decided(&mut self, keep: u64) {
+    pub fn cut_decided(&mut self, wal: &Wal, keep: u64) {
         self.meta = (self.meta.0 + 1, keep);
+        if keep + 1 == wal.first_lsn().0 {
+            // No segment will be left to tell where the log begins.
+            self.installed = (self.base.lsn, self.base.chain);
+        }
         self.appended.truncate(keep as usize);
         self.durable = self.durable.min(keep as usize);
     }
 
     pub fn cut(&mut self, wal: &mut Wal, disk: &MemDisk, keep: u64) -> Result<(), WalError> {
-        self.cut_decided(keep);
+        self.cut_decided(wal, keep);
         wal.cut(&mut disk.clone(), Lsn(keep), self.meta.0)?;
         self.durable = keep as usize;
         Ok(())
     }
 
+    /// A snapshot of these records is durable, which are.
+    pub fn snapshot(&mut self, lsn: u64) {
+        let chain = chain_of(&self.appended[..lsn as usize]);
+        self.base = Base { lsn: Lsn(lsn), chain, durable_lsn: Lsn(lsn), ..Base::default() };
+    }
+
+    /// A snapshot of these records is durable, and the node's own record names it in the place of the log.
+    pub fn install_decided(&mut self, records: Vec<Vec<u8>>) {
+        self.appended = records;
+        self.durable = self.appended.len();
+        self.snapshot(self.durable as u64);
+        (self.meta, self.installed) = ((self.meta.0 + 1, 0), (self.base.lsn, self.base.chain));
+    }
+
+    pub fn open(&self, disk: &MemDisk) -> Result<Opened, OpenError> {
+        let (base_lsn, base_chain) = self.installed;
+        let identity = Identity { base_lsn, base_chain, ..identity(self.meta.0, self.meta.1) };
+        open_behind(disk, identity, &self.base, SEGMENT_BYTES)
+    }
+
     /// Opens after a crash and compares; returns how many records there are.
     pub fn check(&self, disk: &MemDisk, context: &str) -> usize {
-        let opened = open_at(disk, self.meta.0, self.meta.1, SEGMENT_BYTES)
-            .unwrap_or_else(|error| panic!("{context}: {error}"));
+        let opened = self.open(disk).unwrap_or_else(|error| panic!("{context}: {error}"));
         let mut wal = opened.wal;
         self.check_log(&mut wal, disk, context)
     }
 
-    /// Compares an open log; returns how many records there are.
+    /// Compares an open log; returns how many records there are, and were before it begins.
     pub fn check_log(&self, wal: &mut Wal, disk: &MemDisk, context: &str) -> usize {
+        let before = wal.first_lsn().0 as usize - 1;
+        assert!(before as u64 <= self.base.lsn.0, "{context}: the log begins at LSN {}", before + 1);
         let found = contents(wal, disk);
-        assert!(found.len() >= self.durable, "{context}: {} records of {}", found.len(), self.durable);
-        assert!(self.appended.starts_with(&found), "{context}: the log is not what was appended");
-        assert_eq!(wal.durable_lsn().0 as usize, found.len(), "{context}");
-        found.len()
+        let count = before + found.len();
+        assert!(count >= self.durable, "{context}: {count} records of {}", self.durable);
+        assert!(self.appended[before..].starts_with(&found), "{context}: the log is not what was appended");
+        assert_eq!(wal.durable_lsn().0 as usize, count, "{context}");
+        assert_eq!(wal.last_chain(), chain_of(&self.appended[..count]), "{context}");
+        count
     }
 }
