@@ -2,7 +2,7 @@
 //! back, and the new one once `update` has returned.
 
 use kvstore::disk::Disk;
-use kvstore::ids::{ClusterId, Lsn, NodeId, Term};
+use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::meta::{Meta, MetaError, MetaStore, StoredRole};
 
 #[path = "support/mem_disk.rs"]
@@ -25,6 +25,8 @@ fn meta(promotion: u32) -> Meta {
         in_sync: true,
         log_generation: promotion.into(),
         cut_lsn: Lsn(99),
+        base_lsn: Lsn(90 + u64::from(promotion)),
+        base_chain: Chain(promotion),
         discard_allowed: false,
     }
 }

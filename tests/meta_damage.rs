@@ -1,6 +1,6 @@
 //! Damage to the record of identity, term and vote, newer formats, and changes that are bugs.
 
-use kvstore::ids::{ClusterId, NodeId, Term};
+use kvstore::ids::{ClusterId, Lsn, NodeId, Term};
 use kvstore::meta::{Meta, MetaError, MetaStore};
 
 #[path = "support/mem_disk.rs"]
@@ -127,9 +127,38 @@ fn a_newer_format_is_refused_naming_both_versions_and_left_alone() {
         bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
         disk.put_raw(name, &bytes);
         let error = refusal(&disk);
-        let expected = format!("memory/{name} has format version 7, this program knows versions up to 1");
+        let expected = format!("memory/{name} has format version 7, this program knows versions up to 2");
         assert!(error.starts_with(&expected), "{error}");
     }
+}
+
+#[test]
+fn a_record_of_the_format_before_is_read_and_has_no_base() {
+    let (disk, store) = with_record();
+    for name in ["META.a", "META.b"] {
+        let mut bytes = disk.raw(name).unwrap();
+        bytes[8..12].copy_from_slice(&1u32.to_be_bytes());
+        let checksum = crc32fast::hash(&bytes[..8188]);
+        bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
+        disk.put_raw(name, &bytes);
+    }
+    let loaded = load(&disk).unwrap().unwrap();
+    assert_eq!((loaded.get(), loaded.get().base_lsn), (store.get(), Lsn::ZERO));
+    assert_eq!(disk.raw("META.a").unwrap()[8..12], 2u32.to_be_bytes());
+}
+
+#[test]
+fn snapshots_without_a_record_are_a_refusal() {
+    let disk = MemDisk::new();
+    disk.put_raw("snap-00000000000000000007-00000000000000000009.kvsnap", &[0; 512]);
+    let error = refusal(&disk);
+    assert!(error.contains("missing") && error.contains("does not start"), "{error}");
+}
+
+#[test]
+#[should_panic(expected = "a cut or a new base begins a log generation")]
+fn a_base_within_a_log_generation_is_a_bug() {
+    update(|meta| meta.base_lsn = Lsn(7));
 }
 
 #[test]

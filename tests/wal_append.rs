@@ -5,9 +5,10 @@ mod mem_disk;
 #[path = "support/wal_kit.rs"]
 mod wal_kit;
 
-use kvstore::ids::{ClusterId, Lsn, Term};
+use kvstore::ids::{Lsn, Term};
 use kvstore::wal::{
-    Cursor, Durability, HEADER_SIZE, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME, Wal, WalConfig,
+    Base, Cursor, Durability, HEADER_SIZE, Identity, MARK_SIZE, Opened, ReadError, ReserveError, SPARE_NAME,
+    Wal, WalConfig,
 };
 use mem_disk::{EIO, ENOSPC, MemDisk, OpKind};
 use wal_kit::*;
@@ -19,7 +20,8 @@ fn writes(disk: &MemDisk) -> usize {
 #[test]
 fn an_empty_log_creates_nothing_and_takes_its_cluster_later() {
     let mut disk = MemDisk::new();
-    let opened = Wal::open(&mut disk, ClusterId::NONE, 0, Lsn::ZERO, 1, config(SEGMENT_BYTES)).unwrap();
+    let opened =
+        Wal::open(&mut disk, Identity::default(), &Base::default(), 1, config(SEGMENT_BYTES)).unwrap();
     assert!(disk.names().is_empty());
     let mut wal = opened.wal;
     assert_eq!((wal.first_lsn(), wal.last_lsn(), wal.durable_lsn()), (Lsn(1), Lsn::ZERO, Lsn::ZERO));
@@ -208,7 +210,7 @@ fn what_a_rotation_synced_still_gets_its_token() {
 fn without_fsync_a_token_costs_no_sync_and_the_log_survives_the_process() {
     let mut disk = MemDisk::new();
     let config = WalConfig { segment_bytes: SEGMENT_BYTES, durability: Durability::Os };
-    let mut wal = Wal::open(&mut disk, CLUSTER, 0, Lsn::ZERO, 1, config).unwrap().wal;
+    let mut wal = Wal::open(&mut disk, identity(0, 0), &Base::default(), 1, config).unwrap().wal;
     batch(&mut wal, &disk, 1, 10);
     let before = disk.op_log().len();
     assert_eq!(batch(&mut wal, &disk, 1, 10).lsn(), Lsn(2));

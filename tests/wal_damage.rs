@@ -7,7 +7,7 @@ mod mem_disk;
 mod wal_kit;
 
 use kvstore::ids::{ClusterId, Lsn};
-use kvstore::wal::{Damage, HEADER_SIZE, MARK_SIZE, OpenError, Wal};
+use kvstore::wal::{Base, Damage, HEADER_SIZE, Identity, MARK_SIZE, OpenError};
 use mem_disk::MemDisk;
 use wal_kit::*;
 
@@ -232,7 +232,8 @@ fn another_version_and_another_cluster_are_refused_in_words() {
     let disk = MemDisk::new();
     batch(&mut opened(&disk).wal, &disk, 1, 10);
     disk.kill_process();
-    let found = Wal::open(&mut disk.clone(), ClusterId([2; 16]), 0, Lsn::ZERO, 1, config(SEGMENT_BYTES));
+    let other = Identity { cluster_id: ClusterId([2; 16]), ..identity(0, 0) };
+    let found = open_behind(&disk, other, &Base::default(), SEGMENT_BYTES);
     let text = found.unwrap_err().to_string();
     assert!(text.contains("c1c1") && text.contains("0202"), "{text}");
 

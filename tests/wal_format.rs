@@ -34,7 +34,8 @@ fn a_header_has_the_published_layout() {
     assert_eq!((reader.u64("term").unwrap(), reader.bytes("leader", 16).unwrap()), (8, &[7; 16][..]));
     assert_eq!(reader.u64("first LSN of term").unwrap(), 1);
     assert_eq!(Chain(reader.u32("chain at term").unwrap()), chain_of(&records[..1]));
-    assert!(raw[100..FIRST_BATCH - 4].iter().all(|&byte| byte == 0));
+    assert_eq!(reader.u64("previous segment").unwrap(), 1);
+    assert!(raw[108..FIRST_BATCH - 4].iter().all(|&byte| byte == 0));
     assert_eq!(raw[FIRST_BATCH - 4..FIRST_BATCH], crc32fast::hash(&raw[..FIRST_BATCH - 4]).to_be_bytes());
 }
 

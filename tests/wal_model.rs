@@ -1,5 +1,5 @@
-//! Random lives of a log against a model: after every crash the log is a prefix of what was appended, and
-//! holds at least all that had a token.
+//! Random lives of a log against a model: after every crash the log is a prefix of what was appended, holds at
+//! least all that had a token, and begins no further on than the snapshot that there is allows.
 
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
@@ -31,6 +31,19 @@ enum Step {
     CutDecidedOnly {
         share: u8,
     },
+    /// A snapshot of this share of what is durable.
+    Snapshot {
+        share: u8,
+    },
+    /// Removes what that covers, a few segments at a time.
+    Remove {
+        segments_max: usize,
+    },
+    /// A snapshot of so many other records comes into the place of the log.
+    Install {
+        records: u64,
+        decided_only: bool,
+    },
     PowerLoss {
         seed: u64,
     },
@@ -59,6 +72,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::CleanMark),
         1 => any::<u8>().prop_map(|share| Step::Cut { share }),
         1 => any::<u8>().prop_map(|share| Step::CutDecidedOnly { share }),
+        2 => any::<u8>().prop_map(|share| Step::Snapshot { share }),
+        2 => (1usize..4).prop_map(|segments_max| Step::Remove { segments_max }),
+        1 => (1u64..40, any::<bool>())
+            .prop_map(|(records, decided_only)| Step::Install { records, decided_only }),
         1 => any::<u64>().prop_map(|seed| Step::PowerLoss { seed }),
         1 => Just(Step::Kill),
         2 => (0u64..12, any::<u64>(), any::<bool>())
@@ -148,13 +165,29 @@ impl Life {
             Step::CleanMark => failed(wal.write_mark(&mut disk.clone(), Lsn::ZERO))?,
             Step::Cut { share } => {
                 self.flavour = self.flavour.wrapping_add(1);
-                promises.cut(wal, disk, keep_of(share, wal))?;
+                promises.cut(wal, disk, share_of(share, promises.base.lsn.0, wal.last_lsn().0))?;
             }
             Step::CutDecidedOnly { share } => {
                 self.flavour = self.flavour.wrapping_add(1);
-                promises.cut_decided(keep_of(share, wal));
+                promises.cut_decided(wal, share_of(share, promises.base.lsn.0, wal.last_lsn().0));
                 disk.kill_process();
                 self.restart();
+            }
+            Step::Snapshot { share } => {
+                promises.snapshot(share_of(share, promises.base.lsn.0, promises.durable as u64));
+            }
+            Step::Remove { segments_max } => {
+                wal.remove_before(&mut disk.clone(), promises.base.lsn, segments_max)?;
+            }
+            Step::Install { records, decided_only } => {
+                self.flavour = self.flavour.wrapping_add(1);
+                promises.install_decided((1..=records).map(|lsn| put_bytes(lsn, self.flavour, 5)).collect());
+                if decided_only {
+                    disk.kill_process();
+                    self.restart();
+                } else {
+                    wal.reset(&mut disk.clone(), &promises.base, promises.meta.0)?;
+                }
             }
             Step::PowerLoss { seed } => {
                 disk.crash(Keep::Random(seed));
@@ -179,9 +212,7 @@ impl Life {
     fn restart(&mut self) {
         self.flavour = self.flavour.wrapping_add(1);
         self.flush_pending = false;
-        let (generation, cut_lsn) = self.promises.meta;
-        let opened = open_at(&self.disk, generation, cut_lsn, SEGMENT_BYTES);
-        self.wal = match opened {
+        self.wal = match self.promises.open(&self.disk) {
             Ok(opened) => opened.wal,
             Err(OpenError::Io(_)) => {
                 self.end_process();
@@ -198,8 +229,8 @@ impl Life {
     }
 }
 
-fn keep_of(share: u8, wal: &Wal) -> u64 {
-    wal.last_lsn().0 * u64::from(share) / 255
+fn share_of(share: u8, from: u64, to: u64) -> u64 {
+    from + (to - from) * u64::from(share) / 255
 }
 
 fn failed(result: Result<(), ReserveError>) -> Result<(), WalError> {

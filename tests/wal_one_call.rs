@@ -4,7 +4,7 @@
 mod mem_disk;
 
 use kvstore::ids::{ClusterId, Lsn};
-use kvstore::wal::{Durability, Opened, Wal, WalConfig};
+use kvstore::wal::{Base, Durability, Identity, Opened, Wal, WalConfig};
 use kvstore::wire::{Effect, Record};
 use mem_disk::{Keep, MemDisk, OpKind};
 
@@ -12,7 +12,8 @@ const CLUSTER: ClusterId = ClusterId([7; 16]);
 
 fn open(disk: &mut MemDisk) -> Wal {
     let config = WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync };
-    let Opened { wal, .. } = Wal::open(disk, CLUSTER, 1, Lsn::ZERO, 42, config).unwrap();
+    let identity = Identity { cluster_id: CLUSTER, generation: 1, ..Identity::default() };
+    let Opened { wal, .. } = Wal::open(disk, identity, &Base::default(), 42, config).unwrap();
     wal
 }
 

@@ -190,12 +190,28 @@ fn open() -> impl Strategy<Value = Sample> {
         |(history, (your_address, peers), leader, (later_term, later_lsn), first_lsn, last_chain)| {
             let last = history.last().map_or((0, 0), |last| (last.term.as_u64(), last.first_lsn.0));
             let (term, last_lsn) = (Term::from_u64(last.0 + later_term), Lsn(last.1 + later_lsn));
+            let first_lsn = Lsn(first_lsn.0 % (last_lsn.0 + 2));
             let open = Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history };
             let sample = Sample::new(EMPTY_TRAILER, |out| open.encode(out));
             assert_eq!(Open::decode(sample.body()), Ok(open));
             sample
         },
     )
+}
+
+#[test]
+fn an_open_of_a_log_that_begins_behind_its_end_is_refused() {
+    let encoded = |first_lsn: u64| {
+        let (term, leader, last_chain) = (Term::ZERO, NodeId([1; 16]), Chain::ZERO);
+        let (your_address, peers, history) = (String::new(), Vec::new(), TermHistory::default());
+        let (first_lsn, last_lsn) = (Lsn(first_lsn), Lsn(7));
+        let open = Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history };
+        let mut out = Vec::new();
+        open.encode(&mut out);
+        out
+    };
+    assert!(Open::decode(&encoded(8)[5..]).is_ok(), "an empty log");
+    assert_eq!(Open::decode(&encoded(9)[5..]).unwrap_err().field, "first_lsn");
 }
 
 fn open_reply() -> impl Strategy<Value = Sample> {

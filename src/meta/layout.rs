@@ -12,6 +12,7 @@
 //!     94    16  leader id
 //!    110        leader address, own address: each [size u16][text]
 //!               peers: [count u8], then as many [size u16][text]
+//!               base LSN u64, base chain u32 (since version 2; the zeros of version 1 mean the same: none)
 //!               zeros
 //!   8188     4  CRC-32 of all bytes before it
 //! ```
@@ -24,16 +25,20 @@ use std::fmt;
 use std::io;
 
 use super::{Meta, StoredRole};
-use crate::ids::{ClusterId, Lsn, NodeId, Term};
+use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
 use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
 
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
+/// The oldest version that is read.
+const FORMAT_VERSION_MIN: u32 = 1;
 const MAGIC: [u8; 8] = *b"KVSTMETA";
 const CHECKSUM_OFFSET: usize = COPY_SIZE - 4;
 const FIXED_SIZE: usize = 110;
+/// Bytes behind the peers.
+const APPENDED_SIZE: usize = 8 + 4;
 const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
 
 const FLAG_IN_SYNC: u8 = 1;
@@ -41,7 +46,7 @@ const FLAG_DISCARD_ALLOWED: u8 = 2;
 
 const _: () = {
     assert!(PEERS_MAX <= u8::MAX as usize);
-    assert!(FIXED_SIZE + 1 + (2 + PEERS_MAX) * ADDRESS_FIELD_SIZE_MAX <= CHECKSUM_OFFSET);
+    assert!(FIXED_SIZE + 1 + (2 + PEERS_MAX) * ADDRESS_FIELD_SIZE_MAX + APPENDED_SIZE <= CHECKSUM_OFFSET);
 };
 
 /// What makes a copy unusable.
@@ -113,6 +118,8 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     out.put_bytes16(meta.own_address.as_bytes());
     out.put_u8(u8::try_from(meta.peers.len()).expect("peers are bounded by PEERS_MAX"));
     meta.peers.iter().for_each(|peer| out.put_bytes16(peer.as_bytes()));
+    out.put_u64(meta.base_lsn.0);
+    out.put_u32(meta.base_chain.0);
     assert!(out.len() <= CHECKSUM_OFFSET, "addresses are bounded by ADDRESS_SIZE_MAX");
     out.resize(CHECKSUM_OFFSET, 0);
     out.put_u32(crc32fast::hash(&out));
@@ -140,7 +147,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
     if format > FORMAT_VERSION {
         return Ok(Decoded::NewerFormat { format });
     }
-    if format < FORMAT_VERSION {
+    if format < FORMAT_VERSION_MIN {
         return Err(at_format.error("format version", DecodeProblem::Invalid(format.into())));
     }
     let version = reader.u64("record version")?;
@@ -156,6 +163,8 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
     let leader_address = reader.text16("leader address", ADDRESS_SIZE_MAX)?.to_owned();
     let own_address = reader.text16("own address", ADDRESS_SIZE_MAX)?.to_owned();
     let peers = read_peers(&mut reader)?;
+    let base_lsn = Lsn(reader.u64("base LSN")?);
+    let base_chain = Chain(reader.u32("base chain")?);
     let meta = Meta {
         cluster_id,
         node_id,
@@ -169,6 +178,8 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         in_sync: flags & FLAG_IN_SYNC != 0,
         log_generation,
         cut_lsn,
+        base_lsn,
+        base_chain,
         discard_allowed: flags & FLAG_DISCARD_ALLOWED != 0,
     };
     Ok(Decoded::Record { version, meta })

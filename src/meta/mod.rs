@@ -1,5 +1,5 @@
-//! What a node must never forget: who it is, its term, whom it gave its vote, and on which side of a cut
-//! its log is.
+//! What a node must never forget: who it is, its term, whom it gave its vote, on which side of a cut its log is, and
+//! behind which LSN the log begins since a snapshot was installed in its place.
 //!
 //! It is one record, checksummed, in two files of the same version that are written in place, one after
 //! the other, each synced before the next is touched:
@@ -22,7 +22,7 @@ mod error;
 mod layout;
 
 use crate::disk::{Disk, FileId};
-use crate::ids::{ClusterId, Lsn, NodeId, Term};
+use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
 
 pub use error::{MetaError, MetaNotice};
@@ -36,8 +36,8 @@ const NAME_B: &str = "META.b";
 const NAME_A_NEW: &str = "META.a.new";
 const NAME_B_NEW: &str = "META.b.new";
 const NEW_NAMES: [&str; 2] = [NAME_A_NEW, NAME_B_NEW];
-/// Files with such names are never without a record.
-const LOG_PREFIX: &str = "wal-";
+/// Files with such names are never without a record: segments of the log, and snapshots.
+const STATE_PREFIXES: [&str; 2] = ["wal-", "snap-"];
 
 /// The role a node has beyond its restart, and whose word it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,10 +80,15 @@ pub struct Meta {
     pub own_address: String,
     /// Whether this node was in sync when it last heard its leader.
     pub in_sync: bool,
-    /// Raised by every cut of the log. Never goes back.
+    /// Raised by every cut of the log, and by every snapshot in its place. Never goes back.
     pub log_generation: u64,
     /// The generation began behind this LSN.
     pub cut_lsn: Lsn,
+    /// Nothing at or below this LSN is in the log; 0 unless a snapshot was installed. Changes with the generation
+    /// only, as one step: before it the old log is there, after it the snapshot is in its place.
+    pub base_lsn: Lsn,
+    /// The chain checksum there.
+    pub base_chain: Chain,
     /// Whether an operator allowed a cut below the commit LSN.
     pub discard_allowed: bool,
 }
@@ -115,6 +120,12 @@ impl Meta {
             self.vote
         );
         assert!(next.log_generation >= self.log_generation, "log generations rise");
+        assert!(
+            next.log_generation > self.log_generation
+                || (next.cut_lsn, next.base_lsn, next.base_chain)
+                    == (self.cut_lsn, self.base_lsn, self.base_chain),
+            "a cut or a new base begins a log generation"
+        );
     }
 }
 
@@ -156,8 +167,8 @@ impl MetaStore {
         let names = disk.list().map_err(io_error(&directory, "listing", ""))?;
         let a = Copy::read(disk, NAME_A)?;
         let b = Copy::read(disk, NAME_B)?;
-        let has_log = names.iter().any(|name| name.starts_with(LOG_PREFIX));
-        if a.file.is_none() && b.file.is_none() && !has_log {
+        let has_state = names.iter().any(|name| STATE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)));
+        if a.file.is_none() && b.file.is_none() && !has_state {
             return Ok(None);
         }
         let (version, meta, notices) = choose(&directory, a.content, b.content)?;

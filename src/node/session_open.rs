@@ -171,6 +171,11 @@ impl Node {
     /// Makes the term, the leader, and a cut that is due durable, in one record.
     fn accept_leader(&mut self, open: &Open, leader: &PeerIn, match_lsn: Lsn) -> Result<(), FatalReason> {
         let cut = match_lsn < self.wal.last_lsn();
+        // A cut of all records leaves no segment that says behind which LSN the log begins.
+        let base = match cut && match_lsn.next() == self.wal.first_lsn() {
+            true => self.wal.chain_at(self.disk.as_mut(), match_lsn)?.map(|chain| (match_lsn, chain)),
+            false => None,
+        };
         self.meta.update(self.disk.as_mut(), |meta| {
             if open.term != meta.term || open.leader != meta.leader_id {
                 meta.in_sync = false;
@@ -187,6 +192,9 @@ impl Node {
             if cut {
                 meta.log_generation += 1;
                 meta.cut_lsn = match_lsn;
+            }
+            if let Some(base) = base {
+                (meta.base_lsn, meta.base_chain) = base;
             }
         })?;
         self.wal.set_cluster(self.meta.get().cluster_id);

@@ -6,14 +6,14 @@ use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
 use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
 use crate::disk::Disk;
-use crate::ids::{ClusterId, Lsn, NodeId};
+use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
 use crate::marks::Marks;
 use crate::meta::{Meta, MetaStore, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
 use crate::trace::Trace;
-use crate::wal::{Opened, RecoveryReport, Wal};
+use crate::wal::{Base, Identity, Opened, RecoveryReport, Wal};
 use crate::{log_info, log_warn};
 
 /// The first log generation of a data directory.
@@ -35,16 +35,9 @@ impl Node {
         if let Some(warning) = warning {
             log_warn!("node", "{warning}");
         }
-        let identity = meta.get();
-        let Opened { mut wal, report } = Wal::open(
-            disk.as_mut(),
-            identity.cluster_id,
-            identity.log_generation,
-            identity.cut_lsn,
-            rng.next_u64(),
-            config.wal,
-        )
-        .map_err(FatalReason::Open)?;
+        let Opened { mut wal, report } =
+            Wal::open(disk.as_mut(), log_identity(meta.get()), &Base::default(), rng.next_u64(), config.wal)
+                .map_err(FatalReason::Open)?;
         log_recovery(&report);
         let mut keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
         replay(&mut keyspace, &mut wal, disk.as_mut())?;
@@ -168,10 +161,23 @@ fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<
         in_sync: false,
         log_generation: FIRST_GENERATION,
         cut_lsn: Lsn::ZERO,
+        base_lsn: Lsn::ZERO,
+        base_chain: Chain::ZERO,
         discard_allowed: false,
     };
     log_info!("node", "new data directory {}, node id {}", disk.describe(), fresh.node_id);
     Ok(MetaStore::create(disk, fresh)?)
+}
+
+/// What the record says of the log.
+fn log_identity(meta: &Meta) -> Identity {
+    Identity {
+        cluster_id: meta.cluster_id,
+        generation: meta.log_generation,
+        cut_lsn: meta.cut_lsn,
+        base_lsn: meta.base_lsn,
+        base_chain: meta.base_chain,
+    }
 }
 
 /// Brings an empty keyspace to the end of the log.
@@ -189,6 +195,7 @@ fn log_recovery(report: &RecoveryReport) {
     if let Some(kept) = &report.completed_cut {
         log_warn!("wal", "completed a cut that was interrupted: {kept}");
     }
+    report.dropped.iter().for_each(|dropped| log_warn!("wal", "{dropped}"));
     if let Some(tail) = &report.cut_tail {
         log_warn!("wal", "{tail}");
     }

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::ids::{Chain, Lsn, NodeId, Term};
+use crate::limits::TERM_HISTORY_MAX;
 
 /// Where a term begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,8 @@ pub struct TermStart {
     pub chain: Chain,
 }
 
-/// The terms of a log, oldest first.
+/// The terms of a log, oldest first. It reaches back further than the log, which may have lost its older segments,
+/// and not always to the first term of all: only the newest [`TERM_HISTORY_MAX`] entries are kept.
 ///
 /// Invariants: terms and first LSNs rise strictly.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,6 +80,12 @@ impl TermHistory {
             self.starts.last()
         );
         self.starts.push(start);
+        self.trim(TERM_HISTORY_MAX);
+    }
+
+    /// Forgets all but the newest `max` entries. (At the limit that moves 10 MiB, 1 ms, per start of a leader.)
+    pub fn trim(&mut self, max: usize) {
+        self.starts.drain(..self.starts.len().saturating_sub(max));
     }
 
     /// Forgets what begins behind `keep`.
@@ -97,28 +105,37 @@ impl TermHistory {
     }
 
     /// The last LSN on which a log with this history that ends at `my_last` agrees with another one.
+    ///
+    /// The last entry that both have decides: a log that holds the first record of a term holds all that its leader
+    /// held before, and the chain checksum there covers it. So the histories may begin at different points. Without a
+    /// shared entry the answer is 0, which is never too much: the logs have nothing in common, or only what the
+    /// older part of one history knew that was trimmed.
     pub fn match_lsn(
         &self,
         my_last: Lsn,
         theirs: &TermHistory,
         their_last: Lsn,
     ) -> Result<Lsn, Disagreement> {
-        let mut shared = 0;
-        for (mine, other) in self.starts.iter().zip(&theirs.starts) {
-            let same_place =
-                (mine.term, mine.leader, mine.first_lsn) == (other.term, other.leader, other.first_lsn);
-            if !same_place {
-                break;
-            }
-            if mine.chain != other.chain {
-                return Err(Disagreement { lsn: mine.first_lsn, mine: mine.chain, theirs: other.chain });
-            }
-            shared += 1;
+        let Some((mine, other)) = self.last_shared(theirs) else { return Ok(Lsn::ZERO) };
+        let (start, their_start) = (&self.starts[mine], &theirs.starts[other]);
+        if start.chain != their_start.chain {
+            return Err(Disagreement { lsn: start.first_lsn, mine: start.chain, theirs: their_start.chain });
         }
-        if shared == 0 {
-            return Ok(Lsn::ZERO);
+        Ok(self.end_of(mine, my_last).min(theirs.end_of(other, their_last)))
+    }
+
+    /// Where the last term stands that both hold, begun by the same leader at the same LSN: here, and there.
+    fn last_shared(&self, theirs: &TermHistory) -> Option<(usize, usize)> {
+        let (mut mine, mut other) = (self.starts.len(), theirs.starts.len());
+        while let (Some(i), Some(j)) = (mine.checked_sub(1), other.checked_sub(1)) {
+            let (a, b) = (&self.starts[i], &theirs.starts[j]);
+            if (a.term, a.leader, a.first_lsn) == (b.term, b.leader, b.first_lsn) {
+                return Some((i, j));
+            }
+            (mine, other) =
+                (if a.term >= b.term { i } else { mine }, if b.term >= a.term { j } else { other });
         }
-        Ok(self.end_of(shared - 1, my_last).min(theirs.end_of(shared - 1, their_last)))
+        None
     }
 
     fn end_of(&self, index: usize, last: Lsn) -> Lsn {

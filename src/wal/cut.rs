@@ -279,6 +279,9 @@ impl Wal {
     /// Takes back every record behind `keep` and begins `new_generation`. The caller has made its record of
     /// both durable before, and no flush is under way. When this returns, the LSNs may be used again.
     ///
+    /// A cut right before the first LSN leaves no segment to tell where the log begins. The caller's record then names
+    /// `keep` as the base too, with the chain there ([`Wal::chain_at`]). Below that there is [`Wal::reset`].
+    ///
     /// What is taken back is kept in a file, if it is anything.
     pub fn cut(
         &mut self,
@@ -332,8 +335,7 @@ impl Wal {
         keep: Lsn,
     ) -> Result<Position, WalError> {
         let Some(own) = survivors.checked_sub(1) else {
-            let chain = self.segments.first().map_or(Chain::ZERO, |segment| segment.header.chain_before);
-            return Ok(Position { offset: HEADER_SIZE, next: keep.next(), chain });
+            return Ok(Position { offset: HEADER_SIZE, next: keep.next(), chain: self.floor.1 });
         };
         if keep == self.last_lsn {
             // A mark at the end stays: what it claims is kept.
@@ -374,7 +376,7 @@ impl Wal {
         Ok(())
     }
 
-    fn reset_to(&mut self, keep: Lsn, chain: Chain) {
+    pub(super) fn reset_to(&mut self, keep: Lsn, chain: Chain) {
         (self.last_lsn, self.last_chain) = (keep, chain);
         (self.written_lsn, self.written_chain) = (keep, chain);
         (self.synced_lsn, self.told_lsn) = (keep, keep);

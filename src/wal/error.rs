@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use crate::disk::Disk;
-use crate::ids::{ClusterId, Lsn};
+use crate::ids::{Chain, ClusterId, Lsn};
 
 use super::segment::FORMAT_VERSION;
 
@@ -139,6 +139,18 @@ pub enum OpenError {
     Io(WalError),
     /// Something that was durable does not read any more, or files contradict each other.
     Damaged(Damage),
+    /// The log and the snapshot that it should continue tell of different records. The log proves itself record by
+    /// record, so the snapshot is not believed.
+    BaseDisagrees {
+        /// The segment that says otherwise, with its directory.
+        file: String,
+        /// The last LSN of which the snapshot is the state.
+        lsn: Lsn,
+        /// The chain checksum there, as the log has it.
+        chain: Chain,
+        /// As the snapshot has it; equal only if the terms differ.
+        expected: Chain,
+    },
     /// The file is of another version of the format.
     OtherVersion {
         /// Directory and name.
@@ -193,6 +205,12 @@ impl fmt::Display for OpenError {
                  durable up to LSN {durable_lsn} at least. Nothing was changed. Restore the file from a backup of \
                  this node, or move the data directory aside and start the node empty as a follower, so that it \
                  fetches everything from its leader"
+            ),
+            OpenError::BaseDisagrees { file, lsn, chain, expected } => write!(
+                f,
+                "the snapshot of LSN {lsn} is not of this log: {file} has chain checksum {chain} there, the snapshot \
+                 {expected} (or another term). Nothing was changed. Move that snapshot away, so that the node starts \
+                 from an older one, or start the node empty as a follower"
             ),
             OpenError::OtherVersion { file, found } => write!(
                 f,

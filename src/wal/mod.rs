@@ -20,14 +20,17 @@
 //! 7. *A segment is durable before the next one begins.* So only the last segment has a tail, and the header
 //!    of a segment is itself a claim: everything before its first LSN was durable. The sync that proves it never
 //!    runs beside another flush, whose failure it could swallow ([`ReserveError::FlushPending`]).
+//! 8. *A log begins where a state ends.* What is missing at its start must be covered by a [`Base`]; `start` has the
+//!    invariants. Segments are removed whole, oldest first, and never the one that is written.
 //!
 //! How a batch is written: `reserve` and `append` for each record, then one `write` (one system call, with the
 //! mark in front), then one flush for all. Nothing is allocated per record once the batch buffer has its size.
 //!
 //! Files: `segment` (header block), `mark`, `entry` (and the walk over both) hold the format, byte by byte;
-//! `scan` finds, `recovery` decides, `open` repairs; `writer`, `reader` and `cut` are the running log.
+//! `start` and `scan` find, `recovery` decides, `open` repairs; `writer`, `reader`, `cut` and `remove` are the
+//! running log.
 //!
-//! What is deliberately absent: no removal of old segments (a log begins at LSN 1), no compression, no
+//! What is deliberately absent: no knowledge of snapshots beyond the base that one gives, no compression, no
 //! recycling of segment files, no thread, no clock, and no retry of a failed sync: the first failure of a
 //! write or sync ends the process, and using the log after one is a bug (asserted).
 
@@ -38,8 +41,10 @@ mod mark;
 mod open;
 mod reader;
 mod recovery;
+mod remove;
 mod scan;
 mod segment;
+mod start;
 mod writer;
 
 use crate::disk::FileId;
@@ -53,10 +58,11 @@ pub use mark::MARK_SIZE;
 pub use open::{CutTail, Opened, RecoveryReport};
 pub use reader::{Cursor, ReadRange};
 pub use segment::{FORMAT_VERSION, HEADER_SIZE, SPARE_NAME, parse_segment_name, segment_name};
+pub use start::{Base, Dropped, Identity};
 pub use writer::Durable;
 
 use reader::ReadFiles;
-use segment::Segment;
+use segment::{Header, Segment};
 
 /// What a flush means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,15 +89,19 @@ pub struct WalConfig {
 /// - `synced_lsn <= written_lsn <= last_lsn`, `told_lsn <= written_lsn`;
 /// - the batch holds exactly the records `written_lsn + 1 ..= last_lsn`, behind room for its mark;
 /// - segments are in LSN order without gaps, and all but the last are durable;
-/// - there is a segment if there is a record.
+/// - the floor is right below the first segment; without segments it is the last LSN.
 #[derive(Debug)]
 pub struct Wal {
     config: WalConfig,
     cluster_id: ClusterId,
     generation: u64,
     salt: u64,
-    /// Oldest first.
+    /// The LSN before the first one held, and the chain there.
+    floor: (Lsn, Chain),
+    /// Oldest first. Those at or below the base were not scanned: their `end` is the end of the file.
     segments: Vec<Segment>,
+    /// Segments removed from the front, or replaced, since the log was opened.
+    segments_gone: usize,
     /// The last segment's file.
     active: Option<FileId>,
     /// A file allocated ahead, under [`SPARE_NAME`].
@@ -128,7 +138,7 @@ struct Spare {
 impl Wal {
     /// The first LSN held; the one after `last_lsn` if there is none.
     pub fn first_lsn(&self) -> Lsn {
-        self.segments.first().map_or(Lsn(1), |segment| segment.header.first_lsn)
+        self.floor.0.next()
     }
 
     /// The last LSN appended.
@@ -176,12 +186,21 @@ impl Wal {
         self.cluster_id = cluster_id;
     }
 
+    /// The segments at the front changed: where the log begins now.
+    fn note_floor(&mut self) {
+        if let Some(Header { first_lsn, chain_before, .. }) = self.segments.first().map(|first| &first.header)
+        {
+            self.floor = (first_lsn.prev(), *chain_before);
+        }
+    }
+
     fn invariants(&self) {
         assert!(self.synced_lsn <= self.written_lsn && self.written_lsn <= self.last_lsn);
         assert!(self.told_lsn <= self.written_lsn);
         assert!(self.batch.len() >= MARK_SIZE);
         assert!((self.batch.len() == MARK_SIZE) == (self.written_lsn == self.last_lsn));
         assert!(self.segments.is_empty() == self.active.is_none());
-        assert!(!self.segments.is_empty() || self.last_lsn == Lsn::ZERO);
+        let floor_below = self.segments.first().map_or(self.last_lsn, |first| first.header.first_lsn.prev());
+        assert!(self.floor.0 == floor_below);
     }
 }

@@ -1,13 +1,13 @@
 //! Opening the log: find, decide, and only then repair.
 //!
-//! As long as a refusal is possible nothing is changed. After that, in this order: a cut that was under way is
-//! completed, the tail is zeroed, what nothing proves to be durable is written again, all of it is synced,
+//! As long as a refusal is possible nothing is changed. After that, in this order: an install or a cut that was
+//! under way is completed, the tail is zeroed, what nothing proves to be durable is written again, all of it is synced,
 //! files and directory; last, a mark says so, so that the next restart has less to do.
 
 use std::fmt;
 
-use crate::disk::{Disk, FileId};
-use crate::ids::{Chain, ClusterId, Lsn};
+use crate::disk::Disk;
+use crate::ids::{Chain, Lsn};
 use crate::replication::history::TermHistory;
 
 use super::cut::{ASIDE_TMP_NAME, KeptAside, Source, keep_aside, remove_segments, zero_durably};
@@ -15,9 +15,10 @@ use super::entry::Position;
 use super::error::{Damage, OpenError, ReadError, WalError, path};
 use super::mark::{Claims, MARK_SIZE};
 use super::reader::{CHUNK_SIZE, ReadFiles};
-use super::recovery::{Facts, Later, NextLsn, Verdict, decide};
-use super::scan::{Scanned, scan, search};
-use super::segment::{Header, HeaderFault, RawHeader, SPARE_NAME, Segment, parse_segment_name, segment_name};
+use super::recovery::{AtBase, Behind, Facts, Later, NextLsn, Verdict, decide};
+use super::scan::{scan, search};
+use super::segment::{Header, SPARE_NAME, Segment};
+use super::start::{Base, Dropped, Found, Identity, discover, open_file};
 use super::{Wal, WalConfig};
 
 /// A log that was opened, and what was found.
@@ -40,13 +41,16 @@ pub struct RecoveryReport {
     pub commit_lsn: Lsn,
     /// Segment files.
     pub segments: usize,
-    /// Bytes of marks and entries.
+    /// Bytes of marks and entries; a segment below the base, which is not scanned, counts as full.
     pub bytes: u64,
     /// The tail that was cut. What it held was never known to be durable here; rot in the last batch
     /// cannot be told from that.
     pub cut_tail: Option<CutTail>,
     /// The records of a cut that a crash had interrupted.
     pub completed_cut: Option<KeptAside>,
+    /// Segments that are no part of the log and were removed: what an installed snapshot replaced, and what is
+    /// damaged, or cut off by damage, below the base.
+    pub dropped: Vec<Dropped>,
     /// Bytes written again because nothing proved that they were on the disk; after a clean end a mark or two.
     pub rewritten_bytes: u64,
 }
@@ -75,12 +79,6 @@ impl fmt::Display for CutTail {
     }
 }
 
-/// The segments that were found: part of the log, or taken back by a cut.
-struct Found {
-    live: Vec<Segment>,
-    cut_off: Vec<Segment>,
-}
-
 /// All that was learned without changing anything.
 struct Survey {
     /// Each with the bytes behind it that are to be zeroed.
@@ -94,32 +92,37 @@ struct Survey {
 }
 
 impl Wal {
-    /// Opens the log in `disk`. `generation` and `cut_lsn` are the node's own durable record of the last cut,
+    /// Opens the log in `disk`, to go on behind `base`. `identity` is the node's own durable record of its log,
     /// `salt` is random and new.
     ///
-    /// Refuses what it cannot vouch for; a refusal changes nothing. When it returns, every record up to
-    /// `report.last_lsn` is durable, even if the power fails at once. Without segments the log is empty and
-    /// nothing is created before the first record; `cluster_id` may be [`ClusterId::NONE`] then.
+    /// Refuses what it cannot vouch for; a refusal changes nothing, so after [`OpenError::BaseDisagrees`] an older
+    /// base may be tried. When it returns, every record up to `report.last_lsn` is durable, even if the power fails
+    /// at once, and a cut or an install that a crash interrupted is completed. Without segments the log is empty and
+    /// nothing is created before the first record; the cluster may be [`ClusterId::NONE`] then.
+    ///
+    /// [`ClusterId::NONE`]: crate::ids::ClusterId::NONE
     pub fn open(
         disk: &mut dyn Disk,
-        cluster_id: ClusterId,
-        generation: u64,
-        cut_lsn: Lsn,
+        identity: Identity,
+        base: &Base,
         salt: u64,
         config: WalConfig,
     ) -> Result<Opened, OpenError> {
-        let claims = Claims { generation, cut_lsn };
-        let found = discover(disk, cluster_id, claims)?;
-        let survey = survey(disk, found.live, &found.cut_off, claims)?;
+        let mut found = discover(disk, &identity, base)?;
+        let survey = survey(disk, &mut found, &identity, base)?;
         remove_leftover_files(disk)?;
+        if !found.dropped.is_empty() {
+            remove_segments(disk, found.dropped.iter().map(|dropped| dropped.file.as_str()))?;
+        }
         let mut report = RecoveryReport {
             commit_lsn: survey.commit_lsn,
-            completed_cut: complete_cut(disk, cluster_id, claims, &survey, &found.cut_off)?,
+            completed_cut: complete_cut(disk, &identity, &survey, &found.cut_off)?,
             cut_tail: cut_tails(disk, &survey)?,
+            dropped: found.dropped,
             ..RecoveryReport::default()
         };
         let durable_lsn = survey.durable_lsn;
-        let mut wal = Wal::surveyed(disk, cluster_id, generation, salt, config, survey)?;
+        let mut wal = Wal::surveyed(disk, &identity, base, salt, config, survey)?;
         report.rewritten_bytes = wal.make_durable(disk, durable_lsn)?;
         (report.first_lsn, report.last_lsn) = (wal.first_lsn(), wal.last_lsn);
         report.segments = wal.segments.len();
@@ -129,8 +132,8 @@ impl Wal {
 
     fn surveyed(
         disk: &mut dyn Disk,
-        cluster_id: ClusterId,
-        generation: u64,
+        identity: &Identity,
+        base: &Base,
         salt: u64,
         config: WalConfig,
         survey: Survey,
@@ -138,9 +141,11 @@ impl Wal {
         let (last_lsn, last_chain) = (survey.last_lsn, survey.last_chain);
         let mut wal = Wal {
             config,
-            cluster_id,
-            generation,
+            cluster_id: identity.cluster_id,
+            generation: identity.generation,
             salt,
+            floor: (base.lsn, base.chain),
+            segments_gone: 0,
             segments: survey.segments.into_iter().map(|(segment, _)| segment).collect(),
             active: None,
             spare: None,
@@ -161,6 +166,7 @@ impl Wal {
         if let Some(last) = wal.segments.last() {
             wal.active = Some(open_file(disk, &last.name)?);
         }
+        wal.note_floor();
         wal.invariants();
         Ok(wal)
     }
@@ -213,87 +219,58 @@ impl Wal {
     }
 }
 
-fn open_file(disk: &mut dyn Disk, name: &str) -> Result<FileId, WalError> {
-    disk.open(name).map_err(|error| WalError::new(disk, "open", name, 0, error))
-}
-
-/// Reads all headers. One file is open at a time: a log may have more segments than a process has descriptors.
-fn discover(disk: &mut dyn Disk, cluster_id: ClusterId, claims: Claims) -> Result<Found, OpenError> {
-    let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
-    let mut found = Found { live: Vec::new(), cut_off: Vec::new() };
-    for first_lsn in names.iter().filter_map(|name| parse_segment_name(name)) {
-        let segment = read_segment(disk, first_lsn, cluster_id)?;
-        let generation = segment.header.generation;
-        if generation > claims.generation {
-            let file = path(disk, &segment.name);
-            let expected = claims.generation;
-            return Err(OpenError::LaterGeneration { file, offset: 0, found: generation, expected });
-        }
-        let list = if claims.was_cut(generation, first_lsn) { &mut found.cut_off } else { &mut found.live };
-        list.push(segment);
-    }
-    Ok(found)
-}
-
-fn read_segment(disk: &mut dyn Disk, first_lsn: Lsn, cluster_id: ClusterId) -> Result<Segment, OpenError> {
-    let name = segment_name(first_lsn);
-    let file = open_file(disk, &name)?;
-    let size = disk.len(file).map_err(|error| WalError::new(disk, "measure", &name, 0, error))?;
-    let raw = RawHeader::read(disk, file, size)
-        .map_err(|error| WalError::new(disk, "read the header of", &name, 0, error))?;
-    disk.close(file);
-    let file = path(disk, &name);
-    match raw.validate(first_lsn, cluster_id) {
-        Ok(header) => Ok(Segment::new(header, size)),
-        Err(HeaderFault::Version(found)) => Err(OpenError::OtherVersion { file, found }),
-        Err(HeaderFault::Cluster(found)) => {
-            Err(OpenError::OtherCluster { file, found, expected: cluster_id })
-        }
-        Err(HeaderFault::Damaged(reason)) => {
-            // The header was durable before the file got its name, and everything before it too.
-            let durable_lsn = Lsn(first_lsn.0.saturating_sub(1));
-            Err(OpenError::Damaged(Damage { file, offset: 0, lsn: first_lsn, durable_lsn, reason }))
-        }
-    }
-}
-
-/// Scans the live segments in order and lets the table judge each.
+/// Scans the segments from the base on, in order, and lets the table judge the base and each of them.
 fn survey(
     disk: &mut dyn Disk,
-    live: Vec<Segment>,
-    cut_off: &[Segment],
-    claims: Claims,
+    found: &mut Found,
+    identity: &Identity,
+    base: &Base,
 ) -> Result<Survey, OpenError> {
-    let claim_of =
-        |segment: &Segment| claims.believe(segment.header.generation, segment.header.first_lsn.prev());
-    let mut survey = Survey {
-        segments: Vec::with_capacity(live.len()),
-        history: TermHistory::default(),
-        last_lsn: Lsn::ZERO,
-        last_chain: Chain::ZERO,
-        durable_lsn: live.iter().chain(cut_off).map(claim_of).max().unwrap_or(Lsn::ZERO),
-        commit_lsn: Lsn::ZERO,
-        last_verdict: Verdict::EndsClean,
-    };
-    survey.refuse_missing_start(disk, &live, cut_off)?;
+    let claims = identity.claims();
+    let live = std::mem::take(&mut found.live);
+    let mut survey = Survey::new(found, &live, identity, base);
+    match live.first().map(|segment| &segment.header).filter(|header| header.first_lsn <= base.lsn) {
+        // Up to the base, which it holds, it is read by what its own header says of the terms before.
+        Some(holder) => {
+            survey.history = TermHistory::from_starts(holder.term_start.into_iter().collect())
+                .expect("a header's term start has an LSN")
+        }
+        None => {
+            survey.judge_base(disk, live.first().or(found.cut_off.first()), live.first(), (identity, base))?
+        }
+    }
     let mut live = live.into_iter().peekable();
     while let Some(segment) = live.next() {
+        let holds_base = segment.header.first_lsn <= base.lsn;
         let file = open_file(disk, &segment.name)?;
-        let scanned = scan(disk, file, segment, claims, &mut survey.history)?;
+        let scanned = scan(disk, file, segment, claims, base, &mut survey.history)?;
         disk.close(file);
         survey.durable_lsn = survey.durable_lsn.max(scanned.durable_lsn);
         survey.commit_lsn = survey.commit_lsn.max(scanned.commit_lsn);
-        let known = scanned.at.next <= survey.durable_lsn;
         let facts = Facts {
-            next_lsn: if known { NextLsn::KnownDurable } else { NextLsn::Unclaimed },
+            base: match scanned.at_base.filter(|_| holds_base) {
+                Some((true, _)) => AtBase::Agrees,
+                Some((false, _)) => AtBase::Differs,
+                None if holds_base => AtBase::NotReached,
+                None => AtBase::Behind,
+            },
+            next_lsn: survey.known(scanned.at.next),
             behind: scanned.behind,
-            later: survey.later(&scanned, live.peek()),
+            later: survey.later(scanned.at, scanned.generation, live.peek()),
         };
         survey.last_verdict = decide(facts);
-        if let Verdict::Refuse(reason) = survey.last_verdict {
-            let durable_lsn = survey.durable_lsn.max(highest_claim(disk, live, claims)?);
-            let (file, offset, lsn) = (path(disk, &scanned.segment.name), scanned.at.offset, scanned.at.next);
-            return Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }));
+        let file = path(disk, &scanned.segment.name);
+        match survey.last_verdict {
+            Verdict::Refuse(reason) => {
+                let durable_lsn = survey.durable_lsn.max(highest_claim(disk, live, claims)?);
+                let (offset, lsn) = (scanned.at.offset, scanned.at.next);
+                return Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }));
+            }
+            Verdict::DisbelieveBase => {
+                let chain = scanned.at_base.map_or(scanned.at.chain, |(_, chain)| chain);
+                return Err(OpenError::BaseDisagrees { file, lsn: base.lsn, chain, expected: base.chain });
+            }
+            _ => {}
         }
         (survey.last_lsn, survey.last_chain) = (scanned.at.next.prev(), scanned.at.chain);
         survey.segments.push((scanned.segment, scanned.litter_end));
@@ -316,48 +293,84 @@ fn highest_claim(
     Ok(highest)
 }
 
+/// Nothing of it is to be zeroed.
+fn unscanned(segment: Segment) -> (Segment, u64) {
+    let end = segment.end;
+    (segment, end)
+}
+
 impl Survey {
-    /// How the next segment fits to the one just scanned.
-    fn later(&self, scanned: &Scanned, next: Option<&Segment>) -> Later {
+    /// What is known before a segment is scanned: all that the base covers, and what headers claim.
+    fn new(found: &mut Found, live: &[Segment], identity: &Identity, base: &Base) -> Survey {
+        let claims = identity.claims();
+        let claim_of =
+            |segment: &Segment| claims.believe(segment.header.generation, segment.header.first_lsn.prev());
+        let headers = found.old.iter().chain(live).chain(&found.cut_off).map(claim_of);
+        let records = [base.lsn, base.durable_lsn, identity.base_lsn];
+        Survey {
+            durable_lsn: headers.chain(records).max().unwrap_or(base.lsn),
+            segments: found.old.drain(..).map(unscanned).collect(),
+            history: base.history.clone(),
+            last_lsn: base.lsn,
+            last_chain: base.chain,
+            commit_lsn: Lsn::ZERO,
+            last_verdict: Verdict::EndsClean,
+        }
+    }
+
+    fn known(&self, next: Lsn) -> NextLsn {
+        if next <= self.durable_lsn { NextLsn::KnownDurable } else { NextLsn::Unclaimed }
+    }
+
+    /// How the next segment fits to what ends at `at`.
+    fn later(&self, at: Position, ended_generation: u64, next: Option<&Segment>) -> Later {
         let Some(Header { first_lsn, chain_before, generation, term_start, .. }) =
             next.map(|segment| &segment.header)
         else {
             return Later::None;
         };
-        let agrees = *chain_before == scanned.at.chain
-            && *generation >= scanned.generation
+        let agrees = *chain_before == at.chain
+            && *generation >= ended_generation
             && term_start.as_ref() == self.history.last();
-        match first_lsn.cmp(&scanned.at.next) {
+        match first_lsn.cmp(&at.next) {
             std::cmp::Ordering::Greater => Later::Skips,
             std::cmp::Ordering::Equal if agrees => Later::Continues,
             _ => Later::Disagrees,
         }
     }
 
-    /// A log begins at LSN 1. Without that, what is there says at least that something was.
-    fn refuse_missing_start(
-        &self,
+    /// Judges the base as if it were a segment that ends there. `oldest` is what is there to be named.
+    fn judge_base(
+        &mut self,
         disk: &dyn Disk,
-        live: &[Segment],
-        cut_off: &[Segment],
+        oldest: Option<&Segment>,
+        next: Option<&Segment>,
+        (identity, base): (&Identity, &Base),
     ) -> Result<(), OpenError> {
-        let start = Lsn(1);
-        let begins_right = live.first().map_or(self.durable_lsn < start, |first| {
-            first.header.first_lsn == start
-                && first.header.chain_before == Chain::ZERO
-                && first.header.term_start.is_none()
+        let at = Position { offset: 0, next: base.lsn.next(), chain: base.chain };
+        let installed = (identity.base_lsn, identity.base_chain);
+        self.last_verdict = decide(Facts {
+            base: match base.lsn == installed.0 {
+                true if base.chain == installed.1 => AtBase::Installed,
+                true => AtBase::Differs,
+                false => AtBase::Chosen,
+            },
+            next_lsn: self.known(at.next),
+            behind: Behind::Zeros,
+            later: self.later(at, 0, next),
         });
-        if begins_right {
-            return Ok(());
-        }
-        let oldest = live.first().or(cut_off.first()).expect("some segment claims that records were durable");
-        Err(OpenError::Damaged(Damage {
-            file: path(disk, &oldest.name),
-            offset: 0,
-            lsn: start,
-            durable_lsn: self.durable_lsn,
-            reason: "it is the oldest segment there is, and does not begin the log; earlier ones are missing",
-        }))
+        let (offset, lsn, durable_lsn) = (0, at.next, self.durable_lsn);
+        let file = path(disk, oldest.map_or("wal-*.seg", |segment| &segment.name));
+        let reason = match self.last_verdict {
+            Verdict::Refuse(reason) => reason,
+            Verdict::DisbelieveBase if base.lsn == Lsn::ZERO => "it is not how a log begins",
+            Verdict::DisbelieveBase => {
+                let chain = next.map_or(installed.1, |segment| segment.header.chain_before);
+                return Err(OpenError::BaseDisagrees { file, lsn: base.lsn, chain, expected: base.chain });
+            }
+            _ => return Ok(()),
+        };
+        Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }))
     }
 }
 
@@ -373,8 +386,7 @@ fn remove_leftover_files(disk: &mut dyn Disk) -> Result<(), WalError> {
 /// Keeps aside and removes what a cut took back. The rest of the own segment is zeroed with the tails.
 fn complete_cut(
     disk: &mut dyn Disk,
-    cluster_id: ClusterId,
-    claims: Claims,
+    identity: &Identity,
     survey: &Survey,
     cut_off: &[Segment],
 ) -> Result<Option<KeptAside>, OpenError> {
@@ -384,7 +396,7 @@ fn complete_cut(
         sources.push(Source::new(own, at, *litter_end));
     }
     sources.extend(cut_off.iter().map(|segment| Source::new(segment, segment.start(), segment.size)));
-    let kept = keep_aside(disk, cluster_id, claims, &sources)?;
+    let kept = keep_aside(disk, identity.cluster_id, identity.claims(), &sources)?;
     if !cut_off.is_empty() {
         remove_segments(disk, cut_off.iter().map(|segment| segment.name.as_str()))?;
     }

@@ -28,7 +28,8 @@ pub struct Cursor {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     generation: u64,
-    /// Index into the segments: a log only loses segments at its end, and then has a new generation.
+    /// The number of the segment, counted from the first one that the log had when it was opened: a log loses
+    /// segments at its front, and those at its end with their generation.
     segment: usize,
     position: Position,
 }
@@ -86,13 +87,17 @@ impl Wal {
         if lsn == self.last_lsn {
             return Ok(Some(self.last_chain));
         }
-        if lsn.next() == self.first_lsn() {
-            return Ok(self.segments.first().map(|segment| segment.header.chain_before));
+        if lsn == self.floor.0 {
+            return Ok(Some(self.floor.1));
         }
-        if lsn > self.written_lsn || lsn < self.first_lsn() {
+        if lsn > self.written_lsn || lsn < self.floor.0 {
             return Ok(None);
         }
         let segment = self.segment_of(lsn);
+        let next = self.segments.get(segment + 1).map(|next| &next.header);
+        if let Some(next) = next.filter(|next| next.first_lsn == lsn.next()) {
+            return Ok(Some(next.chain_before));
+        }
         self.position_behind(disk, segment, lsn).map(|position| Some(position.chain))
     }
 
@@ -157,14 +162,15 @@ impl Wal {
         }
         let mut place = self.place(disk, cursor, from)?;
         loop {
-            let behind_segment = self.segments.get(place.segment + 1).map(|next| next.header.first_lsn);
+            let index = place.segment - self.segments_gone;
+            let behind_segment = self.segments.get(index + 1).map(|next| next.header.first_lsn);
             let stop_at = behind_segment.map_or(to.next(), |first| first.min(to.next()));
             let went_on = self.walk_segment(disk, &mut place, stop_at, chunk, each)?;
             if !went_on || place.position.next > to {
                 break;
             }
             place.segment += 1;
-            place.position = self.segments[place.segment].start();
+            place.position = self.segments[index + 1].start();
         }
         cursor.at = Some(place);
         Ok(())
@@ -174,11 +180,11 @@ impl Wal {
         let known = cursor.at.filter(|at| at.generation == self.generation && at.position.next == from);
         let segment = self.segment_of(from);
         let position = match known {
-            Some(at) if at.segment == segment => at.position,
+            Some(at) if at.segment == segment + self.segments_gone => at.position,
             _ if from == self.segments[segment].header.first_lsn => self.segments[segment].start(),
             _ => self.position_behind(disk, segment, from.prev())?,
         };
-        Ok(Place { generation: self.generation, segment, position })
+        Ok(Place { generation: self.generation, segment: segment + self.segments_gone, position })
     }
 
     /// Walks until the next record would be `stop_at`; false if `each` ended it.
@@ -190,8 +196,9 @@ impl Wal {
         chunk: usize,
         each: &mut dyn FnMut(&Record<'_>, &[u8], Chain) -> bool,
     ) -> Result<bool, ReadError> {
-        let file = self.file_of(disk, place.segment)?;
-        let segment = &self.segments[place.segment];
+        let index = place.segment - self.segments_gone;
+        let file = self.file_of(disk, index)?;
+        let segment = &mut self.segments[index];
         let mut walk = Walk {
             file,
             seed: segment.header.seed(),
@@ -212,6 +219,8 @@ impl Wal {
                     if !each(&record, bytes, chain) {
                         return Ok(false);
                     }
+                    // One that was not scanned gets its index when it is read.
+                    segment.note(place.position);
                 }
                 Item::Stop(_) => {
                     let file = path(disk, &segment.name);
@@ -237,7 +246,8 @@ impl Wal {
         lsn: Lsn,
     ) -> Result<Position, ReadError> {
         let position = self.segments[segment].nearest(lsn);
-        let mut place = Place { generation: self.generation, segment, position };
+        let number = segment + self.segments_gone;
+        let mut place = Place { generation: self.generation, segment: number, position };
         self.walk_segment(disk, &mut place, lsn.next(), PROBE_SIZE, &mut |_, _, _| true)?;
         Ok(place.position)
     }

@@ -4,7 +4,7 @@
 use std::io;
 
 use crate::disk::{Disk, FileId};
-use crate::ids::Lsn;
+use crate::ids::{Chain, Lsn};
 use crate::replication::history::{TermHistory, TermStart};
 use crate::wire::Effect;
 
@@ -14,6 +14,7 @@ use super::mark::{Claims, MARK_LENGTH, MARK_SIZE, Mark, MarkSeed};
 use super::reader::CHUNK_SIZE;
 use super::recovery::Behind;
 use super::segment::Segment;
+use super::start::Base;
 
 /// What a segment holds.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(super) struct Scanned {
     pub commit_lsn: Lsn,
     /// The generation of the last mark accepted, or of the header.
     pub generation: u64,
+    /// Whether the record at the base agrees with it, if it was met, and the chain there.
+    pub at_base: Option<(bool, Chain)>,
 }
 
 /// Where a walk ended, and why.
@@ -40,18 +43,21 @@ struct Walked {
     durable_lsn: Lsn,
     commit_lsn: Lsn,
     generation: u64,
+    at_base: Option<(bool, Chain)>,
 }
 
-/// Scans one segment; adds the terms that begin in it to `history`.
+/// Scans one segment; adds the terms that begin in it to `history`. Where it passes the base, the history becomes
+/// that of the base, which knows the terms of segments that are gone or not scanned.
 pub(super) fn scan(
     disk: &mut dyn Disk,
     file: FileId,
     mut segment: Segment,
     claims: Claims,
+    base: &Base,
     history: &mut TermHistory,
 ) -> Result<Scanned, OpenError> {
     let mut window = Window::default();
-    let walked = walk_all(disk, file, &mut segment, claims, history, &mut window)?;
+    let walked = walk_all(disk, file, &mut segment, (claims, base), history, &mut window)?;
     segment.end = walked.at.offset;
     let rest = search(disk, file, &segment, walked.at.offset, claims)?;
     let litter = if rest.litter_end > segment.end { Behind::Bytes } else { Behind::Zeros };
@@ -62,6 +68,7 @@ pub(super) fn scan(
         durable_lsn: walked.durable_lsn.max(rest.durable_lsn),
         commit_lsn: walked.commit_lsn,
         generation: walked.generation,
+        at_base: walked.at_base,
         segment,
     })
 }
@@ -70,7 +77,7 @@ fn walk_all(
     disk: &mut dyn Disk,
     file: FileId,
     segment: &mut Segment,
-    claims: Claims,
+    (claims, base): (Claims, &Base),
     history: &mut TermHistory,
     window: &mut Window,
 ) -> Result<Walked, OpenError> {
@@ -82,6 +89,7 @@ fn walk_all(
         durable_lsn: Lsn::ZERO,
         commit_lsn: Lsn::ZERO,
         generation: segment.header.generation,
+        at_base: None,
     };
     // Every entry belongs to a batch, and a batch is as long as its mark says. So what an older batch left behind
     // a shorter one is no entry, even where the chain would fit because the same record came again.
@@ -114,6 +122,15 @@ fn walk_all(
                     history.push(TermStart { term, leader, first_lsn: record.lsn, chain });
                 }
                 segment.note(before);
+                if record.lsn == base.lsn {
+                    // Whoever has the newest term's first record has all before it, so that one entry decides.
+                    let agrees = chain == base.chain && history.last() == base.history.last();
+                    found.at_base = Some((agrees, chain));
+                    if !agrees {
+                        break;
+                    }
+                    history.clone_from(&base.history);
+                }
             }
             Item::Stop(Stop::Contradiction) => {
                 found.stop = Some(Behind::Contradiction);

@@ -18,7 +18,8 @@
 //!   72  leader id            16 bytes
 //!   88  first LSN of term    u64
 //!   96  chain at that LSN    u32
-//!  100  zeros
+//!  100  previous segment     u64   its first LSN; 0: there was none, or the writer did not say
+//!  108  zeros
 //! 4092  crc32 of bytes 0..4092
 //! ```
 //!
@@ -43,6 +44,7 @@ pub const HEADER_SIZE: u64 = 4096;
 pub const SPARE_NAME: &str = "wal-next.seg.tmp";
 
 const MAGIC: [u8; 8] = *b"KVSTOWAL";
+const PREVIOUS_AT: usize = 100;
 const CRC_AT: usize = HEADER_SIZE as usize - 4;
 
 /// The name of the segment that begins at `first_lsn`.
@@ -67,6 +69,8 @@ pub(super) struct Header {
     pub salt: u64,
     /// Where the term of the record before begins.
     pub term_start: Option<TermStart>,
+    /// The first LSN of the segment before this one, or 0.
+    pub previous: Lsn,
 }
 
 /// The first block of a file, not believed yet.
@@ -91,6 +95,12 @@ impl Header {
         MarkSeed { salt: self.salt, first_lsn: self.first_lsn }
     }
 
+    /// Whether this one may come right behind `before`: what headers can say of that.
+    pub fn may_follow(&self, before: &Header) -> bool {
+        let named = self.previous == Lsn::ZERO || self.previous == before.first_lsn;
+        named && self.generation >= before.generation
+    }
+
     /// The header block.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_SIZE as usize);
@@ -110,6 +120,8 @@ impl Header {
             out.put_u64(start.first_lsn.0);
             out.put_u32(start.chain.0);
         }
+        out.resize(PREVIOUS_AT, 0);
+        out.put_u64(self.previous.0);
         out.resize(CRC_AT, 0);
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
@@ -172,7 +184,8 @@ impl RawHeader {
             chain: Chain(reader.u32("chain at term")?),
         };
         let term_start = (start.first_lsn != Lsn::ZERO).then_some(start);
-        Ok(Header { cluster_id, first_lsn, chain_before, generation, salt, term_start })
+        let previous = Lsn(reader.u64("previous segment")?);
+        Ok(Header { cluster_id, first_lsn, chain_before, generation, salt, term_start, previous })
     }
 }
 
@@ -238,7 +251,7 @@ mod tests {
         });
         let cluster_id = ClusterId([9; 16]);
         let (first_lsn, chain_before) = (Lsn(70), Chain(0xdead_beef));
-        Header { cluster_id, first_lsn, chain_before, generation: 6, salt: 7, term_start }
+        Header { cluster_id, first_lsn, chain_before, generation: 6, salt: 7, term_start, previous: Lsn(60) }
     }
 
     fn validate(bytes: Vec<u8>) -> Result<Header, HeaderFault> {

@@ -349,6 +349,11 @@ impl Wal {
 
     fn next_header(&self) -> Header {
         let first_lsn = self.last_lsn.next();
+        let previous = self.segments.last().map_or(Lsn::ZERO, |segment| match segment.header.first_lsn {
+            // An empty one gives its place to this one, and its name.
+            replaced if replaced == first_lsn => segment.header.previous,
+            before => before,
+        });
         Header {
             cluster_id: self.cluster_id,
             first_lsn,
@@ -356,6 +361,7 @@ impl Wal {
             generation: self.generation,
             salt: segment_salt(self.salt, self.generation, first_lsn),
             term_start: self.history.last().copied(),
+            previous,
         }
     }
 }

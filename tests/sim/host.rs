@@ -373,7 +373,14 @@ pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
     let meta = meta.get().clone();
     let config =
         kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
-    let opened = Wal::open(&mut copy, meta.cluster_id, meta.log_generation, meta.cut_lsn, 1, config);
+    let identity = kvstore::wal::Identity {
+        cluster_id: meta.cluster_id,
+        generation: meta.log_generation,
+        cut_lsn: meta.cut_lsn,
+        base_lsn: meta.base_lsn,
+        base_chain: meta.base_chain,
+    };
+    let opened = Wal::open(&mut copy, identity, &kvstore::wal::Base::default(), 1, config);
     let mut wal = opened.map_err(|error| error.to_string())?.wal;
     let (first, last) = (wal.first_lsn(), wal.last_lsn());
     let mut mirror = Mirror::default();

@@ -4,7 +4,8 @@
 
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::wal::{
-    Cursor, Durability, Durable, OpenError, Opened, ReserveError, Wal, WalConfig, WalError, segment_name,
+    Base, Cursor, Durability, Durable, Identity, OpenError, Opened, ReserveError, Wal, WalConfig, WalError,
+    segment_name,
 };
 use kvstore::wire::{Effect, Record};
 
@@ -25,10 +26,23 @@ pub fn open_at(
     cut_lsn: u64,
     segment_bytes: u64,
 ) -> Result<Opened, OpenError> {
-    let mut handle = disk.clone();
+    open_behind(disk, identity(generation, cut_lsn), &Base::default(), segment_bytes)
+}
+
+pub fn open_behind(
+    disk: &MemDisk,
+    identity: Identity,
+    base: &Base,
+    segment_bytes: u64,
+) -> Result<Opened, OpenError> {
     // As the node's random salt: another one at each start.
     let salt = 0x5eed_0000 + disk.op_count();
-    Wal::open(&mut handle, CLUSTER, generation, Lsn(cut_lsn), salt, config(segment_bytes))
+    Wal::open(&mut disk.clone(), identity, base, salt, config(segment_bytes))
+}
+
+/// The node's own record of a log that begins at LSN 1.
+pub fn identity(generation: u64, cut_lsn: u64) -> Identity {
+    Identity { cluster_id: CLUSTER, generation, cut_lsn: Lsn(cut_lsn), ..Identity::default() }
 }
 
 pub fn open(disk: &MemDisk) -> Result<Opened, OpenError> {
@@ -133,6 +147,10 @@ pub struct Promises {
     pub durable: usize,
     /// The node's own record: generation and cut LSN.
     pub meta: (u64, u64),
+    /// And the base of a log that a snapshot replaced.
+    pub installed: (Lsn, Chain),
+    /// The snapshot that there is; at LSN 0 there is none.
+    pub base: Base,
 }
 
 impl Promises {
@@ -162,33 +180,60 @@ impl Promises {
     }
 
     /// The node's own record of a cut is durable.
-    pub fn cut_decided(&mut self, keep: u64) {
+    pub fn cut_decided(&mut self, wal: &Wal, keep: u64) {
         self.meta = (self.meta.0 + 1, keep);
+        if keep + 1 == wal.first_lsn().0 {
+            // No segment will be left to tell where the log begins.
+            self.installed = (self.base.lsn, self.base.chain);
+        }
         self.appended.truncate(keep as usize);
         self.durable = self.durable.min(keep as usize);
     }
 
     pub fn cut(&mut self, wal: &mut Wal, disk: &MemDisk, keep: u64) -> Result<(), WalError> {
-        self.cut_decided(keep);
+        self.cut_decided(wal, keep);
         wal.cut(&mut disk.clone(), Lsn(keep), self.meta.0)?;
         self.durable = keep as usize;
         Ok(())
     }
 
+    /// A snapshot of these records is durable, which are.
+    pub fn snapshot(&mut self, lsn: u64) {
+        let chain = chain_of(&self.appended[..lsn as usize]);
+        self.base = Base { lsn: Lsn(lsn), chain, durable_lsn: Lsn(lsn), ..Base::default() };
+    }
+
+    /// A snapshot of these records is durable, and the node's own record names it in the place of the log.
+    pub fn install_decided(&mut self, records: Vec<Vec<u8>>) {
+        self.appended = records;
+        self.durable = self.appended.len();
+        self.snapshot(self.durable as u64);
+        (self.meta, self.installed) = ((self.meta.0 + 1, 0), (self.base.lsn, self.base.chain));
+    }
+
+    pub fn open(&self, disk: &MemDisk) -> Result<Opened, OpenError> {
+        let (base_lsn, base_chain) = self.installed;
+        let identity = Identity { base_lsn, base_chain, ..identity(self.meta.0, self.meta.1) };
+        open_behind(disk, identity, &self.base, SEGMENT_BYTES)
+    }
+
     /// Opens after a crash and compares; returns how many records there are.
     pub fn check(&self, disk: &MemDisk, context: &str) -> usize {
-        let opened = open_at(disk, self.meta.0, self.meta.1, SEGMENT_BYTES)
-            .unwrap_or_else(|error| panic!("{context}: {error}"));
+        let opened = self.open(disk).unwrap_or_else(|error| panic!("{context}: {error}"));
         let mut wal = opened.wal;
         self.check_log(&mut wal, disk, context)
     }
 
-    /// Compares an open log; returns how many records there are.
+    /// Compares an open log; returns how many records there are, and were before it begins.
     pub fn check_log(&self, wal: &mut Wal, disk: &MemDisk, context: &str) -> usize {
+        let before = wal.first_lsn().0 as usize - 1;
+        assert!(before as u64 <= self.base.lsn.0, "{context}: the log begins at LSN {}", before + 1);
         let found = contents(wal, disk);
-        assert!(found.len() >= self.durable, "{context}: {} records of {}", found.len(), self.durable);
-        assert!(self.appended.starts_with(&found), "{context}: the log is not what was appended");
-        assert_eq!(wal.durable_lsn().0 as usize, found.len(), "{context}");
-        found.len()
+        let count = before + found.len();
+        assert!(count >= self.durable, "{context}: {count} records of {}", self.durable);
+        assert!(self.appended[before..].starts_with(&found), "{context}: the log is not what was appended");
+        assert_eq!(wal.durable_lsn().0 as usize, count, "{context}");
+        assert_eq!(wal.last_chain(), chain_of(&self.appended[..count]), "{context}");
+        count
     }
 }

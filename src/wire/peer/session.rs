@@ -18,7 +18,8 @@ pub struct Open {
     pub your_address: String,
     /// All followers as the leader dials them.
     pub peers: Vec<String>,
-    /// The oldest LSN it holds.
+    /// The oldest LSN it holds, or the one after `last_lsn` if it holds none. Below it nothing can be sent as records;
+    /// the history knows older terms.
     pub first_lsn: Lsn,
     /// The newest LSN it holds.
     pub last_lsn: Lsn,
@@ -109,8 +110,12 @@ impl Open {
             |reader, _| reader.u16("peer count").map(u32::from),
             |reader| decode_address(reader, "peer"),
         )?;
+        let log_error = reader.error("first_lsn", DecodeProblem::Invalid(0));
         let first_lsn = Lsn(reader.u64("first_lsn")?);
         let last_lsn = Lsn(reader.u64("last_lsn")?);
+        if first_lsn.0.saturating_sub(1) > last_lsn.0 {
+            return Err(DecodeError { problem: DecodeProblem::Invalid(first_lsn.0), ..log_error });
+        }
         let last_chain = Chain(reader.u32("last_chain")?);
         let history_error = reader.error("term history", DecodeProblem::Invalid(0));
         let limits = (TERM_HISTORY_MAX, TERM_HISTORY_ENTRY_SIZE);

@@ -7,7 +7,9 @@
 use kvstore::disk::Disk;
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::limits::RECORD_OVERHEAD;
-use kvstore::wal::{Durability, ENTRY_HEADER_SIZE, HEADER_SIZE, Opened, Wal, WalConfig};
+use kvstore::wal::{
+    Base, Durability, ENTRY_HEADER_SIZE, HEADER_SIZE, Identity, OpenError, Opened, Wal, WalConfig,
+};
 use kvstore::wire::{Effect, Reader, Record, record_size};
 
 #[path = "../../support/mem_disk.rs"]
@@ -50,10 +52,15 @@ pub fn check_log(input: &[u8]) {
     assert!(after.len() == records.len() + 1 && after.starts_with(&records), "one record more");
 }
 
+fn open(disk: &mut MemDisk, salt: u64) -> Result<Opened, OpenError> {
+    let identity = Identity { cluster_id: CLUSTER, ..Identity::default() };
+    Wal::open(disk, identity, &Base::default(), salt, CONFIG)
+}
+
 /// The records of the log, or `None` for a refusal.
 fn open_and_read(disk: &MemDisk) -> Option<Vec<Vec<u8>>> {
     let mut disk = disk.clone();
-    let Opened { mut wal, report } = match Wal::open(&mut disk, CLUSTER, 0, Lsn::ZERO, 1, CONFIG) {
+    let Opened { mut wal, report } = match open(&mut disk, 1) {
         Ok(opened) => opened,
         Err(refusal) => {
             assert!(!refusal.to_string().is_empty(), "a refusal says why");
@@ -97,7 +104,7 @@ fn flush(wal: &mut Wal, disk: &mut dyn Disk) {
 
 fn append_one(disk: &MemDisk) {
     let mut disk = disk.clone();
-    let mut wal = Wal::open(&mut disk, CLUSTER, 0, Lsn::ZERO, 2, CONFIG).expect("it was opened before").wal;
+    let mut wal = open(&mut disk, 2).expect("it was opened before").wal;
     append(&mut wal, &mut disk, Effect::Put { key: b"one", value: b"more" });
     flush(&mut wal, &mut disk);
     disk.kill_process();
@@ -106,7 +113,7 @@ fn append_one(disk: &MemDisk) {
 /// Two segments of several batches; or one that holds nothing but its header.
 fn base_log(empty: bool) -> MemDisk {
     let mut disk = MemDisk::new();
-    let mut wal = Wal::open(&mut disk, CLUSTER, 0, Lsn::ZERO, 9, CONFIG).expect("a new directory").wal;
+    let mut wal = open(&mut disk, 9).expect("a new directory").wal;
     append(
         &mut wal,
         &mut disk,
