@@ -100,4 +100,18 @@ mod tests {
         assert_eq!(seen, expected);
         assert!(buffer.bytes.capacity() <= KEPT_CAPACITY);
     }
+
+    #[test]
+    fn a_buffer_that_is_sent_batches_keeps_the_room_for_the_next_one() {
+        for (bulk, kept) in [(false, 0), (true, 1 << 20)] {
+            let mut buffer = OutBuf::default();
+            if bulk {
+                buffer.expect_bulk();
+            }
+            buffer.bytes_mut().reserve_exact(1 << 20);
+            buffer.bytes_mut().push(1);
+            buffer.written(1);
+            assert_eq!(buffer.bytes.capacity(), kept);
+        }
+    }
 }

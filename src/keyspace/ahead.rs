@@ -5,7 +5,7 @@
 //! spent half of their time in those three reads, 230 ns in each, at 800 writes in flight.
 //!
 //! Reads for *different* keys do not wait for each other. So a group is walked three times, one kind of read at
-//! a time, and a processor that executes out of order has about ten of them under way. What is read here is
+//! a time, in loops so short that a processor that executes out of order has ten and more of them under way. What is read here is
 //! thrown away: applying a record looks its key up as ever, in memory that is near by then. So nothing depends
 //! on it, whatever the records before it in the group do to the index.
 //!
@@ -13,7 +13,7 @@
 
 use super::table::KeyHash;
 use super::{Applied, Keyspace};
-use crate::wire::{Effect, Record};
+use crate::wire::Record;
 
 /// Records of a group, at most: more than a processor has reads under way, and few enough that the first
 /// entry is still in its first-level cache (48 KiB) when the last one arrives.
@@ -27,13 +27,15 @@ const LINES_MAX: usize = 4;
 
 /// A group of records whose keys are hashed and whose memory is near.
 #[derive(Debug)]
-pub struct Ahead {
+pub struct Ahead<'r> {
+    records: &'r [Record<'r>],
     hashes: [KeyHash; AHEAD_MAX],
 }
 
 impl Keyspace {
     /// Fetches what applying these records will touch. They are at most [`AHEAD_MAX`].
-    pub fn look_ahead(&self, records: &[Record<'_>]) -> Ahead {
+    pub fn look_ahead<'r>(&self, records: &'r [Record<'r>]) -> Ahead<'r> {
+        assert!(records.len() <= AHEAD_MAX, "a group of {} records", records.len());
         let mut hashes = [KeyHash(0); AHEAD_MAX];
         for (hash, record) in hashes.iter_mut().zip(records) {
             *hash = self.hash_of(&record.effect);
@@ -42,15 +44,17 @@ impl Keyspace {
         if records.len() > 1 {
             self.fetch(&hashes[..records.len()]);
         }
-        Ahead { hashes }
+        Ahead { records, hashes }
     }
 
-    /// Applies the n-th record of the group that was looked ahead for.
-    pub fn apply_ahead(&mut self, effect: &Effect<'_>, ahead: &Ahead, index: usize) -> Applied {
-        self.apply_hashed(effect, ahead.hashes[index])
+    /// Applies the n-th record of a group that this keyspace looked ahead for.
+    pub fn apply_ahead(&mut self, ahead: &Ahead<'_>, index: usize) -> Applied {
+        self.apply_hashed(&ahead.records[index].effect, ahead.hashes[index])
     }
 
     fn fetch(&self, hashes: &[KeyHash]) {
+        // What `black_box` is given the compiler must read, although nobody wants it.
+        std::hint::black_box(hashes.iter().fold(0, |sum, hash| sum ^ self.index.touch(*hash)));
         let mut slots = [None; AHEAD_MAX];
         for (slot, hash) in slots.iter_mut().zip(hashes) {
             // Any slot under this hash will do: the key itself is not compared, it is not here yet.
@@ -65,7 +69,6 @@ impl Keyspace {
             let starts = entry.iter().step_by(LINE_SIZE).take(LINES_MAX);
             starts.fold(entry.last().copied().unwrap_or(0), |sum, byte| sum ^ byte)
         });
-        // Or the compiler would see that nobody wants them, and read nothing.
         std::hint::black_box(lines.fold(0, |sum, byte| sum ^ byte));
     }
 }

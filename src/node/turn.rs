@@ -117,7 +117,7 @@ impl Node {
         inflight.apply(self.applied.next(), to, |group| {
             let ahead = self.keyspace.look_ahead(group);
             for (index, record) in group.iter().enumerate() {
-                let existed = self.keyspace.apply_ahead(&record.effect, &ahead, index).existed;
+                let existed = self.keyspace.apply_ahead(&ahead, index).existed;
                 self.applied = record.lsn;
                 if matches!(self.role, Role::Leader(_)) {
                     let found = existed || !matches!(record.effect, Effect::Delete { .. });
