@@ -4,10 +4,10 @@
 //! before. With 100,000 keys hardly any of them is in a processor's own cache. Three nodes on two processors
 //! spent half of their time in those three reads, 230 ns in each, at 800 writes in flight.
 //!
-//! Reads for *different* keys do not wait for each other. So a group is walked three times, one kind of read at
-//! a time, in loops so short that a processor that executes out of order has ten and more of them under way. What is read here is
-//! thrown away: applying a record looks its key up as ever, in memory that is near by then. So nothing depends
-//! on it, whatever the records before it in the group do to the index.
+//! Reads for *different* keys do not wait for each other. So a group is walked once for each kind of read, in
+//! loops so short that a processor that executes out of order has ten and more of them under way. What is read
+//! here is thrown away: applying a record looks its key up as ever, in memory that is near by then. So nothing
+//! depends on it, whatever the records before it in the group do to the index.
 //!
 //! Prefetch instructions would do the same without filling the reorder buffer, but are `unsafe` to call.
 

@@ -10,8 +10,8 @@
 //!
 //! On its way a lookup reads the directory and the list of chunks (both small, so cached), one or two cache
 //! lines of one table, one slot, and the entry: three reads that each wait for the one before. Whoever has
-//! several records to apply lets those waits overlap ([`Keyspace::look_ahead`]). Hashes are SipHash-1-3 under a secret seed, so nobody can
-//! choose keys that collide.
+//! several records to apply lets those waits overlap ([`Keyspace::look_ahead`]). Hashes are SipHash-1-3 under a
+//! secret seed, so nobody can choose keys that collide.
 //!
 //! Left out on purpose: no expiry, no order of keys (nothing asks for ranges yet), and memory for slots and
 //! tables is kept for later keys after a mass deletion, until [`Keyspace::clear`].
