@@ -106,8 +106,7 @@ impl Notes {
         let mut client = node.client();
         for (index, acked) in &self.acked {
             let found = client.get(&key(*index)).unwrap().value;
-            let found =
-                found.unwrap_or_else(|| panic!("port {}: {acked} of key {index} is gone", node.port));
+            let found = found.unwrap_or_else(|| panic!("port {}: {acked} of key {index} is gone", node.port));
             let number = u64::from_be_bytes(found[..8].try_into().expect("eight bytes"));
             assert!(number >= *acked && number <= self.number, "key {index} is {number}, {acked} was acked");
             assert!(found == value(number), "key {index} holds bytes that nobody wrote");
@@ -176,7 +175,11 @@ impl Hunt {
     fn report(&self) {
         let fired: usize = self.fired.values().sum();
         println!("{} lives, {fired} ended at the call that was drawn: {:?}", self.begun, self.fired);
-        assert!(fired * 2 > self.begun, "{fired} kills in {} lives: that is not what was recorded", self.begun);
+        assert!(
+            fired * 2 > self.begun,
+            "{fired} kills in {} lives: that is not what was recorded",
+            self.begun
+        );
     }
 }
 
@@ -362,7 +365,9 @@ impl Pair {
         });
         self.cluster.nodes[old].kill9();
         self.cluster.nodes[promoted].start();
-        self.client(promoted).promote(false).expect("it was in sync, and nobody but the old leader is silent");
+        self.client(promoted)
+            .promote(false)
+            .expect("it was in sync, and nobody but the old leader is silent");
         self.leader = promoted;
     }
 
