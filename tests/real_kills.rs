@@ -255,12 +255,18 @@ impl Pair {
         client
     }
 
+    /// The role of a node, after a look at its term.
+    fn asks(&mut self, index: usize) -> String {
+        let status = self.node(index).status();
+        self.notes.hear(&self.cluster.nodes[index], status["term"].as_u64().unwrap());
+        status["role"].as_str().unwrap().to_owned()
+    }
+
     /// With both nodes up: whoever can leads without force, the other follows, and both have everything.
     fn settle(&mut self) {
         let until = Instant::now() + DEADLINE;
         loop {
-            let leading: Vec<usize> =
-                (0..2).filter(|index| self.node(*index).status()["role"] == "leader").collect();
+            let leading: Vec<usize> = (0..2).filter(|index| self.asks(*index) == "leader").collect();
             match leading[..] {
                 [leader] => {
                     self.leader = leader;
@@ -303,6 +309,12 @@ impl Pair {
         if self.client(self.other()).promote(false).is_ok() {
             self.leader = self.other();
             let _ = self.client(self.other()).follow(&self.node(self.leader).address(), false);
+        }
+        // A term that was told is one that must not be forgotten.
+        for index in 0..2 {
+            if let Ok(status) = self.node(index).try_status() {
+                self.notes.hear(&self.cluster.nodes[index], status["term"].as_u64().unwrap());
+            }
         }
         self.notes.write(&self.cluster.nodes[self.leader], 24, short);
     }
