@@ -218,7 +218,7 @@ fn a_node_killed_at_any_call_of_starts_appends_and_new_segments_has_all_it_ackno
         node.start();
         notes.check(node);
         node.kill9();
-        if hunt.begun % 25 == 0 {
+        if hunt.begun.is_multiple_of(25) {
             // A new log, so that starts stay short and first segments are made as well.
             std::fs::remove_dir_all(&node.dir).unwrap();
             notes = Notes { number: notes.number, ..Notes::default() };
