@@ -133,9 +133,10 @@ impl Table {
         }
     }
 
-    /// Something of the line where the search for a hash begins, for the sake of reading it.
+    /// Reads a word of the line where the search for a hash begins, and nothing else.
+    #[inline]
     pub(super) fn touch(&self, hash: KeyHash) -> u32 {
-        self.lines[self.home(hash)].slots[0]
+        self.lines[self.home(hash)].hashes[0]
     }
 
     /// Adds an element that is not there yet, to a table that is not full.
