@@ -199,3 +199,20 @@ fn without_any_snapshot_what_a_removal_left_is_refused() {
     assert!(text.contains("no snapshot covers") && text.contains("LSN 1 on"), "{text}");
     assert!(open_behind(&disk, identity(0, 0), &base_at(&records, 9), SEGMENT_BYTES).is_ok());
 }
+
+#[test]
+fn a_cursor_at_the_end_of_a_segment_goes_on_in_the_next_whatever_went_at_the_front() {
+    for end in 8..LAST {
+        for gone in 0..4 {
+            let disk = MemDisk::new();
+            let mut wal = opened(&disk).wal;
+            extend(&mut wal, &disk, end);
+            let (mut cursor, mut out) = (Cursor::default(), Vec::new());
+            wal.read(&mut disk.clone(), &mut cursor, Lsn(1), 1 << 20, &mut out).unwrap();
+            extend(&mut wal, &disk, LAST + 4);
+            wal.remove_before(&mut disk.clone(), Lsn(end), gone).unwrap();
+            let range = wal.read(&mut disk.clone(), &mut cursor, Lsn(end + 1), 1 << 20, &mut out).unwrap();
+            assert_eq!(range.last, Lsn(LAST + 4), "read to {end}, {gone} removed");
+        }
+    }
+}

@@ -70,9 +70,11 @@ fn segments_below_the_base_are_not_scanned_and_damage_in_them_costs_only_themsel
     }
 }
 
+type Harm = fn(&MemDisk, &str);
+
 #[test]
 fn the_log_begins_behind_a_segment_below_the_base_that_is_missing_or_has_no_header() {
-    let harm: [(&str, fn(&MemDisk, &str)); 3] = [
+    let harm: [(&str, Harm); 3] = [
         ("missing", |disk, name| disk.remove_raw(name)),
         ("a flipped bit", |disk, name| disk.corrupt(name, 40, 3)),
         ("cut short", |disk, name| disk.put_raw(name, &[0; 100])),
