@@ -76,6 +76,7 @@ impl Log {
             last_lsn: self.last(),
             last_chain: self.chains[self.frames.len()],
             history: self.history.clone(),
+            heard_lsn: Lsn::ZERO,
         }
     }
 }
@@ -261,6 +262,7 @@ fn empty_reply(open: &Open) -> Vec<u8> {
         match_chain: Chain::ZERO,
         commit_lsn: Lsn::ZERO,
         cut_from: Lsn::ZERO,
+        repair_until: Lsn::ZERO,
     };
     bytes_of(|out| reply.encode(out))
 }
@@ -321,7 +323,14 @@ fn an_ack_on_the_connection_before_the_present_one_changes_nothing() {
     // It holds what it acknowledged; else it would be out of sync, and nobody would wait for it.
     let (match_lsn, match_chain) = (open.last_lsn, open.last_chain);
     let reply =
-        OpenReply { term: open.term, match_lsn, match_chain, commit_lsn: Lsn(1), cut_from: Lsn::ZERO };
+        OpenReply {
+            term: open.term,
+            match_lsn,
+            match_chain,
+            commit_lsn: Lsn(1),
+            cut_from: Lsn::ZERO,
+            repair_until: Lsn::ZERO,
+        };
     assert_eq!(lone.send(new, &bytes_of(|out| reply.encode(out))).fenced, None);
     let client = lone.connect();
     let _ = put(&mut lone, client, b"v");
@@ -351,6 +360,7 @@ fn a_peer_that_knows_the_last_term_of_all_stops_a_promotion_and_not_the_node() {
             last_lsn: Lsn::ZERO,
             commit_lsn: Lsn::ZERO,
             leads: false,
+            repair: (Term::ZERO, Lsn::ZERO),
         };
         assert_eq!(lone.send(conn, &bytes_of(|out| reply.encode(out))).fenced, None);
         let said = lone.said(operator);

@@ -7,11 +7,12 @@
 //!     12     8  record version: 1 when created, one more with every update
 //!     20    16  cluster id            36  16  node id
 //!     52     8  term                  60  16  vote
-//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed
+//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed, 4 damaged files to be put aside
 //!     78     8  log generation        86   8  cut LSN
 //!     94    16  leader id
 //!    110        leader address, own address: each [size u16][text]
 //!               peers: [count u8], then as many [size u16][text]
+//!               repair: [until LSN u64][term u64][commit LSN u64]; zeros in format 1, which did not know it
 //!               zeros
 //!   8188     4  CRC-32 of all bytes before it
 //! ```
@@ -23,14 +24,17 @@
 use std::fmt;
 use std::io;
 
-use super::{Meta, StoredRole};
+use super::{Meta, Repair, StoredRole};
 use crate::ids::{ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
 use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
 
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
-pub(super) const FORMAT_VERSION: u32 = 1;
+/// Format 1 is read too: it has zeros where format 2 has the note of a repair, which is what no repair looks like. The
+/// version was raised all the same, so that a program that would forget the note does not start.
+pub(super) const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION_MIN: u32 = 1;
 const MAGIC: [u8; 8] = *b"KVSTMETA";
 const CHECKSUM_OFFSET: usize = COPY_SIZE - 4;
 const FIXED_SIZE: usize = 110;
@@ -38,10 +42,12 @@ const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
 
 const FLAG_IN_SYNC: u8 = 1;
 const FLAG_DISCARD_ALLOWED: u8 = 2;
+const FLAG_REPAIR_FILES_PENDING: u8 = 4;
+const REPAIR_SIZE: usize = 24;
 
 const _: () = {
     assert!(PEERS_MAX <= u8::MAX as usize);
-    assert!(FIXED_SIZE + 1 + (2 + PEERS_MAX) * ADDRESS_FIELD_SIZE_MAX <= CHECKSUM_OFFSET);
+    assert!(FIXED_SIZE + 1 + (2 + PEERS_MAX) * ADDRESS_FIELD_SIZE_MAX + REPAIR_SIZE <= CHECKSUM_OFFSET);
 };
 
 /// What makes a copy unusable.
@@ -104,7 +110,8 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     out.put_u8(role_to_byte(meta.role));
     let in_sync = if meta.in_sync { FLAG_IN_SYNC } else { 0 };
     let discard_allowed = if meta.discard_allowed { FLAG_DISCARD_ALLOWED } else { 0 };
-    out.put_u8(in_sync | discard_allowed);
+    let files_pending = if meta.repair.files_pending { FLAG_REPAIR_FILES_PENDING } else { 0 };
+    out.put_u8(in_sync | discard_allowed | files_pending);
     out.put_u64(meta.log_generation);
     out.put_u64(meta.cut_lsn.0);
     out.extend_from_slice(&meta.leader_id.0);
@@ -113,6 +120,9 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     out.put_bytes16(meta.own_address.as_bytes());
     out.put_u8(u8::try_from(meta.peers.len()).expect("peers are bounded by PEERS_MAX"));
     meta.peers.iter().for_each(|peer| out.put_bytes16(peer.as_bytes()));
+    out.put_u64(meta.repair.until.0);
+    out.put_u64(meta.repair.term.as_u64());
+    out.put_u64(meta.repair.commit_lsn.0);
     assert!(out.len() <= CHECKSUM_OFFSET, "addresses are bounded by ADDRESS_SIZE_MAX");
     out.resize(CHECKSUM_OFFSET, 0);
     out.put_u32(crc32fast::hash(&out));
@@ -140,7 +150,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
     if format > FORMAT_VERSION {
         return Ok(Decoded::NewerFormat { format });
     }
-    if format < FORMAT_VERSION {
+    if format < FORMAT_VERSION_MIN {
         return Err(at_format.error("format version", DecodeProblem::Invalid(format.into())));
     }
     let version = reader.u64("record version")?;
@@ -156,6 +166,12 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
     let leader_address = reader.text16("leader address", ADDRESS_SIZE_MAX)?.to_owned();
     let own_address = reader.text16("own address", ADDRESS_SIZE_MAX)?.to_owned();
     let peers = read_peers(&mut reader)?;
+    let repair = Repair {
+        until: Lsn(reader.u64("repair until")?),
+        term: Term::from_u64(reader.u64("repair term")?),
+        commit_lsn: Lsn(reader.u64("repair commit LSN")?),
+        files_pending: flags & FLAG_REPAIR_FILES_PENDING != 0,
+    };
     let meta = Meta {
         cluster_id,
         node_id,
@@ -170,6 +186,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         log_generation,
         cut_lsn,
         discard_allowed: flags & FLAG_DISCARD_ALLOWED != 0,
+        repair,
     };
     Ok(Decoded::Record { version, meta })
 }

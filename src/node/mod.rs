@@ -26,6 +26,7 @@ mod inflight;
 mod inspect;
 pub mod leader;
 mod promote;
+mod repair;
 mod replog;
 mod requests;
 mod role;

@@ -84,6 +84,9 @@ impl Node {
     }
 
     fn on_get(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
+        if let Some(text) = self.repair_text() {
+            return self.reply(io, conn, Status::Repairing, text.as_bytes());
+        }
         let barred = self.leader().is_some_and(|leader| self.applied < leader.term_lsn);
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         if client.waiting.is_empty() && !barred {

@@ -6,18 +6,18 @@
 
 use std::fmt;
 
-use crate::disk::{Disk, FileId};
-use crate::ids::{Chain, ClusterId, Lsn};
-use crate::replication::history::TermHistory;
+use crate::disk::Disk;
+use crate::ids::{ClusterId, Lsn};
 
 use super::cut::{ASIDE_TMP_NAME, KeptAside, Source, keep_aside, remove_segments, zero_durably};
+use super::damage::{DAMAGED_TMP_NAME, put_aside};
 use super::entry::Position;
-use super::error::{Damage, OpenError, ReadError, WalError, path};
+use super::error::{Damage, OpenError, ReadError, WalError};
 use super::mark::{Claims, MARK_SIZE};
 use super::reader::{CHUNK_SIZE, ReadFiles};
-use super::recovery::{Facts, Later, NextLsn, Verdict, decide};
-use super::scan::{Scanned, scan, search};
-use super::segment::{Header, HeaderFault, RawHeader, SPARE_NAME, Segment, parse_segment_name, segment_name};
+use super::recovery::Verdict;
+use super::segment::{SPARE_NAME, Segment};
+use super::survey::{Mode, Survey, discover, open_file, survey};
 use super::{Wal, WalConfig};
 
 /// A log that was opened, and what was found.
@@ -47,6 +47,8 @@ pub struct RecoveryReport {
     pub cut_tail: Option<CutTail>,
     /// The records of a cut that a crash had interrupted.
     pub completed_cut: Option<KeptAside>,
+    /// The damaged files that were kept aside.
+    pub damaged: Vec<String>,
     /// Bytes written again because nothing proved that they were on the disk; after a clean end a mark or two.
     pub rewritten_bytes: u64,
 }
@@ -75,24 +77,6 @@ impl fmt::Display for CutTail {
     }
 }
 
-/// The segments that were found: part of the log, or taken back by a cut.
-struct Found {
-    live: Vec<Segment>,
-    cut_off: Vec<Segment>,
-}
-
-/// All that was learned without changing anything.
-struct Survey {
-    /// Each with the bytes behind it that are to be zeroed.
-    segments: Vec<(Segment, u64)>,
-    history: TermHistory,
-    last_lsn: Lsn,
-    last_chain: Chain,
-    durable_lsn: Lsn,
-    commit_lsn: Lsn,
-    last_verdict: Verdict,
-}
-
 impl Wal {
     /// Opens the log in `disk`. `generation` and `cut_lsn` are the node's own durable record of the last cut,
     /// `salt` is random and new.
@@ -108,16 +92,45 @@ impl Wal {
         salt: u64,
         config: WalConfig,
     ) -> Result<Opened, OpenError> {
+        Wal::open_as(disk, cluster_id, (generation, cut_lsn), salt, config, Mode::Cut)
+    }
+
+    /// As [`Wal::open`], while the node's record says that the log was cut at `cut_lsn` in front of damage and that
+    /// this is not completed. What stands behind the cut is kept aside as it is, and need not read.
+    pub fn open_repairing(
+        disk: &mut dyn Disk,
+        cluster_id: ClusterId,
+        generation: u64,
+        cut_lsn: Lsn,
+        salt: u64,
+        config: WalConfig,
+    ) -> Result<Opened, OpenError> {
+        Wal::open_as(disk, cluster_id, (generation, cut_lsn), salt, config, Mode::Repair)
+    }
+
+    fn open_as(
+        disk: &mut dyn Disk,
+        cluster_id: ClusterId,
+        (generation, cut_lsn): (u64, Lsn),
+        salt: u64,
+        config: WalConfig,
+        mode: Mode,
+    ) -> Result<Opened, OpenError> {
         let claims = Claims { generation, cut_lsn };
-        let found = discover(disk, cluster_id, claims)?;
+        let found = discover(disk, cluster_id, claims, mode)?;
         let survey = survey(disk, found.live, &found.cut_off, claims)?;
         remove_leftover_files(disk)?;
-        let mut report = RecoveryReport {
-            commit_lsn: survey.commit_lsn,
-            completed_cut: complete_cut(disk, cluster_id, claims, &survey, &found.cut_off)?,
-            cut_tail: cut_tails(disk, &survey)?,
-            ..RecoveryReport::default()
-        };
+        let mut report = RecoveryReport { commit_lsn: survey.commit_lsn, ..RecoveryReport::default() };
+        match mode {
+            Mode::Cut => {
+                report.completed_cut = complete_cut(disk, cluster_id, claims, &survey, &found.cut_off)?;
+                report.cut_tail = cut_tails(disk, &survey)?;
+            }
+            Mode::Repair => {
+                report.damaged = put_damage_aside(disk, claims, &survey, &found.cut_off, &found.unreadable)?;
+                cut_tails(disk, &survey)?;
+            }
+        }
         let durable_lsn = survey.durable_lsn;
         let mut wal = Wal::surveyed(disk, cluster_id, generation, salt, config, survey)?;
         report.rewritten_bytes = wal.make_durable(disk, durable_lsn)?;
@@ -213,158 +226,10 @@ impl Wal {
     }
 }
 
-fn open_file(disk: &mut dyn Disk, name: &str) -> Result<FileId, WalError> {
-    disk.open(name).map_err(|error| WalError::new(disk, "open", name, 0, error))
-}
-
-/// Reads all headers. One file is open at a time: a log may have more segments than a process has descriptors.
-fn discover(disk: &mut dyn Disk, cluster_id: ClusterId, claims: Claims) -> Result<Found, OpenError> {
-    let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
-    let mut found = Found { live: Vec::new(), cut_off: Vec::new() };
-    for first_lsn in names.iter().filter_map(|name| parse_segment_name(name)) {
-        let segment = read_segment(disk, first_lsn, cluster_id)?;
-        let generation = segment.header.generation;
-        if generation > claims.generation {
-            let file = path(disk, &segment.name);
-            let expected = claims.generation;
-            return Err(OpenError::LaterGeneration { file, offset: 0, found: generation, expected });
-        }
-        let list = if claims.was_cut(generation, first_lsn) { &mut found.cut_off } else { &mut found.live };
-        list.push(segment);
-    }
-    Ok(found)
-}
-
-fn read_segment(disk: &mut dyn Disk, first_lsn: Lsn, cluster_id: ClusterId) -> Result<Segment, OpenError> {
-    let name = segment_name(first_lsn);
-    let file = open_file(disk, &name)?;
-    let size = disk.len(file).map_err(|error| WalError::new(disk, "measure", &name, 0, error))?;
-    let raw = RawHeader::read(disk, file, size)
-        .map_err(|error| WalError::new(disk, "read the header of", &name, 0, error))?;
-    disk.close(file);
-    let file = path(disk, &name);
-    match raw.validate(first_lsn, cluster_id) {
-        Ok(header) => Ok(Segment::new(header, size)),
-        Err(HeaderFault::Version(found)) => Err(OpenError::OtherVersion { file, found }),
-        Err(HeaderFault::Cluster(found)) => {
-            Err(OpenError::OtherCluster { file, found, expected: cluster_id })
-        }
-        Err(HeaderFault::Damaged(reason)) => {
-            // The header was durable before the file got its name, and everything before it too.
-            let durable_lsn = Lsn(first_lsn.0.saturating_sub(1));
-            Err(OpenError::Damaged(Damage { file, offset: 0, lsn: first_lsn, durable_lsn, reason }))
-        }
-    }
-}
-
-/// Scans the live segments in order and lets the table judge each.
-fn survey(
-    disk: &mut dyn Disk,
-    live: Vec<Segment>,
-    cut_off: &[Segment],
-    claims: Claims,
-) -> Result<Survey, OpenError> {
-    let claim_of =
-        |segment: &Segment| claims.believe(segment.header.generation, segment.header.first_lsn.prev());
-    let mut survey = Survey {
-        segments: Vec::with_capacity(live.len()),
-        history: TermHistory::default(),
-        last_lsn: Lsn::ZERO,
-        last_chain: Chain::ZERO,
-        durable_lsn: live.iter().chain(cut_off).map(claim_of).max().unwrap_or(Lsn::ZERO),
-        commit_lsn: Lsn::ZERO,
-        last_verdict: Verdict::EndsClean,
-    };
-    survey.refuse_missing_start(disk, &live, cut_off)?;
-    let mut live = live.into_iter().peekable();
-    while let Some(segment) = live.next() {
-        let file = open_file(disk, &segment.name)?;
-        let scanned = scan(disk, file, segment, claims, &mut survey.history)?;
-        disk.close(file);
-        survey.durable_lsn = survey.durable_lsn.max(scanned.durable_lsn);
-        survey.commit_lsn = survey.commit_lsn.max(scanned.commit_lsn);
-        let known = scanned.at.next <= survey.durable_lsn;
-        let facts = Facts {
-            next_lsn: if known { NextLsn::KnownDurable } else { NextLsn::Unclaimed },
-            behind: scanned.behind,
-            later: survey.later(&scanned, live.peek()),
-        };
-        survey.last_verdict = decide(facts);
-        if let Verdict::Refuse(reason) = survey.last_verdict {
-            let durable_lsn = survey.durable_lsn.max(highest_claim(disk, live, claims)?);
-            let (file, offset, lsn) = (path(disk, &scanned.segment.name), scanned.at.offset, scanned.at.next);
-            return Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }));
-        }
-        (survey.last_lsn, survey.last_chain) = (scanned.at.next.prev(), scanned.at.chain);
-        survey.segments.push((scanned.segment, scanned.litter_end));
-    }
-    Ok(survey)
-}
-
-/// The highest durable LSN that marks in segments behind a damaged one name.
-fn highest_claim(
-    disk: &mut dyn Disk,
-    segments: impl Iterator<Item = Segment>,
-    claims: Claims,
-) -> Result<Lsn, OpenError> {
-    let mut highest = Lsn::ZERO;
-    for segment in segments {
-        let file = open_file(disk, &segment.name)?;
-        highest = highest.max(search(disk, file, &segment, segment.end, claims)?.durable_lsn);
-        disk.close(file);
-    }
-    Ok(highest)
-}
-
-impl Survey {
-    /// How the next segment fits to the one just scanned.
-    fn later(&self, scanned: &Scanned, next: Option<&Segment>) -> Later {
-        let Some(Header { first_lsn, chain_before, generation, term_start, .. }) =
-            next.map(|segment| &segment.header)
-        else {
-            return Later::None;
-        };
-        let agrees = *chain_before == scanned.at.chain
-            && *generation >= scanned.generation
-            && term_start.as_ref() == self.history.last();
-        match first_lsn.cmp(&scanned.at.next) {
-            std::cmp::Ordering::Greater => Later::Skips,
-            std::cmp::Ordering::Equal if agrees => Later::Continues,
-            _ => Later::Disagrees,
-        }
-    }
-
-    /// A log begins at LSN 1. Without that, what is there says at least that something was.
-    fn refuse_missing_start(
-        &self,
-        disk: &dyn Disk,
-        live: &[Segment],
-        cut_off: &[Segment],
-    ) -> Result<(), OpenError> {
-        let start = Lsn(1);
-        let begins_right = live.first().map_or(self.durable_lsn < start, |first| {
-            first.header.first_lsn == start
-                && first.header.chain_before == Chain::ZERO
-                && first.header.term_start.is_none()
-        });
-        if begins_right {
-            return Ok(());
-        }
-        let oldest = live.first().or(cut_off.first()).expect("some segment claims that records were durable");
-        Err(OpenError::Damaged(Damage {
-            file: path(disk, &oldest.name),
-            offset: 0,
-            lsn: start,
-            durable_lsn: self.durable_lsn,
-            reason: "it is the oldest segment there is, and does not begin the log; earlier ones are missing",
-        }))
-    }
-}
-
 /// What a process left that was not finished: no name that the log reads.
 fn remove_leftover_files(disk: &mut dyn Disk) -> Result<(), WalError> {
     let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
-    for name in names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME].contains(&name.as_str())) {
+    for name in names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME, DAMAGED_TMP_NAME].contains(&name.as_str())) {
         disk.remove(name).map_err(|error| WalError::new(disk, "remove", name, 0, error))?;
     }
     Ok(())
@@ -391,6 +256,22 @@ fn complete_cut(
     Ok(kept)
 }
 
+/// Keeps aside, as files, what is behind the cut of a repair. The rest of the own segment is zeroed with the tails.
+fn put_damage_aside(
+    disk: &mut dyn Disk,
+    claims: Claims,
+    survey: &Survey,
+    cut_off: &[Segment],
+    unreadable: &[Lsn],
+) -> Result<Vec<String>, WalError> {
+    let own = survey.segments.last().filter(|(own, litter_end)| *litter_end > own.end);
+    let own = own.map(|(own, litter_end)| (own.name.as_str(), *litter_end));
+    let readable = cut_off.iter().map(|segment| segment.header.first_lsn);
+    let mut behind: Vec<Lsn> = readable.chain(unreadable.iter().copied()).collect();
+    behind.sort_unstable();
+    put_aside(disk, claims.generation, own, &behind)
+}
+
 /// Zeroes the rest of every segment in which something stands behind the accepted part. All of the rest, up to
 /// 64 MiB by default: after a failed sync, zeros that are read may not be on the disk.
 fn cut_tails(disk: &mut dyn Disk, survey: &Survey) -> Result<Option<CutTail>, OpenError> {
@@ -410,7 +291,8 @@ fn as_open_error(error: ReadError) -> OpenError {
         ReadError::Io(error) => OpenError::Io(error),
         ReadError::Damaged { file, offset, lsn } => {
             let (durable_lsn, reason) = (lsn.prev(), "it was whole a moment ago");
-            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason })
+            let whole_lsn = Some(durable_lsn);
+            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason, whole_lsn })
         }
         ReadError::NotHeld { .. } => unreachable!("an open reads only what the scan accepted"),
     }
