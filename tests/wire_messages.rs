@@ -194,11 +194,27 @@ fn open() -> impl Strategy<Value = Sample> {
     });
     let addresses = (address(), prop::collection::vec(address(), 0..=PEERS_MAX));
     (history, addresses, node_id(), (0..9_u64, 0..9_u64), (lsn(), lsn()), chain()).prop_map(
-        |(history, (your_address, peers), leader, (later_term, later_lsn), (first_lsn, heard_lsn), last_chain)| {
+        |(
+            history,
+            (your_address, peers),
+            leader,
+            (later_term, later_lsn),
+            (first_lsn, heard_lsn),
+            last_chain,
+        )| {
             let last = history.last().map_or((0, 0), |last| (last.term.as_u64(), last.first_lsn.0));
             let (term, last_lsn) = (Term::from_u64(last.0 + later_term), Lsn(last.1 + later_lsn));
-            let open =
-                Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history, heard_lsn };
+            let open = Open {
+                term,
+                leader,
+                your_address,
+                peers,
+                first_lsn,
+                last_lsn,
+                last_chain,
+                history,
+                heard_lsn,
+            };
             let sample = Sample::new(EMPTY_TRAILER + 8, |out| open.encode(out)).with_optional_trailer();
             assert_eq!(Open::decode(sample.body()), Ok(open));
             sample
@@ -208,12 +224,14 @@ fn open() -> impl Strategy<Value = Sample> {
 
 fn open_reply() -> impl Strategy<Value = Sample> {
     let lsns = (lsn(), lsn(), lsn(), lsn());
-    (term(), chain(), lsns).prop_map(|(term, match_chain, (match_lsn, commit_lsn, cut_from, repair_until))| {
-        let reply = OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from, repair_until };
-        let sample = Sample::new(EMPTY_TRAILER + 8, |out| reply.encode(out)).with_optional_trailer();
-        assert_eq!(OpenReply::decode(sample.body()), Ok(reply));
-        sample
-    })
+    (term(), chain(), lsns).prop_map(
+        |(term, match_chain, (match_lsn, commit_lsn, cut_from, repair_until))| {
+            let reply = OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from, repair_until };
+            let sample = Sample::new(EMPTY_TRAILER + 8, |out| reply.encode(out)).with_optional_trailer();
+            assert_eq!(OpenReply::decode(sample.body()), Ok(reply));
+            sample
+        },
+    )
 }
 
 fn fence() -> impl Strategy<Value = Sample> {

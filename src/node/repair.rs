@@ -236,7 +236,10 @@ impl Node {
         let until = heard.max(reply.repair_until);
         if until > match_lsn {
             peer.progress.repair(until);
-            log_warn!("replication", "follower {address} repairs: not in sync before it holds LSN {until} again");
+            log_warn!(
+                "replication",
+                "follower {address} repairs: not in sync before it holds LSN {until} again"
+            );
         }
     }
 }

@@ -229,7 +229,9 @@ impl Wal {
 /// What a process left that was not finished: no name that the log reads.
 fn remove_leftover_files(disk: &mut dyn Disk) -> Result<(), WalError> {
     let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
-    for name in names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME, DAMAGED_TMP_NAME].contains(&name.as_str())) {
+    for name in
+        names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME, DAMAGED_TMP_NAME].contains(&name.as_str()))
+    {
         disk.remove(name).map_err(|error| WalError::new(disk, "remove", name, 0, error))?;
     }
     Ok(())

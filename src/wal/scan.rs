@@ -198,7 +198,11 @@ fn last_nonzero(chunk: &[u8]) -> Option<usize> {
 }
 
 /// The marks in a part of a segment that begins at `offset` of it.
-pub(super) fn marks_in(chunk: &[u8], seed: MarkSeed, offset: u64) -> impl Iterator<Item = (usize, Mark)> + use<'_> {
+pub(super) fn marks_in(
+    chunk: &[u8],
+    seed: MarkSeed,
+    offset: u64,
+) -> impl Iterator<Item = (usize, Mark)> + use<'_> {
     let wanted = MARK_LENGTH.to_be_bytes();
     chunk
         .windows(MARK_SIZE)

@@ -91,7 +91,14 @@ fn read_segment(disk: &mut dyn Disk, first_lsn: Lsn, cluster_id: ClusterId) -> R
             // The header was durable before the file got its name, and everything before it too.
             let durable_lsn = Lsn(first_lsn.0.saturating_sub(1));
             let whole_lsn = Some(durable_lsn);
-            Err(OpenError::Damaged(Damage { file, offset: 0, lsn: first_lsn, durable_lsn, reason, whole_lsn }))
+            Err(OpenError::Damaged(Damage {
+                file,
+                offset: 0,
+                lsn: first_lsn,
+                durable_lsn,
+                reason,
+                whole_lsn,
+            }))
         }
     }
 }

@@ -113,6 +113,10 @@ impl Oracle {
             if !seen.leads && seen.round.1 > 0 {
                 host.heard = (seen.round.0.as_u64(), seen.round.1);
             }
+            if seen.repair_until.0 > 0 && host.seen.as_ref().is_some_and(|before| before.repair_until.0 == 0)
+            {
+                core.stats.count("node: repairs what its leader has heard of");
+            }
             host.seen = Some(seen);
         }
     }

@@ -65,6 +65,7 @@ pub struct MiniCluster {
     clock: VirtualClock,
     next_conn: usize,
     blocked: BTreeSet<(String, String)>,
+    muted: BTreeSet<(String, String)>,
     acks_told: BTreeMap<(String, String), u64>,
     /// Heartbeats and failing dials are counted rather than told.
     folding: bool,
@@ -86,6 +87,7 @@ impl MiniCluster {
             clock: VirtualClock::at_ms(1_000),
             next_conn: 0,
             blocked: BTreeSet::new(),
+            muted: BTreeSet::new(),
             acks_told: BTreeMap::new(),
             folding: false,
             folded: BTreeMap::new(),
@@ -216,6 +218,24 @@ impl MiniCluster {
     pub fn unblock(&mut self, a: &str, b: &str) {
         self.blocked.remove(&(a.to_owned(), b.to_owned()));
         self.blocked.remove(&(b.to_owned(), a.to_owned()));
+    }
+
+    /// What one node sends to another is lost on its way, while connections stand; or not any more.
+    pub fn mute(&mut self, from: &str, to: &str, muted: bool) {
+        let pair = (from.to_owned(), to.to_owned());
+        if muted {
+            self.muted.insert(pair)
+        } else {
+            self.muted.remove(&pair)
+        };
+    }
+
+    /// Another disk for a node that is down: an empty one, or an older copy of its own.
+    pub fn replace_disk(&mut self, name: &str, disk: MemDisk) {
+        let slot = self.slot(name);
+        assert!(slot.node.is_none(), "{name} runs");
+        disk.kill_process();
+        slot.disk = disk;
     }
 
     /// A client's request, for the node's next turn. Each node has one client, on one connection.
@@ -416,6 +436,9 @@ impl MiniCluster {
         match self.text(name, &to, frame) {
             Some(text) => self.tell(format!("{name} -> {to} {text}")),
             None => *self.folded.entry("frames of heartbeats").or_default() += 1,
+        }
+        if self.muted.contains(&(name.to_owned(), to)) {
+            return;
         }
         if let Remote::Node(other, conn) = remote {
             self.slot(&other).inbox.push_back((name.to_owned(), Event::Frame(conn, frame.to_vec())));

@@ -46,7 +46,10 @@ fn framed(out: &mut Vec<u8>, message_type: MessageType, body: impl FnOnce(&mut V
 }
 
 /// Ends a message whose trailer has u64 fields; those that its sender did not know are 0.
-fn finish_with<const N: usize>(mut reader: Reader<'_>, names: [&'static str; N]) -> Result<[u64; N], DecodeError> {
+fn finish_with<const N: usize>(
+    mut reader: Reader<'_>,
+    names: [&'static str; N],
+) -> Result<[u64; N], DecodeError> {
     let mut values = [0; N];
     if let Some((_, mut fields)) = reader.trailer()? {
         for (value, name) in values.iter_mut().zip(names) {
