@@ -35,6 +35,8 @@ pub struct Observed {
     pub round: (Term, u64),
     /// Of a leader: address, match LSN and whether it is in sync, for each follower.
     pub peers: Vec<(String, Lsn, bool)>,
+    /// Of a leader: the followers that repair.
+    pub repairing: Vec<String>,
 }
 
 impl Node {
@@ -46,6 +48,9 @@ impl Node {
             Role::Follower(follower) => follower.session.as_ref().map_or(0, |session| session.round()),
             Role::Deposed => 0,
         };
+        let leader = self.leader();
+        let repairing = leader.into_iter().flat_map(|leader| &leader.peers);
+        let repairing = repairing.filter(|peer| peer.progress.repairs_until().is_some());
         let of = |peer: &Peer| (peer.address.clone(), peer.progress.match_lsn(), peer.progress.in_sync());
         Observed {
             term: meta.term,
@@ -59,7 +64,8 @@ impl Node {
             in_sync: meta.in_sync,
             repair_until: meta.repair.until,
             round: (meta.term, round),
-            peers: self.leader().map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
+            peers: leader.map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
+            repairing: repairing.map(|peer| peer.address.clone()).collect(),
         }
     }
 

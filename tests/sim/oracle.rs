@@ -361,7 +361,7 @@ fn check_waits(waits: &mut Vec<Wait>, seen: &Observed, site: usize) {
     }
     for (wait, (address, match_lsn, in_sync)) in waits.iter_mut().zip(&seen.peers) {
         wait.turns += 1;
-        let behind_commit = match_lsn.0 < seen.commit.0;
+        let behind_commit = match_lsn.0 < seen.commit.0 || seen.repairing.contains(address);
         if wait.in_sync && !in_sync && !behind_commit {
             let turns = wait.turns_before + wait.turns;
             assert!(

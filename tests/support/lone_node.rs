@@ -78,22 +78,32 @@ impl LoneNode {
 
     /// One turn in which these bytes arrive.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Answer {
-        let now = self.clock.now();
-        self.node.begin_turn(now);
-        let mut fenced = None;
-        if let Some(mut intake) = self.intakes.remove(&conn) {
-            let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, conn, now);
-            if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
-                fenced = Some(why);
-            }
-            self.intakes.insert(conn, intake);
-        }
-        if let Some(why) = &fenced {
-            self.node.on_closed(&mut self.io, conn, why).expect("the disk is well");
-        }
-        self.finish_turn();
+        let fenced = self.send_all(&[(conn, bytes)]).pop().expect("of one connection");
         let closed = fenced.is_some() || !self.io.is_open(conn);
         Answer { frames: self.take_frames(conn), fenced, closed }
+    }
+
+    /// One turn in which bytes arrive on several connections; for each, why the node closed it.
+    pub fn send_all(&mut self, arriving: &[(ConnId, &[u8])]) -> Vec<Option<String>> {
+        let now = self.clock.now();
+        self.node.begin_turn(now);
+        let mut all = Vec::new();
+        for (conn, bytes) in arriving {
+            let mut fenced = None;
+            if let Some(mut intake) = self.intakes.remove(conn) {
+                let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, *conn, now);
+                if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
+                    fenced = Some(why);
+                }
+                self.intakes.insert(*conn, intake);
+            }
+            if let Some(why) = &fenced {
+                self.node.on_closed(&mut self.io, *conn, why).expect("the disk is well");
+            }
+            all.push(fenced);
+        }
+        self.finish_turn();
+        all
     }
 
     fn new_conn(&mut self) -> ConnId {

@@ -18,11 +18,12 @@ use kvstore::wire::{Frame, MessageType, client::Request, peer::Ack};
 #[path = "frame_text.rs"]
 mod frame_text;
 #[path = "mem_disk.rs"]
-mod mem_disk;
+pub mod mem_disk;
 #[path = "node_io.rs"]
 mod node_io;
 use frame_text::{Names, frame_text};
-use mem_disk::{Keep, MemDisk, OpKind};
+pub use mem_disk::MemDisk;
+use mem_disk::{Keep, OpKind};
 use node_io::{NodeIo, VirtualClock, push, split_frames};
 
 /// Turns that one command may take before it is called endless.
@@ -314,6 +315,12 @@ impl MiniCluster {
         for (what, count) in std::mem::take(&mut self.folded) {
             self.tell(format!("... and {count} {what}"));
         }
+    }
+
+    /// Time goes on and nobody runs, until a test says who.
+    pub fn pass(&mut self, ms: u64) {
+        let now = self.clock.now().after_ms(ms);
+        self.clock.set(now);
     }
 
     /// A frozen node keeps its connections and does nothing.
