@@ -122,8 +122,8 @@ impl Node {
     pub(super) fn repair_objection(&self, objections: &mut Objections) {
         if let Some(repair) = self.repair_due() {
             objections.0.push(format!(
-                "this node repairs: its log was damaged or set back, it held records up to LSN {} and holds them to {}, \
-                 and those between may be on other nodes only",
+                "this node repairs: its log was damaged or set back, it held records up to LSN {} and holds them to {}, and \
+                 those between may be on other nodes only",
                 repair.until,
                 self.wal.last_lsn()
             ));
@@ -145,9 +145,9 @@ impl Node {
             return None;
         }
         Some(format!(
-            "this node holds records up to LSN {last} of term {}, which that leader began, and the leader's own log ends \
-             at LSN {}: its data directory was restored from an older copy. Nothing was cut. To keep these records stop \
-             that leader and run `kv_client --port {port} promote` there; to give them up (they are kept aside in a \
+            "this node holds records up to LSN {last} of term {}, which that leader began, and its own log ends at \
+             LSN {}: its data directory was restored from an older copy. Nothing was cut. To keep these records \
+             stop that leader and run `kv_client --port {port} promote` there; to give them up (they are kept aside in a \
              file) run `kv_client --port {port} follow ADDR --discard` there",
             open.term, open.last_lsn
         ))
@@ -161,8 +161,8 @@ impl Node {
         }
         let port = self.config.port;
         Some(format!(
-            "this node held committed records up to LSN {} before its log was damaged, and the leader's log ends at LSN \
-             {}. Promote a node that has them; or, to give them up, run `kv_client --port {port} follow ADDR \
+            "this node held committed records up to LSN {} before its log was damaged, and the leader's log ends at \
+             LSN {}. Promote a node that has them; or, to give them up, run `kv_client --port {port} follow ADDR \
              --discard` there",
             repair.commit_lsn, open.last_lsn
         ))
@@ -187,8 +187,8 @@ impl Node {
             log_warn!(
                 "node",
                 "the leader has heard from the node at this address that it holds LSN {}, and here it has {match_lsn}: \
-                 this data directory is new, restored from an older copy, or has lost a part. REPAIRING until LSN {}: no \
-                 reads, not in sync, not promoted without --force",
+                 this data directory is new, restored from an older copy, or has lost a part. REPAIRING until LSN {}: \
+                 no reads, not in sync, not promoted without --force",
                 open.heard_lsn,
                 self.meta.get().repair.until
             );
@@ -229,8 +229,8 @@ impl Node {
         if heard > match_lsn {
             log_warn!(
                 "replication",
-                "follower {address} acknowledged LSN {heard} and holds {match_lsn} now: its data directory was replaced, \
-                 restored from an older copy, or damaged (or, with --durability=os, its machine crashed)"
+                "follower {address} acknowledged LSN {heard} and holds {match_lsn} now: its data directory was \
+                 replaced, restored from an older copy, or damaged (or, with --durability=os, its machine crashed)"
             );
         }
         let until = heard.max(reply.repair_until);

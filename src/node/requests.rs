@@ -47,7 +47,7 @@ enum Waiting {
 }
 
 impl ClientConn {
-    /// Whether another request may be taken. A value is up to 8 MiB for a read of a few bytes, so a count bounds nothing.
+    /// Whether another request may be taken. A read of a few bytes may owe a value of 8 MiB: a count bounds nothing.
     pub(super) fn takes_more(&self) -> bool {
         self.waiting.len() < CLIENT_REQUESTS_IN_FLIGHT_MAX && self.owed_bytes < CLIENT_OUTPUT_HIGH_WATER
     }

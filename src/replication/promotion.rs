@@ -99,8 +99,8 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
             if (*term, *until) > (me.last_term, me.last_lsn) || position.commit_lsn > me.last_lsn =>
         {
             Some(format!(
-                "{address} repairs: its log was damaged or set back, it held records up to LSN {until} and holds them to \
-                 {}; the others may be nowhere but in the files it kept aside",
+                "{address} repairs: its log was damaged or set back, it held records up to LSN {until} and holds \
+                 them to {}; the others may be nowhere but in the files it kept aside",
                 position.last_lsn
             ))
         }

@@ -121,8 +121,8 @@ fn last_of_batch(disk: &mut dyn Disk, file: FileId, segment: &Segment, at: Posit
     Ok(walk.at.next.prev())
 }
 
-/// The last record of a file whose header, and so its marks, cannot be checked: entries prove each other by their chain,
-/// all but the first.
+/// The last record of a file whose header, and so its marks, cannot be checked: entries prove each other by their
+/// chain, all but the first.
 fn last_in_chain(disk: &mut dyn Disk, file: FileId, size: u64) -> io::Result<Lsn> {
     let (mut window, ahead) = (Window::default(), (CHUNK_SIZE, size));
     let (mut offset, mut chain, mut last) = (HEADER_SIZE, None, Lsn::ZERO);

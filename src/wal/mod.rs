@@ -26,7 +26,8 @@
 //! mark in front), then one flush for all. Nothing is allocated per record once the batch buffer has its size.
 //!
 //! Files: `segment` (header block), `mark`, `entry` (and the walk over both) hold the format, byte by byte;
-//! `scan` and `survey` find, `recovery` decides, `open` repairs, `damage` keeps aside what it cannot; `writer`, `reader` and `cut` are the running log.
+//! `scan` and `survey` find, `recovery` decides, `open` repairs, `damage` keeps aside what cannot be repaired;
+//! `writer`, `reader` and `cut` are the running log.
 //!
 //! What is deliberately absent: no removal of old segments (a log begins at LSN 1), no compression, no
 //! recycling of segment files, no thread, no clock, and no retry of a failed sync: the first failure of a
