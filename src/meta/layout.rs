@@ -94,7 +94,7 @@ impl fmt::Display for CopyProblem {
 /// What the bytes of a copy are, if they are not damaged.
 #[derive(Debug)]
 pub(super) enum Decoded {
-    Record { version: u64, meta: Meta },
+    Record { version: u64, meta: Box<Meta> },
     NewerFormat { format: u32 },
 }
 
@@ -172,7 +172,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         commit_lsn: Lsn(reader.u64("repair commit LSN")?),
         files_pending: flags & FLAG_REPAIR_FILES_PENDING != 0,
     };
-    let meta = Meta {
+    let meta = Box::new(Meta {
         cluster_id,
         node_id,
         term,
@@ -187,7 +187,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         cut_lsn,
         discard_allowed: flags & FLAG_DISCARD_ALLOWED != 0,
         repair,
-    };
+    });
     Ok(Decoded::Record { version, meta })
 }
 

@@ -290,7 +290,7 @@ impl Copy {
             Err(error) => return Err(io_error(&disk.describe(), "opening", name)(error)),
         };
         let content = match read_bytes(disk, file).and_then(|bytes| layout::decode(&bytes)) {
-            Ok(Decoded::Record { version, meta }) => Ok(Found { version, meta }),
+            Ok(Decoded::Record { version, meta }) => Ok(Found { version, meta: *meta }),
             Ok(Decoded::NewerFormat { format }) => {
                 return Err(MetaError::NewerFormat { directory: disk.describe(), file: name, format });
             }

@@ -122,8 +122,8 @@ impl Node {
     pub(super) fn repair_objection(&self, objections: &mut Objections) {
         if let Some(repair) = self.repair_due() {
             objections.0.push(format!(
-                "this node repairs: its log was damaged or set back, it held records up to LSN {} and holds them to {}, and \
-                 those between may be on other nodes only",
+                "this node repairs: its log was damaged or set back, it held records up to LSN {} and holds them to \
+                 {}, and those between may be on other nodes only",
                 repair.until,
                 self.wal.last_lsn()
             ));
@@ -147,8 +147,8 @@ impl Node {
         Some(format!(
             "this node holds records up to LSN {last} of term {}, which that leader began, and its own log ends at \
              LSN {}: its data directory was restored from an older copy. Nothing was cut. To keep these records \
-             stop that leader and run `kv_client --port {port} promote` there; to give them up (they are kept aside in a \
-             file) run `kv_client --port {port} follow ADDR --discard` there",
+             stop that leader and run `kv_client --port {port} promote` there; to give them up (they are kept aside in \
+             a file) run `kv_client --port {port} follow ADDR --discard` there",
             open.term, open.last_lsn
         ))
     }
