@@ -21,7 +21,6 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
         "tests/e2e_clients.rs",
         "a slow client is what is tested, and the CPU time of a node that has nothing to do",
     ),
-    ("tests/e2e_crash.rs", "pauses between looks at other threads and at ports where nobody listens"),
     ("tests/e2e_process.rs", "measures the CPU time of a node that has nothing to do"),
     (
         "tests/faults_process.rs",
@@ -29,6 +28,12 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
     ),
     ("tests/syscalls_support/mod.rs", "pauses between looks at another process, with a deadline"),
     ("tests/support/cluster.rs", "pauses between looks at another process, each with a deadline"),
+    (
+        "tests/real_stops.rs",
+        "a leader stands still for longer than a timeout, and does nothing that could be awaited",
+    ),
+    ("tests/support/proxy.rs", "a slow link is what is tested"),
+    ("tests/support/writers.rs", "pauses between looks at other threads and at ports where nobody listens"),
 ];
 
 /// Files with unsafe code, and what it is for.
