@@ -4,7 +4,6 @@
 use kvstore::conn::ConnId;
 use kvstore::ids::{Chain, Lsn, NodeId, Term};
 use kvstore::node::RoleFlag;
-use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::wire::client::{Reply, Request, Status};
 use kvstore::wire::peer::{
     Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply, Refuse, RefuseCode,
@@ -18,7 +17,7 @@ mod leader_log;
 mod lone_node;
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
-use leader_log::{Log, TERM, acked, bytes_of, frame_of, greeted, leaders_hello, session, term_record};
+use leader_log::{Log, TERM, acked, bytes_of, greeted, leaders_hello, session, term_record};
 use lone_node::{Answer, LEADER, LoneNode, hello};
 use mem_disk::MemDisk;
 

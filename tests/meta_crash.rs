@@ -3,7 +3,7 @@
 
 use kvstore::disk::Disk;
 use kvstore::ids::{ClusterId, Lsn, NodeId, Term};
-use kvstore::meta::{Meta, MetaError, MetaStore, StoredRole};
+use kvstore::meta::{Meta, MetaError, MetaStore, Repair, StoredRole};
 
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
@@ -26,6 +26,12 @@ fn meta(promotion: u32) -> Meta {
         log_generation: promotion.into(),
         cut_lsn: Lsn(99),
         discard_allowed: false,
+        repair: Repair {
+            until: Lsn(u64::from(promotion) << 40),
+            term: Term { promotion, start: 7 },
+            commit_lsn: Lsn(98),
+            files_pending: true,
+        },
     }
 }
 
