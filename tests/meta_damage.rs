@@ -149,7 +149,7 @@ fn a_newer_format_is_refused_naming_both_versions_and_left_alone() {
         bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
         disk.put_raw(name, &bytes);
         let error = refusal(&disk);
-        let expected = format!("memory/{name} has format version 7, this program knows versions up to 1");
+        let expected = format!("memory/{name} has format version 7, this program knows versions up to 2");
         assert!(error.starts_with(&expected), "{error}");
     }
 }
