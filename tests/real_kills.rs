@@ -10,8 +10,8 @@
 //! E2E_SEED=7 E2E_SECONDS=600 cargo test --release --test real_kills -- --nocapture
 //! ```
 //!
-//! A seed draws the same kills again. The node's own timing is not in it, so what it had on its way when it died
-//! may differ.
+//! A seed draws the same places in the recording again. The recording is made anew by each run, and the node's own
+//! timing is in it: a place may be another call, and what was on its way when the node died may differ.
 
 #[path = "support/cluster.rs"]
 mod cluster;
