@@ -224,6 +224,7 @@ fn every_status_has_its_exit_code() {
         (Status::Refused, 5, "refused"),
         (Status::ShuttingDown, 7, "shutting_down"),
         (Status::Loading, 7, "loading"),
+        (Status::Repairing, 7, "repairing"),
     ];
     for (status, exit_code, name) in cases {
         let node = FakeNode::start(move |_| Answer::Reply(status, 42, Vec::new()));

@@ -251,6 +251,39 @@ fn damage_in_the_middle_of_the_log_is_refused_with_file_byte_and_lsn() {
     assert!((0..300).all(|_| client.receive().unwrap().status == Status::Ok));
 }
 
+#[test]
+fn a_follower_whose_log_is_damaged_fetches_it_again_from_its_leader_while_writes_go_on() {
+    let mut cluster = Cluster::start(2, &["--insync-timeout-ms=200"]);
+    let mut client = cluster.nodes[0].client();
+    for number in 0..300_u32 {
+        client.put(&number.to_be_bytes(), &[7; 4096]).unwrap();
+    }
+    cluster.wait_streaming();
+    for (segment, at) in [(1, 100_000), (0, 20)] {
+        cluster.nodes[1].kill9();
+        let segments = cluster.nodes[1].files(".seg");
+        let logs: Vec<_> = segments.into_iter().filter(|path| is_segment(path)).collect();
+        flip_byte(&logs[segment], at);
+        client.put(b"meanwhile", &[8; 4096]).unwrap();
+        let mark = cluster.nodes[1].log.mark();
+        cluster.nodes[1].start();
+        client.put(b"and now", &[9; 4096]).unwrap();
+        cluster.nodes[1].log.wait_for_line(mark, "is DAMAGED at byte", DEADLINE);
+        cluster.nodes[1].log.wait_for_line(mark, "REPAIRING: holds LSN", DEADLINE);
+        cluster.nodes[1].log.wait_for_line(mark, "repaired: LSN", DEADLINE);
+        cluster.wait_streaming();
+        cluster.wait_told_in_sync(1);
+        cluster.expect_equal(&[0, 1]);
+        assert_eq!(cluster.nodes[1].client().get(b"and now").unwrap().value, Some(vec![9; 4096]));
+    }
+    let kept = cluster.nodes[1].files(".seg").into_iter().filter(|path| !is_segment(path)).count();
+    assert!(kept > 1, "the damaged files are kept");
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| kvstore::wal::parse_segment_name(&name.to_string_lossy()).is_some())
+}
+
 fn flip_byte(path: &Path, at: u64) -> (u64, u8) {
     let mut file = fs::File::open(path).unwrap();
     file.seek(SeekFrom::Start(at)).unwrap();

@@ -64,6 +64,7 @@ impl Script {
             last_lsn: self.last,
             last_chain: self.chain,
             history: self.history.clone(),
+            heard_lsn: Lsn::ZERO,
         }
     }
 
@@ -330,8 +331,14 @@ fn a_leader_fences_acks_that_cannot_be() {
         // In the first session nothing matches; in the second, everything does.
         let (match_lsn, match_chain) =
             if n == 0 { (Lsn::ZERO, Chain::ZERO) } else { (open.last_lsn, open.last_chain) };
-        let reply =
-            OpenReply { term: open.term, match_lsn, match_chain, commit_lsn: Lsn::ZERO, cut_from: Lsn::ZERO };
+        let reply = OpenReply {
+            term: open.term,
+            match_lsn,
+            match_chain,
+            commit_lsn: Lsn::ZERO,
+            cut_from: Lsn::ZERO,
+            repair_until: Lsn::ZERO,
+        };
         let mut bytes = Vec::new();
         reply.encode(&mut bytes);
         Ack { last_lsn: ack_lsn, ..Ack::default() }.encode(&mut bytes);

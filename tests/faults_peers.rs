@@ -4,7 +4,6 @@
 use kvstore::conn::ConnId;
 use kvstore::ids::{Chain, Lsn, NodeId, Term};
 use kvstore::node::RoleFlag;
-use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::wire::client::{Reply, Request, Status};
 use kvstore::wire::peer::{
     Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply, Refuse, RefuseCode,
@@ -12,104 +11,15 @@ use kvstore::wire::peer::{
 use kvstore::wire::{Effect, MessageType, Record};
 use proptest::prelude::*;
 
+#[path = "support/leader_log.rs"]
+mod leader_log;
 #[path = "support/lone_node.rs"]
 mod lone_node;
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
+use leader_log::{Log, TERM, acked, bytes_of, greeted, leaders_hello, session, term_record};
 use lone_node::{Answer, LEADER, LoneNode, hello};
 use mem_disk::MemDisk;
-
-const TERM: Term = Term { promotion: 0, start: 3 };
-
-fn bytes_of(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode(&mut bytes);
-    bytes
-}
-
-fn term_record(term: Term) -> Effect<'static> {
-    Effect::Term { term, leader: LEADER }
-}
-
-/// A leader's log, and the frame of each record of it.
-struct Log {
-    history: TermHistory,
-    chains: Vec<Chain>,
-    frames: Vec<Vec<u8>>,
-}
-
-impl Log {
-    /// The first record begins the term; the others are puts of their own number.
-    fn new(records: u64) -> Log {
-        let mut log = Log { history: TermHistory::default(), chains: vec![Chain::ZERO], frames: Vec::new() };
-        log.push(term_record(TERM));
-        (2..=records).for_each(|lsn| log.push(Effect::Put { key: b"k", value: &lsn.to_be_bytes() }));
-        log
-    }
-
-    fn last(&self) -> Lsn {
-        Lsn(self.frames.len() as u64)
-    }
-
-    fn push(&mut self, effect: Effect<'_>) {
-        let lsn = self.last().next();
-        let record = bytes_of(|out| Record { lsn, effect }.encode(out));
-        let chain = self.chains[self.frames.len()].extend(&record);
-        if let Effect::Term { term, leader } = effect {
-            self.history.push(TermStart { term, leader, first_lsn: lsn, chain });
-        }
-        self.chains.push(chain);
-        self.frames.push(frame_of(lsn, chain, &record));
-    }
-
-    fn open(&self) -> Vec<u8> {
-        bytes_of(|out| self.open_message().encode(out))
-    }
-
-    fn open_message(&self) -> Open {
-        Open {
-            term: TERM,
-            leader: LEADER,
-            your_address: "lone:1".to_owned(),
-            peers: vec!["lone:1".to_owned()],
-            first_lsn: Lsn(1),
-            last_lsn: self.last(),
-            last_chain: self.chains[self.frames.len()],
-            history: self.history.clone(),
-        }
-    }
-}
-
-fn frame_of(lsn: Lsn, chain: Chain, record: &[u8]) -> Vec<u8> {
-    let tail = AppendTail { in_sync: true, commit_lsn: lsn, round: lsn.0, chain };
-    bytes_of(|out| AppendEntries { record_count: 1, records: record, tail }.encode(out))
-}
-
-fn leaders_hello() -> Hello {
-    Hello { term: TERM, ..hello("leader:1") }
-}
-
-/// A connection on which the leader has said hello and nothing else.
-fn greeted(lone: &mut LoneNode) -> ConnId {
-    let conn = lone.connect();
-    let answer = lone.send(conn, &bytes_of(|out| leaders_hello().encode(false, out)));
-    assert_eq!(answer.frames[0].0, MessageType::HelloReply);
-    conn
-}
-
-/// A session, and where it begins.
-fn session(lone: &mut LoneNode, log: &Log) -> (ConnId, Lsn) {
-    let conn = greeted(lone);
-    let answer = lone.send(conn, &log.open());
-    assert_eq!(answer.frames[0].0, MessageType::OpenReply);
-    (conn, OpenReply::decode(&answer.frames[0].1).expect("an OPEN_REPLY").match_lsn)
-}
-
-fn acked(answer: &Answer) -> Lsn {
-    let (message_type, body) = answer.frames.last().expect("an answer");
-    assert_eq!(*message_type, MessageType::AppendEntriesAck);
-    Ack::decode(body).expect("an ACK").last_lsn
-}
 
 fn put(lone: &mut LoneNode, client: ConnId, value: &[u8]) -> Answer {
     lone.send(client, &bytes_of(|out| Request::Put { key: b"k", value }.encode(out)))
@@ -261,6 +171,7 @@ fn empty_reply(open: &Open) -> Vec<u8> {
         match_chain: Chain::ZERO,
         commit_lsn: Lsn::ZERO,
         cut_from: Lsn::ZERO,
+        repair_until: Lsn::ZERO,
     };
     bytes_of(|out| reply.encode(out))
 }
@@ -320,8 +231,14 @@ fn an_ack_on_the_connection_before_the_present_one_changes_nothing() {
     let open = Open::decode(&body).expect("an OPEN");
     // It holds what it acknowledged; else it would be out of sync, and nobody would wait for it.
     let (match_lsn, match_chain) = (open.last_lsn, open.last_chain);
-    let reply =
-        OpenReply { term: open.term, match_lsn, match_chain, commit_lsn: Lsn(1), cut_from: Lsn::ZERO };
+    let reply = OpenReply {
+        term: open.term,
+        match_lsn,
+        match_chain,
+        commit_lsn: Lsn(1),
+        cut_from: Lsn::ZERO,
+        repair_until: Lsn::ZERO,
+    };
     assert_eq!(lone.send(new, &bytes_of(|out| reply.encode(out))).fenced, None);
     let client = lone.connect();
     let _ = put(&mut lone, client, b"v");
@@ -351,6 +268,7 @@ fn a_peer_that_knows_the_last_term_of_all_stops_a_promotion_and_not_the_node() {
             last_lsn: Lsn::ZERO,
             commit_lsn: Lsn::ZERO,
             leads: false,
+            repair: (Term::ZERO, Lsn::ZERO),
         };
         assert_eq!(lone.send(conn, &bytes_of(|out| reply.encode(out))).fenced, None);
         let said = lone.said(operator);

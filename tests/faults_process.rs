@@ -90,6 +90,7 @@ fn stale_open() -> Vec<u8> {
         last_lsn: Lsn::ZERO,
         last_chain: Chain::ZERO,
         history: TermHistory::default(),
+        heard_lsn: Lsn::ZERO,
     };
     let mut bytes = Vec::new();
     open.encode(&mut bytes);

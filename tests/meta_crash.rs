@@ -3,7 +3,7 @@
 
 use kvstore::disk::Disk;
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use kvstore::meta::{Meta, MetaError, MetaStore, StoredRole};
+use kvstore::meta::{Meta, MetaError, MetaStore, Repair, StoredRole};
 
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
@@ -28,6 +28,12 @@ fn meta(promotion: u32) -> Meta {
         base_lsn: Lsn(90 + u64::from(promotion)),
         base_chain: Chain(promotion),
         discard_allowed: false,
+        repair: Repair {
+            until: Lsn(u64::from(promotion) << 40),
+            term: Term { promotion, start: 7 },
+            commit_lsn: Lsn(98),
+            files_pending: true,
+        },
     }
 }
 

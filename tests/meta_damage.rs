@@ -108,6 +108,28 @@ fn two_damaged_copies_are_a_refusal_and_never_a_fresh_start() {
 }
 
 #[test]
+fn a_record_of_format_1_is_read_and_has_nothing_to_repair() {
+    let (disk, store) = with_record();
+    disk.kill_process();
+    for name in ["META.a", "META.b"] {
+        // What format 2 added was zero before: only the number differs.
+        let mut raw = disk.raw(name).unwrap();
+        raw[8..12].copy_from_slice(&1_u32.to_be_bytes());
+        let crc = crc32fast::hash(&raw[..COPY_SIZE as usize - 4]);
+        raw[COPY_SIZE as usize - 4..].copy_from_slice(&crc.to_be_bytes());
+        disk.put_raw(name, &raw);
+    }
+    let loaded = load(&disk).unwrap().unwrap();
+    assert_eq!(loaded.get(), store.get());
+    assert!(loaded.notices().is_empty() && !loaded.get().repair.is_due());
+    assert_eq!(
+        disk.raw("META.a").unwrap()[8..12],
+        2_u32.to_be_bytes(),
+        "it is written as format 2 from now on"
+    );
+}
+
+#[test]
 fn a_log_without_a_record_is_a_refusal() {
     let (disk, _) = with_record();
     disk.put_raw("wal-0000000000000001", &[0; 512]);

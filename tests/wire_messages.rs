@@ -31,6 +31,12 @@ impl Sample {
         Sample { frame, trailer_size, trailer_needed: trailer_size > EMPTY_TRAILER }
     }
 
+    /// Messages of earlier versions have an empty trailer here.
+    fn with_optional_trailer(mut self) -> Sample {
+        self.trailer_needed = false;
+        self
+    }
+
     fn message_type(&self) -> MessageType {
         MessageType::from_u8(self.frame[4]).expect("a known type was encoded")
     }
@@ -164,6 +170,7 @@ fn refuse() -> impl Strategy<Value = Sample> {
         CmdType,
         LogTooShort,
         ShuttingDown,
+        RolledBack,
         Other,
     ];
     (prop::sample::select(codes.to_vec()), term(), node_id(), address(), text(usize::from(u16::MAX)))
@@ -186,13 +193,30 @@ fn open() -> impl Strategy<Value = Sample> {
         TermHistory::from_starts(steps.into_iter().map(start).collect()).expect("terms and LSNs rise")
     });
     let addresses = (address(), prop::collection::vec(address(), 0..=PEERS_MAX));
-    (history, addresses, node_id(), (0..9_u64, 0..9_u64), lsn(), chain()).prop_map(
-        |(history, (your_address, peers), leader, (later_term, later_lsn), first_lsn, last_chain)| {
+    (history, addresses, node_id(), (0..9_u64, 0..9_u64), (lsn(), lsn()), chain()).prop_map(
+        |(
+            history,
+            (your_address, peers),
+            leader,
+            (later_term, later_lsn),
+            (first_lsn, heard_lsn),
+            last_chain,
+        )| {
             let last = history.last().map_or((0, 0), |last| (last.term.as_u64(), last.first_lsn.0));
             let (term, last_lsn) = (Term::from_u64(last.0 + later_term), Lsn(last.1 + later_lsn));
             let first_lsn = Lsn(first_lsn.0 % (last_lsn.0 + 2));
-            let open = Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history };
-            let sample = Sample::new(EMPTY_TRAILER, |out| open.encode(out));
+            let open = Open {
+                term,
+                leader,
+                your_address,
+                peers,
+                first_lsn,
+                last_lsn,
+                last_chain,
+                history,
+                heard_lsn,
+            };
+            let sample = Sample::new(EMPTY_TRAILER + 8, |out| open.encode(out)).with_optional_trailer();
             assert_eq!(Open::decode(sample.body()), Ok(open));
             sample
         },
@@ -205,7 +229,9 @@ fn an_open_of_a_log_that_begins_behind_its_end_is_refused() {
         let (term, leader, last_chain) = (Term::ZERO, NodeId([1; 16]), Chain::ZERO);
         let (your_address, peers, history) = (String::new(), Vec::new(), TermHistory::default());
         let (first_lsn, last_lsn) = (Lsn(first_lsn), Lsn(7));
-        let open = Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history };
+        let heard_lsn = Lsn::ZERO;
+        let open =
+            Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history, heard_lsn };
         let mut out = Vec::new();
         open.encode(&mut out);
         out
@@ -215,12 +241,15 @@ fn an_open_of_a_log_that_begins_behind_its_end_is_refused() {
 }
 
 fn open_reply() -> impl Strategy<Value = Sample> {
-    (term(), lsn(), chain(), lsn(), lsn()).prop_map(|(term, match_lsn, match_chain, commit_lsn, cut_from)| {
-        let reply = OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from };
-        let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
-        assert_eq!(OpenReply::decode(sample.body()), Ok(reply));
-        sample
-    })
+    let lsns = (lsn(), lsn(), lsn(), lsn());
+    (term(), chain(), lsns).prop_map(
+        |(term, match_chain, (match_lsn, commit_lsn, cut_from, repair_until))| {
+            let reply = OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from, repair_until };
+            let sample = Sample::new(EMPTY_TRAILER + 8, |out| reply.encode(out)).with_optional_trailer();
+            assert_eq!(OpenReply::decode(sample.body()), Ok(reply));
+            sample
+        },
+    )
 }
 
 fn fence() -> impl Strategy<Value = Sample> {
@@ -233,10 +262,10 @@ fn fence() -> impl Strategy<Value = Sample> {
 }
 
 fn fence_reply() -> impl Strategy<Value = Sample> {
-    (any::<(bool, bool)>(), term(), term(), lsn(), lsn()).prop_map(
-        |((accepted, leads), term, last_term, last_lsn, commit_lsn)| {
-            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads };
-            let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
+    (any::<(bool, bool)>(), term(), term(), lsn(), lsn(), (term(), lsn())).prop_map(
+        |((accepted, leads), term, last_term, last_lsn, commit_lsn, repair)| {
+            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads, repair };
+            let sample = Sample::new(EMPTY_TRAILER + 16, |out| reply.encode(out)).with_optional_trailer();
             assert_eq!(FenceReply::decode(sample.body()), Ok(reply));
             sample
         },

@@ -221,6 +221,9 @@ fn fmt_status(f: &mut fmt::Formatter<'_>, address: &str, status: Status, message
         Status::Refused => ("refuses", ""),
         Status::ShuttingDown => ("is shutting down", "Nothing was written; ask another node"),
         Status::Loading => ("is loading its state", "Nothing was written; try again in a moment"),
+        Status::Repairing => {
+            ("fetches again what it lost, and answers no reads until then", "Ask its leader")
+        }
     };
     write!(f, "{address} {what}")?;
     if !message.is_empty() {

@@ -347,9 +347,12 @@ pub fn exit_code(error: &ClientError) -> u8 {
             Status::ConditionFailed => EXIT_CONDITION_FAILED,
             Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
             Status::OutcomeUnknown => EXIT_OUTCOME_UNKNOWN,
-            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown | Status::Loading => {
-                EXIT_SERVER_ERROR
-            }
+            Status::Ok
+            | Status::Busy
+            | Status::DiskFull
+            | Status::ShuttingDown
+            | Status::Loading
+            | Status::Repairing => EXIT_SERVER_ERROR,
         },
     }
 }
@@ -378,6 +381,7 @@ fn error_code(error: &ClientError) -> &'static str {
             Status::Refused => "refused",
             Status::ShuttingDown => "shutting_down",
             Status::Loading => "loading",
+            Status::Repairing => "repairing",
         },
     }
 }

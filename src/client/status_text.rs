@@ -34,6 +34,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "min_insync",
     "durability",
     "read_only_reason",
+    "repair",
     "uptime_s",
     "version",
     "pid",

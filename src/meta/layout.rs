@@ -7,12 +7,13 @@
 //!     12     8  record version: 1 when created, one more with every update
 //!     20    16  cluster id            36  16  node id
 //!     52     8  term                  60  16  vote
-//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed
+//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed, 4 damaged files to be put aside
 //!     78     8  log generation        86   8  cut LSN
 //!     94    16  leader id
 //!    110        leader address, own address: each [size u16][text]
 //!               peers: [count u8], then as many [size u16][text]
-//!               base LSN u64, base chain u32 (since version 2; the zeros of version 1 mean the same: none)
+//!               base: [LSN u64][chain u32]; repair: [until LSN u64][term u64][commit LSN u64]. Zeros in format 1,
+//!               which knew neither: they mean that there is none
 //!               zeros
 //!   8188     4  CRC-32 of all bytes before it
 //! ```
@@ -24,13 +25,15 @@
 use std::fmt;
 use std::io;
 
-use super::{Meta, StoredRole};
+use super::{Meta, Repair, StoredRole};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
 use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
 
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
+/// Format 1 is read too: it has zeros where format 2 has the base of the log and the note of a repair, which is what
+/// having neither looks like. The version was raised all the same, so that a program that would forget them does not start.
 pub(super) const FORMAT_VERSION: u32 = 2;
 /// The oldest version that is read.
 const FORMAT_VERSION_MIN: u32 = 1;
@@ -38,11 +41,13 @@ const MAGIC: [u8; 8] = *b"KVSTMETA";
 const CHECKSUM_OFFSET: usize = COPY_SIZE - 4;
 const FIXED_SIZE: usize = 110;
 /// Bytes behind the peers.
-const APPENDED_SIZE: usize = 8 + 4;
+const APPENDED_SIZE: usize = 8 + 4 + REPAIR_SIZE;
 const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
 
 const FLAG_IN_SYNC: u8 = 1;
 const FLAG_DISCARD_ALLOWED: u8 = 2;
+const FLAG_REPAIR_FILES_PENDING: u8 = 4;
+const REPAIR_SIZE: usize = 24;
 
 const _: () = {
     assert!(PEERS_MAX <= u8::MAX as usize);
@@ -93,7 +98,7 @@ impl fmt::Display for CopyProblem {
 /// What the bytes of a copy are, if they are not damaged.
 #[derive(Debug)]
 pub(super) enum Decoded {
-    Record { version: u64, meta: Meta },
+    Record { version: u64, meta: Box<Meta> },
     NewerFormat { format: u32 },
 }
 
@@ -109,7 +114,8 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     out.put_u8(role_to_byte(meta.role));
     let in_sync = if meta.in_sync { FLAG_IN_SYNC } else { 0 };
     let discard_allowed = if meta.discard_allowed { FLAG_DISCARD_ALLOWED } else { 0 };
-    out.put_u8(in_sync | discard_allowed);
+    let files_pending = if meta.repair.files_pending { FLAG_REPAIR_FILES_PENDING } else { 0 };
+    out.put_u8(in_sync | discard_allowed | files_pending);
     out.put_u64(meta.log_generation);
     out.put_u64(meta.cut_lsn.0);
     out.extend_from_slice(&meta.leader_id.0);
@@ -120,6 +126,9 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     meta.peers.iter().for_each(|peer| out.put_bytes16(peer.as_bytes()));
     out.put_u64(meta.base_lsn.0);
     out.put_u32(meta.base_chain.0);
+    out.put_u64(meta.repair.until.0);
+    out.put_u64(meta.repair.term.as_u64());
+    out.put_u64(meta.repair.commit_lsn.0);
     assert!(out.len() <= CHECKSUM_OFFSET, "addresses are bounded by ADDRESS_SIZE_MAX");
     out.resize(CHECKSUM_OFFSET, 0);
     out.put_u32(crc32fast::hash(&out));
@@ -165,7 +174,13 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
     let peers = read_peers(&mut reader)?;
     let base_lsn = Lsn(reader.u64("base LSN")?);
     let base_chain = Chain(reader.u32("base chain")?);
-    let meta = Meta {
+    let repair = Repair {
+        until: Lsn(reader.u64("repair until")?),
+        term: Term::from_u64(reader.u64("repair term")?),
+        commit_lsn: Lsn(reader.u64("repair commit LSN")?),
+        files_pending: flags & FLAG_REPAIR_FILES_PENDING != 0,
+    };
+    let meta = Box::new(Meta {
         cluster_id,
         node_id,
         term,
@@ -181,7 +196,8 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         base_lsn,
         base_chain,
         discard_allowed: flags & FLAG_DISCARD_ALLOWED != 0,
-    };
+        repair,
+    });
     Ok(Decoded::Record { version, meta })
 }
 

@@ -57,6 +57,28 @@ pub enum StoredRole {
     Deposed,
 }
 
+/// What this node once held and does not hold any more: its log was damaged and cut in front of the damage, or a leader
+/// remembers more of it than is here. Until the log reaches `until` again, as a leader confirms it, the node repairs:
+/// it answers no reads, is not in sync and may not be promoted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repair {
+    /// The last LSN that it held, as far as can be told; 0: there is nothing to repair.
+    pub until: Lsn,
+    /// No record up to there is of a higher term.
+    pub term: Term,
+    /// Up to here they were known to be committed.
+    pub commit_lsn: Lsn,
+    /// The log is cut in this record, and the damaged files may still stand where they were.
+    pub files_pending: bool,
+}
+
+impl Repair {
+    /// Whether the node repairs.
+    pub fn is_due(&self) -> bool {
+        self.until > Lsn::ZERO
+    }
+}
+
 /// The record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
@@ -91,6 +113,8 @@ pub struct Meta {
     pub base_chain: Chain,
     /// Whether an operator allowed a cut below the commit LSN.
     pub discard_allowed: bool,
+    /// See [`Repair`].
+    pub repair: Repair,
 }
 
 impl Meta {
@@ -277,7 +301,7 @@ impl Copy {
             Err(error) => return Err(io_error(&disk.describe(), "opening", name)(error)),
         };
         let content = match read_bytes(disk, file).and_then(|bytes| layout::decode(&bytes)) {
-            Ok(Decoded::Record { version, meta }) => Ok(Found { version, meta }),
+            Ok(Decoded::Record { version, meta }) => Ok(Found { version, meta: *meta }),
             Ok(Decoded::NewerFormat { format }) => {
                 return Err(MetaError::NewerFormat { directory: disk.describe(), file: name, format });
             }

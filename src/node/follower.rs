@@ -192,6 +192,7 @@ impl Node {
     }
 
     fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
+        let in_sync = in_sync && self.repair_due().is_none();
         // Remembered over a restart, because a promotion asks for it; it changes rarely.
         if self.meta.get().in_sync != in_sync {
             self.meta.update(self.disk.as_mut(), |meta| meta.in_sync = in_sync)?;
@@ -210,14 +211,15 @@ impl Node {
     }
 
     /// Tells the leader what is durable, once this turn's log is.
-    pub(super) fn send_due_ack(&mut self, io: &mut dyn Io) {
+    pub(super) fn send_due_ack(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         if self.wal.batch_bytes() > 0 || self.wal.flush_pending() {
-            return;
+            return Ok(());
         }
         let token = self.wal.durable();
-        let Role::Follower(Follower { session: Some(session) }) = &mut self.role else { return };
+        self.finish_repair(token.lsn())?;
+        let Role::Follower(Follower { session: Some(session) }) = &mut self.role else { return Ok(()) };
         if !std::mem::take(&mut session.ack_due) {
-            return;
+            return Ok(());
         }
         let ack =
             Ack { last_lsn: token.lsn(), round: session.round, spent: std::mem::take(&mut session.spent) };
@@ -232,6 +234,7 @@ impl Node {
                 "received AppendEntries, applied {count} record(s) lsn={first}..{last} took_us={took_us}"
             );
         }
+        Ok(())
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// Where each record ends, and the chain checksum at it.
     ends: Vec<(usize, Chain)>,
+    /// Bytes of the largest record.
+    largest: usize,
 }
 
 impl Batch {
@@ -63,6 +65,7 @@ impl Batch {
     fn clear(&mut self) {
         self.bytes.clear();
         self.ends.clear();
+        self.largest = 0;
     }
 }
 
@@ -102,7 +105,9 @@ impl Inflight {
     /// The log took the record just pushed; this is the chain checksum at it.
     pub fn pushed(&mut self, chain: Chain) {
         let end = self.current.bytes.len();
-        self.size += end - self.current.start(self.current.len());
+        let size = end - self.current.start(self.current.len());
+        self.size += size;
+        self.current.largest = self.current.largest.max(size);
         self.current.ends.push((end, chain));
     }
 
@@ -130,6 +135,11 @@ impl Inflight {
     /// Bytes of records held.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Bytes of the largest record held, at least.
+    pub fn largest(&self) -> usize {
+        self.sealed.iter().chain([&self.current]).map(|batch| batch.largest).max().unwrap_or(0)
     }
 
     /// The turn is written: the next record begins a new batch.

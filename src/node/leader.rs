@@ -261,8 +261,9 @@ impl Node {
             return self.peer_refused(io, index, &why);
         }
         let peers = leader.peers.iter().map(|peer| peer.address.clone()).collect();
+        self.note_identity(index, hello);
+        let Role::Leader(leader) = &mut self.role else { return };
         let peer = &mut leader.peers[index];
-        peer.node_id = Some(hello.node_id);
         peer.link = Link::Opening { conn, deadline: now.after_ms(HANDSHAKE_DEADLINE_MS) };
         let meta = self.meta.get();
         let open = Open {
@@ -274,6 +275,7 @@ impl Node {
             last_lsn: self.wal.last_lsn(),
             last_chain: self.wal.last_chain(),
             history: self.wal.history().clone(),
+            heard_lsn: peer.progress.heard_lsn(),
         };
         open.encode(io.output(conn).bytes_mut());
     }
@@ -354,6 +356,7 @@ impl Node {
             reply.match_lsn,
             last.0 - reply.match_lsn.0
         );
+        self.note_repair(index, &reply);
         self.rejoin(index);
         if crate::sabotage::is(crate::sabotage::Variant::ApplyTwice) && !self.inflight.current().is_empty() {
             self.append_again();

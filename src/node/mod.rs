@@ -26,6 +26,7 @@ mod inflight;
 mod inspect;
 pub mod leader;
 mod promote;
+mod repair;
 mod replog;
 mod requests;
 mod role;
@@ -39,10 +40,7 @@ mod turn;
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
-use crate::limits::{
-    APPEND_BATCH_SIZE, BATCH_SIZE_MAX, CLIENT_REQUESTS_IN_FLIGHT_MAX, PEER_OUTPUT_HIGH_WATER,
-    PEER_OUTPUT_LOW_WATER,
-};
+use crate::limits::{APPEND_BATCH_SIZE, BATCH_SIZE_MAX, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
 use crate::marks::Marks;
 use crate::meta::MetaStore;
 use crate::replication::commit::AckPolicy;
@@ -279,7 +277,7 @@ impl Node {
             return false;
         }
         match self.conns.get(conn) {
-            Some(Conn::Client(client)) => client.waiting_count() < CLIENT_REQUESTS_IN_FLIGHT_MAX,
+            Some(Conn::Client(client)) => client.takes_more(),
             _ => true,
         }
     }

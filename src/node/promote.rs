@@ -5,7 +5,7 @@ use super::follower::Follower;
 use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
 use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
-use crate::ids::Term;
+use crate::ids::{Lsn, Term};
 use crate::limits::{PEERS_MAX, PROMOTION_DEADLINE_MS};
 use crate::meta::{Meta, StoredRole};
 use crate::replication::promotion::{Answer, Objections, PeerAnswer, Position, judge, term_to_lead_in};
@@ -152,13 +152,15 @@ impl Node {
                 return Ok(());
             }
         }
+        let (repair, repair_commit) = self.repair_position();
         let reply = FenceReply {
             accepted,
             term: self.meta.get().term,
             last_term: self.wal.history().term_at(token.lsn()),
             last_lsn: token.lsn(),
-            commit_lsn: self.effective_commit(),
+            commit_lsn: self.effective_commit().max(repair_commit),
             leads,
+            repair,
         };
         reply.encode(io.output(conn).bytes_mut());
         Ok(())
@@ -198,6 +200,7 @@ impl Node {
                 commit_lsn: reply.commit_lsn,
             },
             leads: reply.leads,
+            repair: Some(reply.repair).filter(|(_, until)| *until > Lsn::ZERO),
         };
         Ok(self.promotion_step(io)?)
     }
@@ -231,8 +234,9 @@ impl Node {
             commit_lsn: self.effective_commit(),
         };
         let in_sync = self.meta.get().in_sync;
-        let Some(run) = &mut self.promotion else { return Ok(()) };
-        let objections = judge(&me, in_sync, &run.peers);
+        let Some(run) = &self.promotion else { return Ok(()) };
+        let mut objections = judge(&me, in_sync, &run.peers);
+        self.repair_objection(&mut objections);
         let outranked =
             run.peers.iter().any(|peer| matches!(peer.answer, Answer::Position { accepted: false, .. }));
         if !objections.0.is_empty() && (!force || outranked) {

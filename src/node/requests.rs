@@ -11,7 +11,7 @@ use super::fatal::{fence, malformed};
 use super::{Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
-use crate::limits::IN_FLIGHT_SIZE_MAX;
+use crate::limits::{CLIENT_OUTPUT_HIGH_WATER, CLIENT_REQUESTS_IN_FLIGHT_MAX, IN_FLIGHT_SIZE_MAX};
 use crate::wal::ReserveError;
 use crate::wire::client::{Reply, Request, Status};
 use crate::wire::{Effect, MessageType, Record, record_size};
@@ -20,6 +20,8 @@ use crate::wire::{Effect, MessageType, Record, record_size};
 #[derive(Debug, Default)]
 pub(super) struct ClientConn {
     waiting: VecDeque<Waiting>,
+    /// Bytes that the answers of those that wait will have, at most. All of them may become due in one moment.
+    owed_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -32,7 +34,12 @@ enum Waiting {
         explain: bool,
     },
     /// A read behind a write or behind the term's first record.
-    Read(Box<[u8]>),
+    Read {
+        /// Of what.
+        key: Box<[u8]>,
+        /// Bytes of its value, at most: of the present one, or of any that is under way.
+        value_size_max: usize,
+    },
     /// An operator's command under way.
     Command,
     /// An answer behind an unanswered request: its frame.
@@ -40,8 +47,30 @@ enum Waiting {
 }
 
 impl ClientConn {
-    pub(super) fn waiting_count(&self) -> usize {
-        self.waiting.len()
+    /// Whether another request may be taken. A read of a few bytes may owe a value of 8 MiB: a count bounds nothing.
+    pub(super) fn takes_more(&self) -> bool {
+        self.waiting.len() < CLIENT_REQUESTS_IN_FLIGHT_MAX && self.owed_bytes < CLIENT_OUTPUT_HIGH_WATER
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        self.owed_bytes += waiting.owed_bytes();
+        self.waiting.push_back(waiting);
+    }
+
+    fn pop(&mut self) -> Option<Waiting> {
+        let waiting = self.waiting.pop_front()?;
+        self.owed_bytes -= waiting.owed_bytes();
+        Some(waiting)
+    }
+}
+
+impl Waiting {
+    fn owed_bytes(&self) -> usize {
+        match self {
+            Waiting::Write { .. } | Waiting::Command => 0,
+            Waiting::Read { value_size_max, .. } => *value_size_max,
+            Waiting::Ready(frame) => frame.len(),
+        }
     }
 }
 
@@ -84,15 +113,21 @@ impl Node {
     }
 
     fn on_get(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
+        if let Some(text) = self.repair_text() {
+            return self.reply(io, conn, Status::Repairing, text.as_bytes());
+        }
         let barred = self.leader().is_some_and(|leader| self.applied < leader.term_lsn);
-        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+        let Some(Conn::Client(client)) = self.conns.get(conn) else { return };
         if client.waiting.is_empty() && !barred {
             self.answer_read(io, conn, key);
             self.counters.reads += 1;
             self.frames.reads += 1;
             return;
         }
-        client.waiting.push_back(Waiting::Read(key.into()));
+        let present = self.keyspace.get(key).map_or(0, <[u8]>::len);
+        let value_size_max = present.max(self.inflight.largest());
+        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+        client.push(Waiting::Read { key: key.into(), value_size_max });
         if let (true, Role::Leader(leader)) = (barred, &mut self.role) {
             leader.barred_readers.push(conn);
         }
@@ -151,7 +186,7 @@ impl Node {
             leader.writers.push_back((lsn, conn));
         }
         if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
-            client.waiting.push_back(Waiting::Write { lsn, explain });
+            client.push(Waiting::Write { lsn, explain });
         }
         Ok(())
     }
@@ -203,7 +238,7 @@ impl Node {
         }
         let (_, conn) = leader.writers.pop_front().expect("it was looked at");
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
-        let first = client.waiting.pop_front();
+        let first = client.pop();
         let Some(Waiting::Write { lsn: waiting, explain }) = first else {
             panic!("LSN {lsn} was to be answered")
         };
@@ -222,11 +257,11 @@ impl Node {
             let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
             match client.waiting.front() {
                 None | Some(Waiting::Write { .. } | Waiting::Command) => return,
-                Some(Waiting::Read(_) | Waiting::Ready(_)) => {}
+                Some(Waiting::Read { .. } | Waiting::Ready(_)) => {}
             }
-            match client.waiting.pop_front() {
+            match client.pop() {
                 Some(Waiting::Ready(frame)) => io.output(conn).bytes_mut().extend_from_slice(&frame),
-                Some(Waiting::Read(key)) => self.answer_read(io, conn, &key),
+                Some(Waiting::Read { key, .. }) => self.answer_read(io, conn, &key),
                 _ => unreachable!("looked at above"),
             }
         }
@@ -245,6 +280,7 @@ impl Node {
                     let mut frame = Vec::new();
                     Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }
                         .encode(&mut frame);
+                    client.owed_bytes += frame.len();
                     *waiting = Waiting::Ready(frame);
                 }
             }
@@ -261,7 +297,7 @@ impl Node {
         } else {
             let mut frame = Vec::new();
             reply.encode(&mut frame);
-            client.waiting.push_back(Waiting::Ready(frame));
+            client.push(Waiting::Ready(frame));
         }
     }
 
@@ -278,7 +314,7 @@ impl Node {
     /// An operator's command will be answered with [`Node::finish_command`].
     pub(super) fn begin_command(&mut self, conn: ConnId) {
         if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
-            client.waiting.push_back(Waiting::Command);
+            client.push(Waiting::Command);
         }
     }
 
@@ -289,6 +325,7 @@ impl Node {
         let mut frame = Vec::new();
         reply.encode(&mut frame);
         if let Some(waiting) = client.waiting.iter_mut().find(|waiting| matches!(waiting, Waiting::Command)) {
+            client.owed_bytes += frame.len();
             *waiting = Waiting::Ready(frame);
         }
         self.drain_waiting(io, conn);

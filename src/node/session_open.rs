@@ -61,6 +61,12 @@ impl Node {
         self.drop_session(io, "a newer one opens");
         let token = self.settle(io)?;
         assert!(token.lsn() == self.wal.last_lsn(), "a settled log is durable to its end");
+        if let Some(why) = self.leader_rolled_back(open) {
+            return Ok(Err(Refusal(RefuseCode::RolledBack, why)));
+        }
+        if let Some(why) = self.leader_lacks_what_was_lost(open) {
+            return Ok(Err(Refusal(RefuseCode::CutBelowCommit, why)));
+        }
         let match_lsn = match self.match_lsn(open)? {
             Ok(match_lsn) => match_lsn,
             Err(refusal) => return Ok(Err(refusal)),
@@ -69,6 +75,7 @@ impl Node {
             return Ok(Err(refusal));
         }
         self.accept_leader(open, leader, match_lsn)?;
+        self.tell_set_back(open, match_lsn);
         let cut_from = self.cut_behind(match_lsn)?;
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
@@ -90,6 +97,7 @@ impl Node {
             match_chain,
             commit_lsn: self.effective_commit(),
             cut_from,
+            repair_until: self.meta.get().repair.until,
         }))
     }
 
@@ -176,6 +184,7 @@ impl Node {
             true => self.wal.chain_at(self.disk.as_mut(), match_lsn)?.map(|chain| (match_lsn, chain)),
             false => None,
         };
+        let repair = self.repair_with(open, match_lsn);
         self.meta.update(self.disk.as_mut(), |meta| {
             if open.term != meta.term || open.leader != meta.leader_id {
                 meta.in_sync = false;
@@ -186,6 +195,8 @@ impl Node {
             meta.own_address.clone_from(&open.your_address);
             meta.peers.clone_from(&open.peers);
             meta.discard_allowed = false;
+            meta.in_sync &= !repair.is_due();
+            meta.repair = repair;
             if meta.cluster_id.is_none() {
                 meta.cluster_id = leader.cluster_id;
             }

@@ -2,6 +2,7 @@
 
 use super::follower::Follower;
 use super::leader::Leader;
+use super::repair::open_log;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
 use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
@@ -9,7 +10,7 @@ use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
 use crate::marks::Marks;
-use crate::meta::{Meta, MetaStore, StoredRole};
+use crate::meta::{Meta, MetaStore, Repair, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
 use crate::trace::Trace;
@@ -29,15 +30,15 @@ impl Node {
         config: NodeConfig,
     ) -> Result<Node, FatalReason> {
         let mut rng = Rng::new(seed);
-        let meta = open_meta(disk.as_mut(), &mut rng, &config)?;
+        let mut meta = open_meta(disk.as_mut(), &mut rng, &config)?;
         let (start, warning) =
             start_role(meta.get().role, config.role, config.port).map_err(FatalReason::Role)?;
         if let Some(warning) = warning {
             log_warn!("node", "{warning}");
         }
+        let salt = rng.next_u64();
         let Opened { mut wal, report } =
-            Wal::open(disk.as_mut(), log_identity(meta.get()), &Base::default(), rng.next_u64(), config.wal)
-                .map_err(FatalReason::Open)?;
+            open_log(disk.as_mut(), &mut meta, start == StartRole::Follow, &Base::default(), &config, salt)?;
         log_recovery(&report);
         let mut keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
         replay(&mut keyspace, &mut wal, disk.as_mut())?;
@@ -121,6 +122,8 @@ impl Node {
             meta.leader_address = own_address;
             meta.peers = stored;
             meta.in_sync = true;
+            // Who leads has what it has; by force only, as `promote` has said, with what may be lost.
+            meta.repair = Repair::default();
             if meta.cluster_id.is_none() {
                 meta.cluster_id = cluster_id;
             }
@@ -164,13 +167,14 @@ fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<
         base_lsn: Lsn::ZERO,
         base_chain: Chain::ZERO,
         discard_allowed: false,
+        repair: Repair::default(),
     };
     log_info!("node", "new data directory {}, node id {}", disk.describe(), fresh.node_id);
     Ok(MetaStore::create(disk, fresh)?)
 }
 
 /// What the record says of the log.
-fn log_identity(meta: &Meta) -> Identity {
+pub(super) fn log_identity(meta: &Meta) -> Identity {
     Identity {
         cluster_id: meta.cluster_id,
         generation: meta.log_generation,

@@ -29,10 +29,14 @@ pub struct Observed {
     pub discard_allowed: bool,
     /// Of a follower: the leader's last word about it. Kept over a restart.
     pub in_sync: bool,
+    /// Of a follower: it repairs until this LSN; or 0.
+    pub repair_until: Lsn,
     /// The term and round of the newest frame of a leader's: sent, or heard in the session.
     pub round: (Term, u64),
     /// Of a leader: address, match LSN and whether it is in sync, for each follower.
     pub peers: Vec<(String, Lsn, bool)>,
+    /// Of a leader: the followers that repair.
+    pub repairing: Vec<String>,
 }
 
 impl Node {
@@ -44,6 +48,9 @@ impl Node {
             Role::Follower(follower) => follower.session.as_ref().map_or(0, |session| session.round()),
             Role::Deposed => 0,
         };
+        let leader = self.leader();
+        let repairing = leader.into_iter().flat_map(|leader| &leader.peers);
+        let repairing = repairing.filter(|peer| peer.progress.repairs_until().is_some());
         let of = |peer: &Peer| (peer.address.clone(), peer.progress.match_lsn(), peer.progress.in_sync());
         Observed {
             term: meta.term,
@@ -55,8 +62,10 @@ impl Node {
             generation: self.wal.generation(),
             discard_allowed: meta.discard_allowed,
             in_sync: meta.in_sync,
+            repair_until: meta.repair.until,
             round: (meta.term, round),
-            peers: self.leader().map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
+            peers: leader.map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
+            repairing: repairing.map(|peer| peer.address.clone()).collect(),
         }
     }
 
@@ -103,6 +112,10 @@ impl Node {
             "insync_timeout_ms": self.config.insync_timeout_ms,
             "durability": durability,
             "read_only_reason": self.read_only_reason(),
+            "repair": self.repair_due().map(|repair| json!({
+                "lsn": self.wal.last_lsn().0,
+                "until_lsn": repair.until.0,
+            })),
             "uptime_s": self.now.since(self.started) / 1_000_000_000,
             "version": env!("CARGO_PKG_VERSION"),
             "pid": own_pid(),
@@ -118,7 +131,9 @@ impl Node {
         match &self.role {
             Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
             Role::Leader(_) => None,
-            Role::Follower(_) => Some("follower: writes go to the leader".to_owned()),
+            Role::Follower(_) => {
+                Some(self.repair_text().unwrap_or_else(|| "follower: writes go to the leader".to_owned()))
+            }
             Role::Deposed => Some(format!(
                 "deposed: it led until it met term {}; `kv_client --port {} follow ADDR` makes it a follower",
                 self.meta.get().term,
@@ -163,6 +178,7 @@ impl Node {
             "state": peer.state_name(),
             "in_sync": peer.progress.in_sync(),
             "match_lsn": match_lsn.0,
+            "repair_until_lsn": peer.progress.repairs_until().map(|until| until.0),
             "lag": last.0.saturating_sub(match_lsn.0),
             "lag_bytes": Value::Null,
             "buffered_bytes": buffered_bytes,

@@ -63,7 +63,7 @@ impl Node {
             }
             self.on_durable(io, token, sync_ns);
         }
-        self.send_due_ack(io);
+        self.send_due_ack(io)?;
         self.advance_commit(io);
         Ok(())
     }

@@ -42,4 +42,15 @@ mod tests {
         backoff.on_success();
         assert!(backoff.on_failure(Time(0), &mut rng) <= Time(0).after_ms(REDIAL_MS_MIN));
     }
+
+    #[test]
+    fn peers_that_were_lost_together_are_not_dialled_together() {
+        let mut rng = Rng::new(1);
+        let mut fourth_try = || {
+            let mut backoff = Backoff::default();
+            (0..4).map(|_| backoff.on_failure(Time(0), &mut rng)).last()
+        };
+        let first = fourth_try();
+        assert!((0..10).any(|_| fourth_try() != first), "a part of each step is random");
+    }
 }

@@ -10,6 +10,9 @@
 //! that round trip, and only then it is in the set and told so. One that stops while it joins is out again
 //! after the timeout.
 //!
+//! A follower that once held more than it holds now (its disk was damaged, replaced, or restored from an older copy)
+//! does not come back before it holds that again, whatever is committed meanwhile.
+//!
 //! Invariants: within a session the match LSN never goes back; a target is above the match LSN; a follower in
 //! the set holds everything that was committed when it entered, and with `--ack=insync` nothing is committed
 //! without it since.
@@ -22,6 +25,10 @@ use crate::time::LoopTime;
 #[derive(Debug)]
 pub struct Progress {
     match_lsn: Lsn,
+    /// The highest match LSN of all sessions.
+    heard_lsn: Lsn,
+    /// It repairs: below this it is not in the set.
+    repair_until: Lsn,
     membership: Membership,
     target: Option<Target>,
     /// Where the leader's log ended when the last ACK of this session came.
@@ -56,7 +63,14 @@ pub struct ImpossibleAck {
 impl Progress {
     /// At start and after a promotion every peer is in the set.
     pub fn new() -> Progress {
-        Progress { match_lsn: Lsn::ZERO, membership: Membership::In, target: None, last_at_ack: None }
+        Progress {
+            match_lsn: Lsn::ZERO,
+            heard_lsn: Lsn::ZERO,
+            repair_until: Lsn::ZERO,
+            membership: Membership::In,
+            target: None,
+            last_at_ack: None,
+        }
     }
 
     /// What the commit rule needs.
@@ -71,6 +85,16 @@ impl Progress {
     /// The last LSN known to be on its disk.
     pub fn match_lsn(&self) -> Lsn {
         self.match_lsn
+    }
+
+    /// The last LSN ever known to be on its disk.
+    pub fn heard_lsn(&self) -> Lsn {
+        self.heard_lsn
+    }
+
+    /// Until where it repairs, if it does.
+    pub fn repairs_until(&self) -> Option<Lsn> {
+        (self.match_lsn < self.repair_until).then_some(self.repair_until)
     }
 
     /// Whether it is in the in-sync set.
@@ -95,6 +119,8 @@ impl Progress {
     /// A session opened with this match LSN; it may be lower than before (a replaced disk).
     pub fn on_session(&mut self, match_lsn: Lsn, last: Lsn, now: LoopTime) {
         self.match_lsn = match_lsn;
+        self.heard_lsn = self.heard_lsn.max(match_lsn);
+        self.repair_until = Lsn::ZERO;
         self.last_at_ack = None;
         self.retarget(last, now);
     }
@@ -102,6 +128,12 @@ impl Progress {
     /// It lacks what is committed: out of the set until it has it.
     pub fn leave(&mut self) {
         self.membership = Membership::Out;
+    }
+
+    /// It once held everything up to `until`: out of the set until it does again.
+    pub fn repair(&mut self, until: Lsn) {
+        self.repair_until = until;
+        self.leave();
     }
 
     /// The session ended. One that was joining does not hold commits any longer: nobody counted on it.
@@ -118,8 +150,9 @@ impl Progress {
         }
         let rose = acked > self.match_lsn;
         self.match_lsn = acked;
+        self.heard_lsn = self.heard_lsn.max(acked);
         let one_round_behind = self.last_at_ack.is_some_and(|last_before| acked >= last_before);
-        if self.membership == Membership::Out && one_round_behind {
+        if self.membership == Membership::Out && one_round_behind && self.repairs_until().is_none() {
             self.membership = Membership::Joining;
             self.target = None;
         }
@@ -147,7 +180,7 @@ impl Progress {
     /// Takes it back if it holds everything committed. True if that happened now. The wait for it begins anew:
     /// by the one that took it out it would leave again at once, with each ACK.
     pub fn rejoin(&mut self, commit: Lsn, last: Lsn, now: LoopTime) -> bool {
-        let back = !self.in_sync() && self.match_lsn >= commit;
+        let back = !self.in_sync() && self.match_lsn >= commit && self.repairs_until().is_none();
         if back {
             self.membership = Membership::In;
             self.target = None;
@@ -254,6 +287,22 @@ mod tests {
         assert!(!progress.expire(LoopTime(1_100), TIMEOUT_NS));
         assert!(progress.expire(LoopTime(1_110), TIMEOUT_NS));
         assert!(!progress.state().joining);
+    }
+
+    #[test]
+    fn one_that_repairs_comes_back_only_with_all_that_it_once_held() {
+        let mut progress = Progress::new();
+        progress.on_session(Lsn(9), Lsn(9), LoopTime(0));
+        progress.on_session(Lsn(3), Lsn(9), LoopTime(0));
+        assert_eq!(progress.heard_lsn(), Lsn(9));
+        progress.repair(Lsn(9));
+        for acked in 3..9 {
+            progress.on_ack(Lsn(acked), Lsn(9), Lsn(3), LoopTime(0)).unwrap();
+            assert!(!progress.rejoin(Lsn(3), Lsn(9), LoopTime(0)) && !progress.state().joining, "at {acked}");
+            assert_eq!(progress.repairs_until(), Some(Lsn(9)));
+        }
+        progress.on_ack(Lsn(9), Lsn(9), Lsn(9), LoopTime(0)).unwrap();
+        assert!(progress.rejoin(Lsn(9), Lsn(9), LoopTime(0)) && progress.repairs_until().is_none());
     }
 
     #[test]

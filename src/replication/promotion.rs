@@ -42,6 +42,8 @@ pub enum Answer {
         position: Position,
         /// Whether it led until now.
         leads: bool,
+        /// It repairs: term and LSN up to which it once held everything.
+        repair: Option<(Term, Lsn)>,
     },
 }
 
@@ -93,6 +95,15 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
         Answer::Position { accepted: false, term, .. } => {
             Some(format!("{address} refused the term: it knows term {term} already; ask again"))
         }
+        Answer::Position { position, repair: Some((term, until)), .. }
+            if (*term, *until) > (me.last_term, me.last_lsn) || position.commit_lsn > me.last_lsn =>
+        {
+            Some(format!(
+                "{address} repairs: its log was damaged or set back, it held records up to LSN {until} and holds \
+                 them to {}; the others may be nowhere but in the files it kept aside",
+                position.last_lsn
+            ))
+        }
         Answer::Position { position, leads, .. } if position.has_more_than(me) => {
             let theirs = position.last_lsn.max(position.commit_lsn);
             let lost = if theirs > me.last_lsn {
@@ -133,7 +144,13 @@ mod tests {
     }
 
     fn answered(position: Position) -> PeerAnswer {
-        let answer = Answer::Position { accepted: true, term: position.last_term, position, leads: false };
+        let answer = Answer::Position {
+            accepted: true,
+            term: position.last_term,
+            position,
+            leads: false,
+            repair: None,
+        };
         PeerAnswer { address: "127.0.0.1:9003".into(), is_old_leader: false, answer }
     }
 
@@ -152,6 +169,19 @@ mod tests {
         // A longer log of an older term is not more, unless it knows more to be committed.
         assert_eq!(judge(&at(2, 9, 5), true, &[answered(at(1, 12, 9))]), Objections::default());
         assert!(judge(&at(2, 9, 5), true, &[answered(at(1, 12, 10))]).text().contains("records 10 to 12"));
+    }
+
+    #[test]
+    fn what_a_repairing_peer_once_held_counts_as_if_it_were_there() {
+        let repairing = |until| {
+            let mut peer = answered(at(1, 4, 4));
+            let Answer::Position { repair, .. } = &mut peer.answer else { unreachable!() };
+            *repair = Some((at(1, 0, 0).last_term, Lsn(until)));
+            peer
+        };
+        assert_eq!(judge(&at(1, 9, 9), true, &[repairing(9)]), Objections::default());
+        assert!(judge(&at(1, 9, 9), true, &[repairing(10)]).text().contains("held records up to LSN 10"));
+        assert_eq!(judge(&at(2, 9, 9), true, &[repairing(10)]), Objections::default());
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Window {
     }
 
     /// `size` bytes at `offset`; reads up to `chunk` bytes ahead, never beyond `end`.
-    fn bytes(
+    pub fn bytes(
         &mut self,
         disk: &mut dyn Disk,
         file: FileId,
@@ -161,7 +161,8 @@ impl Walk<'_> {
     }
 }
 
-fn head_fields(head: &[u8]) -> (u32, u32) {
+/// Checksum and length in the first bytes of an entry or a mark.
+pub(super) fn head_fields(head: &[u8]) -> (u32, u32) {
     let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("a word has 4 bytes"));
     (word(0), word(4))
 }

@@ -193,13 +193,16 @@ pub struct Damage {
     pub durable_lsn: Lsn,
     /// What is wrong.
     pub reason: &'static str,
+    /// Up to here the log is whole: what a repair keeps. `None`: fetching the rest again would not help, as a record
+    /// is whole and cannot be read by this version.
+    pub whole_lsn: Option<Lsn>,
 }
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             OpenError::Io(error) => error.fmt(f),
-            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }) => write!(
+            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason, .. }) => write!(
                 f,
                 "{file} is damaged at byte {offset}: {reason}. The log cannot be read from LSN {lsn} on, and was \
                  durable up to LSN {durable_lsn} at least. Nothing was changed. Restore the file from a backup of \

@@ -7,8 +7,9 @@
 //! 2. *A token is a proof.* A [`Durable`] is made here alone, after the sync that it names; it carries the log
 //!    generation, so that one from before a cut releases nothing.
 //! 3. *Damage is never cut.* What a mark or a header of this generation (or, up to the cut, of an older one) says
-//!    was durable must read after a restart, or the node does not start. Above that there is only a tail: it is
-//!    cut whatever survived behind it, zeroed, and reported.
+//!    was durable must read after a restart, or the log does not open. Above that there is only a tail: it is
+//!    cut whatever survived behind it, zeroed, and reported. [`Wal::open_repairing`] alone begins with what is whole
+//!    before the damage, after the node has noted durably what it gives up; the damaged files are kept aside.
 //! 4. *A restart tells nothing that a power loss can take back.* What the scan accepts may come from a page cache
 //!    that never reached the disk: everything above the last durable claim is written again in place and synced,
 //!    files and directory, before [`Wal::open`] returns.
@@ -27,14 +28,15 @@
 //! mark in front), then one flush for all. Nothing is allocated per record once the batch buffer has its size.
 //!
 //! Files: `segment` (header block), `mark`, `entry` (and the walk over both) hold the format, byte by byte;
-//! `start` and `scan` find, `recovery` decides, `open` repairs; `writer`, `reader`, `cut` and `remove` are the
-//! running log.
+//! `start`, `scan` and `survey` find, `recovery` decides, `open` repairs, `damage` keeps aside what cannot be repaired;
+//! `writer`, `reader`, `cut` and `remove` are the running log.
 //!
 //! What is deliberately absent: no knowledge of snapshots beyond the base that one gives, no compression, no
 //! recycling of segment files, no thread, no clock, and no retry of a failed sync: the first failure of a
 //! write or sync ends the process, and using the log after one is a bug (asserted).
 
 mod cut;
+mod damage;
 mod entry;
 mod error;
 mod mark;
@@ -45,6 +47,7 @@ mod remove;
 mod scan;
 mod segment;
 mod start;
+mod survey;
 mod writer;
 
 use crate::disk::FileId;
@@ -52,6 +55,7 @@ use crate::ids::{Chain, ClusterId, Lsn, Term};
 use crate::replication::history::TermHistory;
 
 pub use cut::KeptAside;
+pub use damage::{Seen, highest_seen};
 pub use entry::ENTRY_HEADER_SIZE;
 pub use error::{Damage, OpenError, ReadError, ReserveError, WalError};
 pub use mark::MARK_SIZE;

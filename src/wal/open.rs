@@ -7,18 +7,18 @@
 use std::fmt;
 
 use crate::disk::Disk;
-use crate::ids::{Chain, Lsn};
-use crate::replication::history::TermHistory;
+use crate::ids::Lsn;
 
 use super::cut::{ASIDE_TMP_NAME, KeptAside, Source, keep_aside, remove_segments, zero_durably};
+use super::damage::{DAMAGED_TMP_NAME, put_aside};
 use super::entry::Position;
-use super::error::{Damage, OpenError, ReadError, WalError, path};
-use super::mark::{Claims, MARK_SIZE};
+use super::error::{Damage, OpenError, ReadError, WalError};
+use super::mark::MARK_SIZE;
 use super::reader::{CHUNK_SIZE, ReadFiles};
-use super::recovery::{AtBase, Behind, Facts, Later, NextLsn, Verdict, decide};
-use super::scan::{scan, search};
-use super::segment::{Header, SPARE_NAME, Segment};
-use super::start::{Base, Dropped, Found, Identity, discover, open_file};
+use super::recovery::Verdict;
+use super::segment::{SPARE_NAME, Segment};
+use super::start::{Base, Dropped, Identity, Mode, discover, open_file};
+use super::survey::{Survey, survey};
 use super::{Wal, WalConfig};
 
 /// A log that was opened, and what was found.
@@ -51,6 +51,8 @@ pub struct RecoveryReport {
     /// Segments that are no part of the log and were removed: what an installed snapshot replaced, and what is
     /// damaged, or cut off by damage, below the base.
     pub dropped: Vec<Dropped>,
+    /// The damaged files that were kept aside.
+    pub damaged: Vec<String>,
     /// Bytes written again because nothing proved that they were on the disk; after a clean end a mark or two.
     pub rewritten_bytes: u64,
 }
@@ -79,18 +81,6 @@ impl fmt::Display for CutTail {
     }
 }
 
-/// All that was learned without changing anything.
-struct Survey {
-    /// Each with the bytes behind it that are to be zeroed.
-    segments: Vec<(Segment, u64)>,
-    history: TermHistory,
-    last_lsn: Lsn,
-    last_chain: Chain,
-    durable_lsn: Lsn,
-    commit_lsn: Lsn,
-    last_verdict: Verdict,
-}
-
 impl Wal {
     /// Opens the log in `disk`, to go on behind `base`. `identity` is the node's own durable record of its log,
     /// `salt` is random and new.
@@ -108,7 +98,30 @@ impl Wal {
         salt: u64,
         config: WalConfig,
     ) -> Result<Opened, OpenError> {
-        let mut found = discover(disk, &identity, base)?;
+        Wal::open_as(disk, identity, base, salt, config, Mode::Cut)
+    }
+
+    /// As [`Wal::open`], while the node's record says that the log was cut in front of damage and that this is not
+    /// completed. What stands behind the cut is kept aside as it is, and need not read.
+    pub fn open_repairing(
+        disk: &mut dyn Disk,
+        identity: Identity,
+        base: &Base,
+        salt: u64,
+        config: WalConfig,
+    ) -> Result<Opened, OpenError> {
+        Wal::open_as(disk, identity, base, salt, config, Mode::Repair)
+    }
+
+    fn open_as(
+        disk: &mut dyn Disk,
+        identity: Identity,
+        base: &Base,
+        salt: u64,
+        config: WalConfig,
+        mode: Mode,
+    ) -> Result<Opened, OpenError> {
+        let mut found = discover(disk, &identity, base, mode)?;
         let survey = survey(disk, &mut found, &identity, base)?;
         remove_leftover_files(disk)?;
         if !found.dropped.is_empty() {
@@ -116,11 +129,21 @@ impl Wal {
         }
         let mut report = RecoveryReport {
             commit_lsn: survey.commit_lsn,
-            completed_cut: complete_cut(disk, &identity, &survey, &found.cut_off)?,
-            cut_tail: cut_tails(disk, &survey)?,
             dropped: found.dropped,
             ..RecoveryReport::default()
         };
+        match mode {
+            Mode::Cut => {
+                report.completed_cut = complete_cut(disk, &identity, &survey, &found.cut_off)?;
+                report.cut_tail = cut_tails(disk, &survey)?;
+            }
+            Mode::Repair => {
+                let generation = identity.generation;
+                report.damaged =
+                    put_damage_aside(disk, generation, &survey, &found.cut_off, &found.unreadable)?;
+                cut_tails(disk, &survey)?;
+            }
+        }
         let durable_lsn = survey.durable_lsn;
         let mut wal = Wal::surveyed(disk, &identity, base, salt, config, survey)?;
         report.rewritten_bytes = wal.make_durable(disk, durable_lsn)?;
@@ -219,165 +242,12 @@ impl Wal {
     }
 }
 
-/// Scans the segments from the base on, in order, and lets the table judge the base and each of them.
-fn survey(
-    disk: &mut dyn Disk,
-    found: &mut Found,
-    identity: &Identity,
-    base: &Base,
-) -> Result<Survey, OpenError> {
-    let claims = identity.claims();
-    let live = std::mem::take(&mut found.live);
-    let mut survey = Survey::new(found, &live, identity, base);
-    match live.first().map(|segment| &segment.header).filter(|header| header.first_lsn <= base.lsn) {
-        // Up to the base, which it holds, it is read by what its own header says of the terms before.
-        Some(holder) => {
-            survey.history = TermHistory::from_starts(holder.term_start.into_iter().collect())
-                .expect("a header's term start has an LSN")
-        }
-        None => {
-            survey.judge_base(disk, live.first().or(found.cut_off.first()), live.first(), (identity, base))?
-        }
-    }
-    let mut live = live.into_iter().peekable();
-    while let Some(segment) = live.next() {
-        let holds_base = segment.header.first_lsn <= base.lsn;
-        let file = open_file(disk, &segment.name)?;
-        let scanned = scan(disk, file, segment, claims, base, &mut survey.history)?;
-        disk.close(file);
-        survey.durable_lsn = survey.durable_lsn.max(scanned.durable_lsn);
-        survey.commit_lsn = survey.commit_lsn.max(scanned.commit_lsn);
-        let facts = Facts {
-            base: match scanned.at_base.filter(|_| holds_base) {
-                Some((true, _)) => AtBase::Agrees,
-                Some((false, _)) => AtBase::Differs,
-                None if holds_base => AtBase::NotReached,
-                None => AtBase::Behind,
-            },
-            next_lsn: survey.known(scanned.at.next),
-            behind: scanned.behind,
-            later: survey.later(scanned.at, scanned.generation, live.peek()),
-        };
-        survey.last_verdict = decide(facts);
-        let file = path(disk, &scanned.segment.name);
-        match survey.last_verdict {
-            Verdict::Refuse(reason) => {
-                let durable_lsn = survey.durable_lsn.max(highest_claim(disk, live, claims)?);
-                let (offset, lsn) = (scanned.at.offset, scanned.at.next);
-                return Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }));
-            }
-            Verdict::DisbelieveBase => {
-                let chain = scanned.at_base.map_or(scanned.at.chain, |(_, chain)| chain);
-                return Err(OpenError::BaseDisagrees { file, lsn: base.lsn, chain, expected: base.chain });
-            }
-            _ => {}
-        }
-        (survey.last_lsn, survey.last_chain) = (scanned.at.next.prev(), scanned.at.chain);
-        survey.segments.push((scanned.segment, scanned.litter_end));
-    }
-    Ok(survey)
-}
-
-/// The highest durable LSN that marks in segments behind a damaged one name.
-fn highest_claim(
-    disk: &mut dyn Disk,
-    segments: impl Iterator<Item = Segment>,
-    claims: Claims,
-) -> Result<Lsn, OpenError> {
-    let mut highest = Lsn::ZERO;
-    for segment in segments {
-        let file = open_file(disk, &segment.name)?;
-        highest = highest.max(search(disk, file, &segment, segment.end, claims)?.durable_lsn);
-        disk.close(file);
-    }
-    Ok(highest)
-}
-
-/// Nothing of it is to be zeroed.
-fn unscanned(segment: Segment) -> (Segment, u64) {
-    let end = segment.end;
-    (segment, end)
-}
-
-impl Survey {
-    /// What is known before a segment is scanned: all that the base covers, and what headers claim.
-    fn new(found: &mut Found, live: &[Segment], identity: &Identity, base: &Base) -> Survey {
-        let claims = identity.claims();
-        let claim_of =
-            |segment: &Segment| claims.believe(segment.header.generation, segment.header.first_lsn.prev());
-        let headers = found.old.iter().chain(live).chain(&found.cut_off).map(claim_of);
-        let records = [base.lsn, base.durable_lsn, identity.base_lsn];
-        Survey {
-            durable_lsn: headers.chain(records).max().unwrap_or(base.lsn),
-            segments: found.old.drain(..).map(unscanned).collect(),
-            history: base.history.clone(),
-            last_lsn: base.lsn,
-            last_chain: base.chain,
-            commit_lsn: Lsn::ZERO,
-            last_verdict: Verdict::EndsClean,
-        }
-    }
-
-    fn known(&self, next: Lsn) -> NextLsn {
-        if next <= self.durable_lsn { NextLsn::KnownDurable } else { NextLsn::Unclaimed }
-    }
-
-    /// How the next segment fits to what ends at `at`.
-    fn later(&self, at: Position, ended_generation: u64, next: Option<&Segment>) -> Later {
-        let Some(Header { first_lsn, chain_before, generation, term_start, .. }) =
-            next.map(|segment| &segment.header)
-        else {
-            return Later::None;
-        };
-        let agrees = *chain_before == at.chain
-            && *generation >= ended_generation
-            && term_start.as_ref() == self.history.last();
-        match first_lsn.cmp(&at.next) {
-            std::cmp::Ordering::Greater => Later::Skips,
-            std::cmp::Ordering::Equal if agrees => Later::Continues,
-            _ => Later::Disagrees,
-        }
-    }
-
-    /// Judges the base as if it were a segment that ends there. `oldest` is what is there to be named.
-    fn judge_base(
-        &mut self,
-        disk: &dyn Disk,
-        oldest: Option<&Segment>,
-        next: Option<&Segment>,
-        (identity, base): (&Identity, &Base),
-    ) -> Result<(), OpenError> {
-        let at = Position { offset: 0, next: base.lsn.next(), chain: base.chain };
-        let installed = (identity.base_lsn, identity.base_chain);
-        self.last_verdict = decide(Facts {
-            base: match base.lsn == installed.0 {
-                true if base.chain == installed.1 => AtBase::Installed,
-                true => AtBase::Differs,
-                false => AtBase::Chosen,
-            },
-            next_lsn: self.known(at.next),
-            behind: Behind::Zeros,
-            later: self.later(at, 0, next),
-        });
-        let (offset, lsn, durable_lsn) = (0, at.next, self.durable_lsn);
-        let file = path(disk, oldest.map_or("wal-*.seg", |segment| &segment.name));
-        let reason = match self.last_verdict {
-            Verdict::Refuse(reason) => reason,
-            Verdict::DisbelieveBase if base.lsn == Lsn::ZERO => "it is not how a log begins",
-            Verdict::DisbelieveBase => {
-                let chain = next.map_or(installed.1, |segment| segment.header.chain_before);
-                return Err(OpenError::BaseDisagrees { file, lsn: base.lsn, chain, expected: base.chain });
-            }
-            _ => return Ok(()),
-        };
-        Err(OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason }))
-    }
-}
-
 /// What a process left that was not finished: no name that the log reads.
 fn remove_leftover_files(disk: &mut dyn Disk) -> Result<(), WalError> {
     let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
-    for name in names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME].contains(&name.as_str())) {
+    for name in
+        names.iter().filter(|name| [SPARE_NAME, ASIDE_TMP_NAME, DAMAGED_TMP_NAME].contains(&name.as_str()))
+    {
         disk.remove(name).map_err(|error| WalError::new(disk, "remove", name, 0, error))?;
     }
     Ok(())
@@ -403,6 +273,22 @@ fn complete_cut(
     Ok(kept)
 }
 
+/// Keeps aside, as files, what is behind the cut of a repair. The rest of the own segment is zeroed with the tails.
+fn put_damage_aside(
+    disk: &mut dyn Disk,
+    generation: u64,
+    survey: &Survey,
+    cut_off: &[Segment],
+    unreadable: &[Lsn],
+) -> Result<Vec<String>, WalError> {
+    let own = survey.segments.last().filter(|(own, litter_end)| *litter_end > own.end);
+    let own = own.map(|(own, litter_end)| (own.name.as_str(), *litter_end));
+    let readable = cut_off.iter().map(|segment| segment.header.first_lsn);
+    let mut behind: Vec<Lsn> = readable.chain(unreadable.iter().copied()).collect();
+    behind.sort_unstable();
+    put_aside(disk, generation, own, &behind)
+}
+
 /// Zeroes the rest of every segment in which something stands behind the accepted part. All of the rest, up to
 /// 64 MiB by default: after a failed sync, zeros that are read may not be on the disk.
 fn cut_tails(disk: &mut dyn Disk, survey: &Survey) -> Result<Option<CutTail>, OpenError> {
@@ -422,7 +308,8 @@ fn as_open_error(error: ReadError) -> OpenError {
         ReadError::Io(error) => OpenError::Io(error),
         ReadError::Damaged { file, offset, lsn } => {
             let (durable_lsn, reason) = (lsn.prev(), "it was whole a moment ago");
-            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason })
+            let whole_lsn = Some(durable_lsn);
+            OpenError::Damaged(Damage { file, offset, lsn, durable_lsn, reason, whole_lsn })
         }
         ReadError::NotHeld { .. } => unreachable!("an open reads only what the scan accepted"),
     }

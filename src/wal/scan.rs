@@ -194,7 +194,7 @@ pub(super) fn search(
     Ok(rest)
 }
 
-fn read_chunk(
+pub(super) fn read_chunk(
     disk: &mut dyn Disk,
     file: FileId,
     segment: &Segment,
@@ -214,7 +214,12 @@ fn last_nonzero(chunk: &[u8]) -> Option<usize> {
     Some(index * 64 + last)
 }
 
-fn marks_in(chunk: &[u8], seed: MarkSeed, offset: u64) -> impl Iterator<Item = (usize, Mark)> + use<'_> {
+/// The marks in a part of a segment that begins at `offset` of it.
+pub(super) fn marks_in(
+    chunk: &[u8],
+    seed: MarkSeed,
+    offset: u64,
+) -> impl Iterator<Item = (usize, Mark)> + use<'_> {
     let wanted = MARK_LENGTH.to_be_bytes();
     chunk
         .windows(MARK_SIZE)

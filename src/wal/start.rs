@@ -98,7 +98,17 @@ const UNREADABLE: &str = "its header is damaged; a snapshot covers its records, 
 const BEHIND_A_GAP: &str = "a segment between it and the rest of the log is missing or damaged; a snapshot covers \
                             its records";
 
+/// What is to become of what a cut took back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// A cut for a leader's sake: its records are kept aside.
+    Cut,
+    /// A cut in front of damage: whole files are kept aside, whatever they are.
+    Repair,
+}
+
 /// The segments that were found.
+#[derive(Default)]
 pub(super) struct Found {
     /// Wholly at or below the base: kept, not scanned.
     pub old: Vec<Segment>,
@@ -106,20 +116,30 @@ pub(super) struct Found {
     pub live: Vec<Segment>,
     /// Taken back by a cut.
     pub cut_off: Vec<Segment>,
+    /// Behind the cut of a repair: files whose header does not read.
+    pub unreadable: Vec<Lsn>,
     /// To be removed.
     pub dropped: Vec<Dropped>,
 }
 
 /// Reads all headers. One file is open at a time: a log may have more segments than a process has descriptors.
-pub(super) fn discover(disk: &mut dyn Disk, identity: &Identity, base: &Base) -> Result<Found, OpenError> {
+pub(super) fn discover(
+    disk: &mut dyn Disk,
+    identity: &Identity,
+    base: &Base,
+    mode: Mode,
+) -> Result<Found, OpenError> {
     let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
-    let mut found = Found { old: Vec::new(), live: Vec::new(), cut_off: Vec::new(), dropped: Vec::new() };
+    let mut found = Found::default();
     let mut unreadable = Vec::new();
     for first_lsn in names.iter().filter_map(|name| parse_segment_name(name)) {
         match read_segment(disk, first_lsn, identity.cluster_id) {
             Ok(segment) => found.take(disk, identity, segment)?,
             Err(OpenError::Damaged(_)) if first_lsn <= identity.base_lsn => {
                 found.drop_file(segment_name(first_lsn), REPLACED);
+            }
+            Err(OpenError::Damaged(_)) if mode == Mode::Repair && first_lsn > identity.cut_lsn => {
+                found.unreadable.push(first_lsn);
             }
             Err(OpenError::Damaged(damage)) => unreadable.push((first_lsn, damage)),
             Err(other) => return Err(other),
@@ -181,7 +201,9 @@ impl Found {
     fn do_without(&mut self, base: &Base, first_lsn: Lsn, damage: Damage) -> Result<(), OpenError> {
         let holder = self.live.first().map_or(Lsn::ZERO, |segment| segment.header.first_lsn);
         if first_lsn >= holder || holder > base.lsn.next() {
-            return Err(OpenError::Damaged(damage));
+            // What is left in front of it is a log only if it reaches the base.
+            let whole_lsn = damage.whole_lsn.filter(|whole| *whole >= base.lsn);
+            return Err(OpenError::Damaged(Damage { whole_lsn, ..damage }));
         }
         self.drop_file(segment_name(first_lsn), UNREADABLE);
         let behind = self.old.partition_point(|segment| segment.header.first_lsn < first_lsn);
@@ -209,7 +231,15 @@ fn read_segment(disk: &mut dyn Disk, first_lsn: Lsn, cluster_id: ClusterId) -> R
         Err(HeaderFault::Damaged(reason)) => {
             // The header was durable before the file got its name, and everything before it too.
             let durable_lsn = Lsn(first_lsn.0.saturating_sub(1));
-            Err(OpenError::Damaged(Damage { file, offset: 0, lsn: first_lsn, durable_lsn, reason }))
+            let whole_lsn = Some(durable_lsn);
+            Err(OpenError::Damaged(Damage {
+                file,
+                offset: 0,
+                lsn: first_lsn,
+                durable_lsn,
+                reason,
+                whole_lsn,
+            }))
         }
     }
 }

@@ -149,11 +149,14 @@ pub enum Status {
     ShuttingDown = 11,
     /// The node is loading its state.
     Loading = 12,
+    /// The node held more than it holds now and fetches the rest from its leader: it answers no reads. The payload says
+    /// how far it is.
+    Repairing = 13,
 }
 
 impl Status {
     /// Every status.
-    pub const ALL: [Status; 13] = [
+    pub const ALL: [Status; 14] = [
         Status::Ok,
         Status::NotFound,
         Status::BadRequest,
@@ -167,6 +170,7 @@ impl Status {
         Status::Refused,
         Status::ShuttingDown,
         Status::Loading,
+        Status::Repairing,
     ];
 
     fn from_u8(raw: u8) -> Option<Status> {

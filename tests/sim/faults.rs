@@ -7,21 +7,23 @@ use crate::core::{Event, MS};
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
 
-/// How many bytes of a segment stand before its last mark, if that mark says that all of them were durable.
+/// How many bytes of a segment reach up to the last record that a mark behind it calls durable. A mark between them and
+/// that one is not among them: without it the last batch looks like a tail.
 fn claimed_bytes(segment: &[u8]) -> usize {
     let word = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
     let long = |at: usize| u64::from_be_bytes(segment[at..at + 8].try_into().expect("8 bytes"));
-    let (mut at, mut claimed) = (HEADER_SIZE as usize, 0);
+    let (mut at, mut entries_end, mut claimed) = (HEADER_SIZE as usize, 0, 0);
     while at + MARK_SIZE <= segment.len() {
         let length = word(at + 4);
         if length == 0x8000_0000 | (MARK_SIZE as u32 - 8) {
             let (durable, next) = (long(at + 8), long(at + 32));
-            claimed = if durable + 1 == next && at > HEADER_SIZE as usize { at } else { claimed };
+            claimed = if durable + 1 == next { entries_end } else { claimed };
             at += MARK_SIZE;
         } else if length == 0 || length >= 0x8000_0000 {
             break;
         } else {
             at += 8 + length as usize;
+            entries_end = at;
         }
     }
     claimed

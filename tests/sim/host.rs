@@ -71,7 +71,7 @@ pub struct Host {
     pub spin: (u64, u64),
     /// The process was asked to end.
     pub ending: bool,
-    /// A durable bit of its log has flipped: it must refuse to start.
+    /// A durable bit of its log has flipped: it must refuse to start, or repair.
     pub rotten: bool,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
@@ -123,6 +123,19 @@ impl Host {
         self.cuts = 0;
         self.ending = false;
         Ok(())
+    }
+
+    /// Whether it has begun to repair a log that rotted. What it told before is no more to be found.
+    pub fn note_repair(&mut self) -> bool {
+        let repairs = self.rotten
+            && self.process.as_ref().is_some_and(|process| process.node.observe().repair_until.0 > 0);
+        if repairs {
+            self.rotten = false;
+            self.seen = None;
+            self.told = Told { term: self.told.term, ..Told::default() };
+            self.heard = (0, 0);
+        }
+        repairs
     }
 
     /// A loop that wakes up again and again without time going on would burn a processor.

@@ -113,6 +113,10 @@ impl Oracle {
             if !seen.leads && seen.round.1 > 0 {
                 host.heard = (seen.round.0.as_u64(), seen.round.1);
             }
+            if seen.repair_until.0 > 0 && host.seen.as_ref().is_some_and(|before| before.repair_until.0 == 0)
+            {
+                core.stats.count("node: repairs what its leader has heard of");
+            }
             host.seen = Some(seen);
         }
     }
@@ -357,7 +361,7 @@ fn check_waits(waits: &mut Vec<Wait>, seen: &Observed, site: usize) {
     }
     for (wait, (address, match_lsn, in_sync)) in waits.iter_mut().zip(&seen.peers) {
         wait.turns += 1;
-        let behind_commit = match_lsn.0 < seen.commit.0;
+        let behind_commit = match_lsn.0 < seen.commit.0 || seen.repairing.contains(address);
         if wait.in_sync && !in_sync && !behind_commit {
             let turns = wait.turns_before + wait.turns;
             assert!(

@@ -58,6 +58,7 @@ impl Oracle {
                 });
             }
             (Ask::Put { id, .. } | Ask::Delete { id, .. }, status) => self.on_refused(core, *id, status),
+            (Ask::Get { .. }, Status::Repairing) => core.stats.count("node: read refused while it repairs"),
             (Ask::Promote { .. }, Status::Refused) => core.stats.count("role: promotion refused"),
             (Ask::Promote { force: true }, Status::Ok) => {
                 core.trace(|| format!("host {site}: {}", reply.text));

@@ -156,6 +156,10 @@ impl World {
             Ok(()) => {
                 let mut core = self.core.borrow_mut();
                 core.net.alive[site] = self.hosts[site].incarnation;
+                if self.hosts[site].note_repair() {
+                    core.stats.count("node: repairs a damaged log");
+                    self.oracle.wiped.insert(site);
+                }
                 self.oracle.after_start(&mut core, &mut self.hosts, site);
                 let host = &self.hosts[site];
                 let (busy, seen) = (host.busy_until, host.seen.clone());

@@ -49,9 +49,12 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
         }
         Type::Open => open_text(names, &Open::decode(body)?),
         Type::OpenReply => {
-            let OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from } = OpenReply::decode(body)?;
+            let OpenReply { term, match_lsn, match_chain, commit_lsn, cut_from, repair_until } =
+                OpenReply::decode(body)?;
+            let repairs =
+                if repair_until.0 > 0 { format!(", repairs until {repair_until}") } else { String::new() };
             let cut = if cut_from.0 > 0 { format!(", cut from {cut_from}") } else { String::new() };
-            format!("term {term}, match {match_lsn}, chain {match_chain}, commit {commit_lsn}{cut}")
+            format!("term {term}, match {match_lsn}, chain {match_chain}, commit {commit_lsn}{cut}{repairs}")
         }
         Type::Fence => {
             let Fence { probe, term, candidate, address } = Fence::decode(body)?;

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use kvstore::conn::{ConnId, Delivered, Intake, OutBuf};
+use kvstore::disk::Disk;
 use kvstore::ids::{ClusterId, NodeId, Term};
-use kvstore::node::{Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::Clock;
 use kvstore::wal::{Durability, WalConfig};
@@ -17,7 +18,8 @@ use super::mem_disk::MemDisk;
 
 #[path = "node_io.rs"]
 mod node_io;
-use node_io::{NodeIo, VirtualClock, push, split_frames};
+pub use node_io::VirtualClock;
+use node_io::{NodeIo, push, split_frames};
 
 /// What the node did about bytes that were sent to it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -49,28 +51,22 @@ impl LoneNode {
 
     /// A node with this disk. With peers, the test is at the other end of every dial.
     pub fn on(disk: &MemDisk, role: RoleFlag, peers: &[&str]) -> LoneNode {
-        let config = NodeConfig {
-            port: 1,
-            own_address: "lone:1".to_owned(),
-            role,
-            peers: peers.iter().map(|&peer| peer.to_owned()).collect(),
-            leader: String::new(),
-            ack: AckPolicy::InSync,
-            min_insync: 1,
-            insync_timeout_ms: 500,
-            heartbeat_ms: 100,
-            receipts: true,
-            feed: kvstore::node::FeedLimits::default(),
-            wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
-        };
         let clock = VirtualClock::at_ms(1);
-        let node =
-            Node::open(Box::new(disk.clone()), Box::new(clock.clone()), 7, config).expect("the disk is well");
-        let dialled = (!peers.is_empty()).then(Vec::new);
+        LoneNode::open(Box::new(disk.clone()), clock, config(role, peers)).expect("the disk is well")
+    }
+
+    /// A node with this disk, clock and configuration, if it starts.
+    pub fn open(
+        disk: Box<dyn Disk>,
+        clock: VirtualClock,
+        config: NodeConfig,
+    ) -> Result<LoneNode, FatalReason> {
+        let dialled = (!config.peers.is_empty()).then(Vec::new);
+        let node = Node::open(disk, Box::new(clock.clone()), 7, config)?;
         let (io, intakes) = (NodeIo::default(), BTreeMap::new());
         let mut lone = LoneNode { node, io, intakes, clock, next_conn: 0, dialled };
         lone.finish_turn();
-        lone
+        Ok(lone)
     }
 
     /// A new connection, from which nothing has come yet.
@@ -82,22 +78,32 @@ impl LoneNode {
 
     /// One turn in which these bytes arrive.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Answer {
-        let now = self.clock.now();
-        self.node.begin_turn(now);
-        let mut fenced = None;
-        if let Some(mut intake) = self.intakes.remove(&conn) {
-            let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, conn, now);
-            if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
-                fenced = Some(why);
-            }
-            self.intakes.insert(conn, intake);
-        }
-        if let Some(why) = &fenced {
-            self.node.on_closed(&mut self.io, conn, why).expect("the disk is well");
-        }
-        self.finish_turn();
+        let fenced = self.send_all(&[(conn, bytes)]).pop().expect("of one connection");
         let closed = fenced.is_some() || !self.io.is_open(conn);
         Answer { frames: self.take_frames(conn), fenced, closed }
+    }
+
+    /// One turn in which bytes arrive on several connections; for each, why the node closed it.
+    pub fn send_all(&mut self, arriving: &[(ConnId, &[u8])]) -> Vec<Option<String>> {
+        let now = self.clock.now();
+        self.node.begin_turn(now);
+        let mut all = Vec::new();
+        for (conn, bytes) in arriving {
+            let mut fenced = None;
+            if let Some(mut intake) = self.intakes.remove(conn) {
+                let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, *conn, now);
+                if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
+                    fenced = Some(why);
+                }
+                self.intakes.insert(*conn, intake);
+            }
+            if let Some(why) = &fenced {
+                self.node.on_closed(&mut self.io, *conn, why).expect("the disk is well");
+            }
+            all.push(fenced);
+        }
+        self.finish_turn();
+        all
     }
 
     fn new_conn(&mut self) -> ConnId {
@@ -156,6 +162,24 @@ impl LoneNode {
             (MessageType::from_u8(frame[4]).expect("a node sends known types"), frame[5..].to_vec())
         };
         split_frames(&bytes).map(typed).collect()
+    }
+}
+
+/// What the node is told, but for its role and its peers.
+pub fn config(role: RoleFlag, peers: &[&str]) -> NodeConfig {
+    NodeConfig {
+        port: 1,
+        own_address: "lone:1".to_owned(),
+        role,
+        peers: peers.iter().map(|&peer| peer.to_owned()).collect(),
+        leader: String::new(),
+        ack: AckPolicy::InSync,
+        min_insync: 1,
+        insync_timeout_ms: 500,
+        heartbeat_ms: 100,
+        receipts: true,
+        feed: kvstore::node::FeedLimits::default(),
+        wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
     }
 }
 

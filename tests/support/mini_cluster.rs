@@ -18,11 +18,12 @@ use kvstore::wire::{Frame, MessageType, client::Request, peer::Ack};
 #[path = "frame_text.rs"]
 mod frame_text;
 #[path = "mem_disk.rs"]
-mod mem_disk;
+pub mod mem_disk;
 #[path = "node_io.rs"]
 mod node_io;
 use frame_text::{Names, frame_text};
-use mem_disk::{Keep, MemDisk, OpKind};
+pub use mem_disk::MemDisk;
+use mem_disk::{Keep, OpKind};
 use node_io::{NodeIo, VirtualClock, push, split_frames};
 
 /// Turns that one command may take before it is called endless.
@@ -65,6 +66,7 @@ pub struct MiniCluster {
     clock: VirtualClock,
     next_conn: usize,
     blocked: BTreeSet<(String, String)>,
+    muted: BTreeSet<(String, String)>,
     acks_told: BTreeMap<(String, String), u64>,
     /// Heartbeats and failing dials are counted rather than told.
     folding: bool,
@@ -86,6 +88,7 @@ impl MiniCluster {
             clock: VirtualClock::at_ms(1_000),
             next_conn: 0,
             blocked: BTreeSet::new(),
+            muted: BTreeSet::new(),
             acks_told: BTreeMap::new(),
             folding: false,
             folded: BTreeMap::new(),
@@ -218,6 +221,24 @@ impl MiniCluster {
         self.blocked.remove(&(b.to_owned(), a.to_owned()));
     }
 
+    /// What one node sends to another is lost on its way, while connections stand; or not any more.
+    pub fn mute(&mut self, from: &str, to: &str, muted: bool) {
+        let pair = (from.to_owned(), to.to_owned());
+        if muted {
+            self.muted.insert(pair)
+        } else {
+            self.muted.remove(&pair)
+        };
+    }
+
+    /// Another disk for a node that is down: an empty one, or an older copy of its own.
+    pub fn replace_disk(&mut self, name: &str, disk: MemDisk) {
+        let slot = self.slot(name);
+        assert!(slot.node.is_none(), "{name} runs");
+        disk.kill_process();
+        slot.disk = disk;
+    }
+
     /// A client's request, for the node's next turn. Each node has one client, on one connection.
     pub fn send(&mut self, name: &str, request: &Request<'_>) {
         let mut frame = Vec::new();
@@ -294,6 +315,12 @@ impl MiniCluster {
         for (what, count) in std::mem::take(&mut self.folded) {
             self.tell(format!("... and {count} {what}"));
         }
+    }
+
+    /// Time goes on and nobody runs, until a test says who.
+    pub fn pass(&mut self, ms: u64) {
+        let now = self.clock.now().after_ms(ms);
+        self.clock.set(now);
     }
 
     /// A frozen node keeps its connections and does nothing.
@@ -416,6 +443,9 @@ impl MiniCluster {
         match self.text(name, &to, frame) {
             Some(text) => self.tell(format!("{name} -> {to} {text}")),
             None => *self.folded.entry("frames of heartbeats").or_default() += 1,
+        }
+        if self.muted.contains(&(name.to_owned(), to)) {
+            return;
         }
         if let Remote::Node(other, conn) = remote {
             self.slot(&other).inbox.push_back((name.to_owned(), Event::Frame(conn, frame.to_vec())));

@@ -58,6 +58,8 @@ pub enum RefuseCode {
     LogTooShort = 11,
     /// The node is ending.
     ShuttingDown = 12,
+    /// The leader's log ends before records of its own term that are here: its data directory is an older one.
+    RolledBack = 13,
     /// Anything a later version adds.
     Other = 0xffff,
 }
@@ -162,6 +164,7 @@ impl RefuseCode {
             CmdType,
             LogTooShort,
             ShuttingDown,
+            RolledBack,
         ];
         all.into_iter().find(|code| *code as u16 == raw).unwrap_or(Other)
     }

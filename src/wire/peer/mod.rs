@@ -8,10 +8,12 @@
 //!                      [message_len u16][message] trailer
 //! OPEN               = [term u64][leader_id 16][your_address][address_count u16][address]...
 //!                      [first_lsn u64][last_lsn u64][last_chain u32][start_count u32]
-//!                      [term u64, leader_id 16, first_lsn u64, chain u32]... trailer
-//! OPEN_REPLY         = [term u64][match_lsn u64][match_chain u32][commit_lsn u64][cut_from u64] trailer
+//!                      [term u64, leader_id 16, first_lsn u64, chain u32]... trailer [heard_lsn u64]
+//! OPEN_REPLY         = [term u64][match_lsn u64][match_chain u32][commit_lsn u64][cut_from u64]
+//!                      trailer [repair_until u64]
 //! FENCE              = [probe u8][term u64][candidate_id 16][candidate address] trailer
-//! FENCE_REPLY        = [verdict u8][term u64][last_term u64][last_lsn u64][commit_lsn u64][leads u8] trailer
+//! FENCE_REPLY        = [verdict u8][term u64][last_term u64][last_lsn u64][commit_lsn u64][leads u8]
+//!                      trailer [repair_until u64][repair_term u64]
 //! APPEND_ENTRIES     = [num_records u32][record]... trailer(flags: bit 0 in sync)
 //!                      [commit_lsn u64][round u64][chain u32]
 //! APPEND_ENTRIES_ACK = [last_lsn u64] trailer [round u64][decode_ns u32][write_ns u32][sync_ns u32]
@@ -41,6 +43,23 @@ fn framed(out: &mut Vec<u8>, message_type: MessageType, body: impl FnOnce(&mut V
     let start = begin_frame(out, message_type);
     body(out);
     end_frame(out, start);
+}
+
+/// Ends a message whose trailer has u64 fields; those that its sender did not know are 0.
+fn finish_with<const N: usize>(
+    mut reader: Reader<'_>,
+    names: [&'static str; N],
+) -> Result<[u64; N], DecodeError> {
+    let mut values = [0; N];
+    if let Some((_, mut fields)) = reader.trailer()? {
+        for (value, name) in values.iter_mut().zip(names) {
+            if fields.left() > 0 {
+                *value = fields.u64(name)?;
+            }
+        }
+    }
+    reader.finish()?;
+    Ok(values)
 }
 
 fn finish(mut reader: Reader<'_>) -> Result<(), DecodeError> {

@@ -1,6 +1,6 @@
 //! Opening a session, and asking everybody before a promotion.
 
-use super::{decode_address, finish, framed};
+use super::{decode_address, finish, finish_with, framed};
 use crate::ids::{Chain, Lsn, NodeId, Term};
 use crate::limits::{PEERS_MAX, TERM_HISTORY_ENTRY_SIZE, TERM_HISTORY_MAX};
 use crate::replication::history::{TermHistory, TermStart};
@@ -27,6 +27,8 @@ pub struct Open {
     pub last_chain: Chain,
     /// Its term history.
     pub history: TermHistory,
+    /// The highest LSN that the node at this address has acknowledged to it, in the time it leads.
+    pub heard_lsn: Lsn,
 }
 
 /// The follower's answer.
@@ -42,6 +44,8 @@ pub struct OpenReply {
     pub commit_lsn: Lsn,
     /// The first LSN it cut away for this session, or 0.
     pub cut_from: Lsn,
+    /// It repairs: once it held everything up to here. Or 0.
+    pub repair_until: Lsn,
 }
 
 /// A node about to lead asks where everybody stands.
@@ -72,6 +76,8 @@ pub struct FenceReply {
     pub commit_lsn: Lsn,
     /// Whether the node led until now.
     pub leads: bool,
+    /// It repairs: once it held everything up to here, in no higher a term than this. Or 0 in term 0.
+    pub repair: (Term, Lsn),
 }
 
 impl Open {
@@ -93,7 +99,7 @@ impl Open {
                 out.put_u64(start.first_lsn.0);
                 out.put_u32(start.chain.0);
             }
-            out.put_trailer(0, |_| {});
+            out.put_trailer(0, |fields| fields.put_u64(self.heard_lsn.0));
         });
     }
 
@@ -131,8 +137,9 @@ impl Open {
         if history.last().is_some_and(|last| last.first_lsn > last_lsn || last.term > term) {
             return Err(history_error);
         }
-        finish(reader)?;
-        Ok(Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history })
+        let [heard_lsn] = finish_with(reader, ["heard_lsn"])?;
+        let heard_lsn = Lsn(heard_lsn);
+        Ok(Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history, heard_lsn })
     }
 }
 
@@ -167,21 +174,23 @@ impl OpenReply {
             out.put_u32(self.match_chain.0);
             out.put_u64(self.commit_lsn.0);
             out.put_u64(self.cut_from.0);
-            out.put_trailer(0, |_| {});
+            out.put_trailer(0, |fields| fields.put_u64(self.repair_until.0));
         });
     }
 
     /// Reads the body of OPEN_REPLY.
     pub fn decode(body: &[u8]) -> Result<OpenReply, DecodeError> {
         let mut reader = Reader::new(body);
-        let reply = OpenReply {
+        let mut reply = OpenReply {
             term: Term::from_u64(reader.u64("term")?),
             match_lsn: Lsn(reader.u64("match_lsn")?),
             match_chain: Chain(reader.u32("match_chain")?),
             commit_lsn: Lsn(reader.u64("commit_lsn")?),
             cut_from: Lsn(reader.u64("cut_from")?),
+            repair_until: Lsn::ZERO,
         };
-        finish(reader)?;
+        let [repair_until] = finish_with(reader, ["repair_until"])?;
+        reply.repair_until = Lsn(repair_until);
         Ok(reply)
     }
 }
@@ -222,22 +231,27 @@ impl FenceReply {
             out.put_u64(self.last_lsn.0);
             out.put_u64(self.commit_lsn.0);
             out.put_u8(self.leads.into());
-            out.put_trailer(0, |_| {});
+            out.put_trailer(0, |fields| {
+                fields.put_u64(self.repair.1.0);
+                fields.put_u64(self.repair.0.as_u64());
+            });
         });
     }
 
     /// Reads the body of FENCE_REPLY.
     pub fn decode(body: &[u8]) -> Result<FenceReply, DecodeError> {
         let mut reader = Reader::new(body);
-        let reply = FenceReply {
+        let mut reply = FenceReply {
             accepted: decode_bool(&mut reader, "accepted")?,
             term: Term::from_u64(reader.u64("term")?),
             last_term: Term::from_u64(reader.u64("last_term")?),
             last_lsn: Lsn(reader.u64("last_lsn")?),
             commit_lsn: Lsn(reader.u64("commit_lsn")?),
             leads: decode_bool(&mut reader, "leads")?,
+            repair: (Term::ZERO, Lsn::ZERO),
         };
-        finish(reader)?;
+        let [until, term] = finish_with(reader, ["repair_until", "repair_term"])?;
+        reply.repair = (Term::from_u64(term), Lsn(until));
         Ok(reply)
     }
 }
