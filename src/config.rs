@@ -7,7 +7,7 @@ use crate::limits::{
     CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
     SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
 };
-use crate::node::{NodeConfig, RoleFlag};
+use crate::node::{FlushMode, NodeConfig, RoleFlag};
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
@@ -104,6 +104,10 @@ pub struct Flags {
     /// fsync: an acknowledged write survives a power failure; os: it survives a crash of the process only
     #[arg(long, value_enum, default_value = "fsync", env = "KVSTORE_DURABILITY", help_heading = "Storage")]
     pub durability: DurabilityChoice,
+    /// inline: write and sync in one call, for which the loop waits; beside: the sync runs beside the loop (io_uring),
+    /// which gathers the next batch and serves reads meanwhile; auto: beside while there are readers, else inline
+    #[arg(long, value_enum, default_value = "auto", env = "KVSTORE_FLUSH", help_heading = "Storage")]
+    pub flush: FlushChoice,
     /// Bytes of a log segment, allocated ahead
     #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
         help_heading = "Storage")]
@@ -159,6 +163,15 @@ pub enum AckChoice {
 pub enum DurabilityChoice {
     Fsync,
     Os,
+}
+
+/// `--flush`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum FlushChoice {
+    Inline,
+    Beside,
+    Auto,
 }
 
 /// `--log-level`.
@@ -256,6 +269,12 @@ impl Flags {
             heartbeat_ms: self.heartbeat_ms,
             feed: crate::node::FeedLimits::default(),
             receipts: !self.no_receipts,
+            flush: match self.flush {
+                FlushChoice::Inline => FlushMode::Inline,
+                FlushChoice::Beside => FlushMode::Beside,
+                FlushChoice::Auto => FlushMode::Auto,
+            },
+            flush_refused: None,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,
                 durability: match self.durability {

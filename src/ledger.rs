@@ -33,6 +33,7 @@ syscalls! {
     Pwrite = "pwrite64",
     PwriteSync = "pwritev2",
     Fdatasync = "fdatasync",
+    UringEnter = "io_uring_enter",
     Fsync = "fsync",
     Pread = "pread64",
     Open = "openat",

@@ -91,6 +91,10 @@ pub const SNAPSHOT_CHUNK_SIZE_MAX: usize = 1 << 20;
 pub const FRAME_DEADLINE_MS: u64 = 30_000;
 /// Milliseconds in which a dialled peer must answer connect, hello and open.
 pub const HANDSHAKE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds for which one who has read counts as a reader, whom a flush inline would keep waiting.
+pub const FLUSH_READER_MS: u64 = 1_000;
+/// Milliseconds of one flush of the log after which the node counts as stalled: its heartbeats stop.
+pub const FLUSH_STALL_MS: u64 = 2_000;
 /// Milliseconds between heartbeats of a leader, by default.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
 /// Milliseconds without progress after which a follower leaves the in-sync set, by default.
@@ -126,5 +130,6 @@ const _: () = {
     assert!(SNAPSHOT_BLOCK_SIZE <= SNAPSHOT_WRITE_SIZE && SNAPSHOT_WRITE_SIZE <= SNAPSHOT_BUFFER_SIZE_MAX);
     assert!(SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
+    assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);
 };

@@ -56,6 +56,8 @@ variants! {
     LsnTwiceAfterFullDisk = "lsn-twice-after-full-disk";
     /// Time in which the leader itself did not run counts against its followers.
     OwnStallEmptiesInSync = "own-stall-empties-in-sync";
+    /// A cut does not wait for the flush under way, whose token then counts for what was written since.
+    OldGenerationToken = "old-generation-token";
 }
 
 #[cfg(feature = "sabotage")]

@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use kvstore::disk::{Disk, FileSystem, OpenError, RealDisk};
+use kvstore::disk::{Disk, FileSystem, Flush, FlushRing, OpenError, RealDisk};
 use kvstore::ids::NodeId;
 use kvstore::meta::{Meta, MetaStore};
 
@@ -148,4 +148,33 @@ fn the_identity_record_comes_back_from_a_real_directory() {
     assert_eq!((loaded.get(), loaded.version()), (store.get(), 2));
     assert!(loaded.notices().is_empty());
     assert_eq!(disk.list().unwrap(), ["META.a", "META.b"]);
+}
+
+#[test]
+fn a_flush_through_the_ring_ends_later_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = RealDisk::open(dir.path()).unwrap();
+    let file = disk.create("f", 4096).unwrap();
+    disk.write_all_at(file, 0, b"bytes").unwrap();
+    assert_eq!(disk.flush_begin(file).unwrap(), Flush::Done, "without a ring it is answered at once");
+    assert!(disk.flush_poll().is_none());
+    match FlushRing::new() {
+        Ok(ring) => disk.flush_through(ring),
+        Err(error) => return println!("skipped: io_uring does not work here: {error}"),
+    }
+    for wait in [true, false, true] {
+        disk.write_all_at(file, 0, b"other").unwrap();
+        assert_eq!(disk.flush_begin(file).unwrap(), Flush::Pending);
+        if wait {
+            disk.flush_wait().unwrap();
+        } else {
+            let mut result = disk.flush_poll();
+            while result.is_none() {
+                std::thread::yield_now();
+                result = disk.flush_poll();
+            }
+            result.unwrap().unwrap();
+        }
+        assert!(disk.flush_poll().is_none(), "its result is given once");
+    }
 }

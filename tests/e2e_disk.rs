@@ -70,6 +70,23 @@ fn a_failed_sync_ends_the_process_before_the_write_is_acknowledged() {
 }
 
 #[test]
+fn where_the_kernel_forbids_io_uring_each_flush_is_inline_and_the_node_says_so() {
+    if !strace::works() {
+        return;
+    }
+    let mut single = Single::prepare(&["--flush=beside"]);
+    single.node.wrapper = strace::injecting(&["io_uring_setup:error=EPERM"], "/dev/null");
+    single.node.start();
+    let line = single.node.log.line("W007");
+    assert!(line.contains("--flush=beside") && line.contains("Operation not permitted"), "{line}");
+    let mut client = single.node.client();
+    client.put(b"k", b"v").unwrap();
+    let status = client.status().unwrap().value;
+    assert_eq!(status["flush"], "inline");
+    assert!(status["flush_refused"].as_str().is_some_and(|why| why.contains("not permitted")), "{status}");
+}
+
+#[test]
 fn a_failed_write_ends_the_process_and_is_not_acknowledged() {
     if !strace::works() {
         return;

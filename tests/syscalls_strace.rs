@@ -84,7 +84,7 @@ fn open_connections(client: &mut Client) -> Option<u64> {
 }
 
 /// Runs the load on the first node while strace watches the given one.
-fn compare(nodes: &[Node], watched: usize) {
+fn compare(nodes: &[Node], watched: usize, sync_call: &str) {
     let mut asking: Client = nodes[watched].client();
     let mut loaded = nodes[0].client();
     // Its sessions with the other nodes, the connection that asks it this, and the one that asks for the ledger.
@@ -101,7 +101,7 @@ fn compare(nodes: &[Node], watched: usize) {
     let seen = strace.counts();
     let counted = minus(&after, &before);
     println!("ledger: {counted:?}\nstrace: {seen:?}");
-    assert!(counted["pwritev2"] >= 200, "the load was written: {counted:?}");
+    assert!(counted[sync_call] >= 200, "the load was written: {counted:?}");
     let of = |counts: &Counts, name: &str| counts.get(name).copied().unwrap_or(0);
     for name in counted.keys().chain(seen.keys()).filter(|name| !NOT_OURS.contains(&name.as_str())) {
         let allowed = match name.as_str() {
@@ -121,10 +121,21 @@ const SMALL_SEGMENTS: &[&str] = &["--segment-bytes=1048576"];
 
 #[test]
 fn the_ledger_of_a_leader_agrees_with_strace() {
-    compare(&Node::cluster_with(2, SMALL_SEGMENTS), 0);
+    compare(&Node::cluster_with(2, SMALL_SEGMENTS), 0, "pwritev2");
 }
 
 #[test]
 fn the_ledger_of_a_follower_agrees_with_strace() {
-    compare(&Node::cluster_with(2, SMALL_SEGMENTS), 1);
+    compare(&Node::cluster_with(2, SMALL_SEGMENTS), 1, "pwritev2");
+}
+
+#[test]
+fn the_ledger_of_a_node_that_flushes_beside_its_loop_agrees_with_strace() {
+    let nodes = Node::cluster_with(2, &[SMALL_SEGMENTS[0], "--flush=beside"]);
+    if nodes[0].client().status().unwrap().value["flush"] != "beside" {
+        println!("skipped: io_uring is not allowed here");
+        return;
+    }
+    compare(&nodes, 0, "io_uring_enter");
+    compare(&nodes, 1, "io_uring_enter");
 }

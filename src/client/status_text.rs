@@ -33,6 +33,9 @@ const FIELDS_KNOWN: &[&str] = &[
     "ack",
     "min_insync",
     "durability",
+    "flush",
+    "flush_refused",
+    "flush_stalled_ms",
     "read_only_reason",
     "repair",
     "uptime_s",
@@ -115,6 +118,9 @@ fn verdict(status: Status<'_>) -> String {
     };
     if let Some(reason) = status.text("read_only_reason") {
         line.push_str(&format!(" — TAKES NO WRITES: {reason}"));
+    }
+    if let Some(ms) = status.number("flush_stalled_ms") {
+        line.push_str(&format!(" — ITS DISK HANGS: a flush has not ended for {}", lasting_ms(ms)));
     }
     line
 }
@@ -199,6 +205,8 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
                 with("ack ", status.text("ack")),
                 with("min in-sync ", status.number("min_insync").map(plain)),
                 with("durability ", status.text("durability")),
+                with("flush ", status.text("flush")),
+                with("as io_uring does not work: ", status.text("flush_refused")),
                 with("in-sync timeout ", status.number("insync_timeout_ms").map(lasting_ms)),
                 bytes("in_flight_bytes", "in flight"),
             ],

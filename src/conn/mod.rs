@@ -53,6 +53,8 @@ pub trait Io {
 pub trait Wire: Io + Sized {
     /// Writes out what waits. Returns the connections that are over by that, and why.
     fn flush(&mut self) -> Vec<(ConnId, String)>;
+    /// Writes out what waits on one connection. `Some`: it is over by that, and why.
+    fn flush_one(&mut self, conn: ConnId) -> Option<String>;
     /// Ends a connection with this turn.
     fn doom(&mut self, conn: ConnId);
 }

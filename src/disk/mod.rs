@@ -10,9 +10,11 @@ use std::io;
 
 mod real;
 mod refusing;
+mod ring;
 
 pub use real::{FileSystem, OpenError, RealDisk};
 pub use refusing::Refusing;
+pub use ring::FlushRing;
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,13 +60,17 @@ pub trait Disk {
     fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
         self.sync_data(file).map(|()| Flush::Done)
     }
-    /// The result of the flush under way, once it has one.
+    /// The result of the flush under way, once it has one. Each is given once.
     fn flush_poll(&mut self) -> Option<io::Result<()>> {
         None
     }
     /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do. It waits
     /// for nothing, proves nothing, and has no error: what fails is reported by the next sync of the file.
     fn start_writeback(&mut self, _file: FileId, _offset: u64, _len: u64) {}
+    /// Waits for the flush under way, and gives its result.
+    fn flush_wait(&mut self) -> io::Result<()> {
+        unreachable!("this disk answers each flush at once")
+    }
     /// Makes created, renamed and removed names durable.
     fn sync_dir(&mut self) -> io::Result<()>;
     /// Renames, replacing the target.

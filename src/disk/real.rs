@@ -12,13 +12,13 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, Advice, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
-use super::{Disk, FileId, advice};
+use super::{Disk, FileId, Flush, FlushRing, advice};
 use crate::ledger::{Syscall, count};
 
 const LOCK_NAME: &str = "LOCK";
@@ -113,6 +113,8 @@ pub struct RealDisk {
     dir: OwnedFd,
     /// Indexed by [`FileId`]; a closed slot is used again.
     files: Vec<Option<OwnedFd>>,
+    /// Where flushes go that the loop does not wait for. Without it every flush is answered at once.
+    ring: Option<FlushRing>,
     /// Held open for the lock.
     _lock: OwnedFd,
 }
@@ -153,7 +155,7 @@ impl RealDisk {
             }
             Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
         }
-        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), _lock: lock })
+        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: lock })
     }
 
     /// What the directory lies on.
@@ -164,6 +166,11 @@ impl RealDisk {
         let magic = fs::fstatfs(&self.dir)?.f_type as u64;
         let in_memory = magic == TMPFS_MAGIC || magic == RAMFS_MAGIC;
         Ok(if in_memory { FileSystem::Memory } else { FileSystem::Other(magic) })
+    }
+
+    /// Flushes go through this ring from now on.
+    pub fn flush_through(&mut self, ring: FlushRing) {
+        self.ring = Some(ring);
     }
 
     fn fd(&self, file: FileId) -> &OwnedFd {
@@ -286,6 +293,25 @@ impl Disk for RealDisk {
         count(Syscall::Fadvise);
         // A file system that cannot take the advice writes back when the kernel sees fit.
         let _ = fs::fadvise(self.fd(file), offset, Some(len), Advice::DontNeed);
+    }
+
+    fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
+        if let Some(mut ring) = self.ring.take() {
+            // A ring that does not take the entry has begun nothing, so this is no second try of a sync.
+            if ring.begin(self.fd(file).as_fd()).is_ok() {
+                self.ring = Some(ring);
+                return Ok(Flush::Pending);
+            }
+        }
+        self.sync_data(file).map(|()| Flush::Done)
+    }
+
+    fn flush_poll(&mut self) -> Option<io::Result<()>> {
+        self.ring.as_mut()?.poll()
+    }
+
+    fn flush_wait(&mut self) -> io::Result<()> {
+        self.ring.as_mut().expect("a flush under way has its ring").wait()
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {

@@ -2,11 +2,13 @@
 //! of files, they have the same low numbers in every process.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use mio::net::TcpListener;
-use mio::{Poll, Registry};
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Registry};
 
+use super::FLUSH;
 use super::conns::resolve;
 use super::listener::reserve_descriptor;
 use super::signals::SignalPipe;
@@ -21,6 +23,14 @@ pub struct Bound {
     pub(super) registry: Registry,
     pub(super) reserve: Option<OwnedFd>,
     pub(super) signals: SignalPipe,
+}
+
+impl Bound {
+    /// The loop wakes up when this becomes readable: a flush has ended. It must live as long as the loop.
+    pub fn watch_flushes(&self, ring: &impl AsRawFd) -> Result<(), FatalReason> {
+        let watched = self.registry.register(&mut SourceFd(&ring.as_raw_fd()), FLUSH, Interest::READABLE);
+        watched.map_err(|source| FatalReason::Net { doing: "watch for ended flushes".to_owned(), source })
+    }
 }
 
 /// Binds the node's address, before anything is touched on disk that a second start would disturb.

@@ -187,6 +187,10 @@ impl Wire for Conns {
         over
     }
 
+    fn flush_one(&mut self, conn: ConnId) -> Option<String> {
+        Conns::flush_one(self, conn)
+    }
+
     fn doom(&mut self, conn: ConnId) {
         if let Some(connection) = self.get_mut(conn)
             && connection.phase != Phase::Doomed

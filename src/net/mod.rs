@@ -35,6 +35,7 @@ use signals::Signals;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
+const FLUSH: Token = Token(usize::MAX - 2);
 /// Events taken from the poll at once.
 const EVENTS_MAX: usize = 1024;
 /// Milliseconds between looks for connections past their deadline.
@@ -196,6 +197,8 @@ impl EventLoop {
         for event in events {
             match event.token() {
                 LISTENER => self.listener.iter_mut().for_each(Listener::on_ready),
+                // Each turn looks for its end; this only woke the loop.
+                FLUSH => {}
                 SIGNALS => {
                     self.signals.drain();
                     self.begin_shutdown();

@@ -1,11 +1,11 @@
 //! The follower's side of a session: check, append, ACK. How one is opened stands in `session_open`.
 
 use super::fatal::{fence, malformed};
+use super::flush::ReserveOutcome;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Lsn, Term};
 use crate::time::Time;
-use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, RefuseCode};
 use crate::wire::{DecodeError, DecodeProblem, Effect};
 use crate::{log_at, log_info, log_warn};
@@ -27,10 +27,32 @@ pub struct Session {
     term: Term,
     pub(super) last_heard: Time,
     round: u64,
+    /// A frame waits for its ACK.
     ack_due: bool,
+    /// Something became durable that no ACK has told.
+    durable_untold: bool,
+    /// What arrived and was not given to the disk; what the disk is busy with; what it has.
+    arrived: Share,
+    submitted: Share,
+    durable: Share,
+}
+
+/// What is told with an ACK of the frames that it is for.
+#[derive(Debug, Default)]
+struct Share {
     spent: AckDurations,
-    /// Records and the moment of the first frame since the last ACK, for the log line.
+    /// The first record and the moment of its frame, for the log line.
     received: Option<(Lsn, Time)>,
+}
+
+impl Share {
+    fn add(&mut self, later: Share) {
+        let (spent, more) = (&mut self.spent, later.spent);
+        spent.decode_ns = spent.decode_ns.saturating_add(more.decode_ns);
+        spent.write_ns = spent.write_ns.saturating_add(more.write_ns);
+        spent.sync_ns = spent.sync_ns.saturating_add(more.sync_ns);
+        self.received = self.received.or(later.received);
+    }
 }
 
 impl Session {
@@ -43,8 +65,10 @@ impl Session {
             last_heard: now,
             round: 0,
             ack_due: false,
-            spent: AckDurations::default(),
-            received: None,
+            durable_untold: false,
+            arrived: Share::default(),
+            submitted: Share::default(),
+            durable: Share::default(),
         }
     }
 
@@ -121,11 +145,17 @@ impl Node {
             }
         };
         for index in kept..self.inflight.current().len() {
-            let (bytes, chain) = self.inflight.current().slice(index, index + 1);
-            if let Err(error) = self.wal.reserve(self.disk.as_mut(), bytes.len()) {
-                self.inflight.truncate(index);
-                return self.log_has_no_room(io, conn, error);
+            let record_size = self.inflight.current().slice(index, index + 1).0.len();
+            match self.reserve(io, record_size) {
+                Ok(()) => {}
+                Err(ReserveOutcome::Fatal(reason)) => return Err(Stop::Fatal(reason)),
+                Err(ReserveOutcome::NoRoom(error)) => {
+                    self.inflight.truncate(index);
+                    self.log_has_no_room(io, conn, &error);
+                    return Ok(());
+                }
             }
+            let (bytes, chain) = self.inflight.current().slice(index, index + 1);
             self.wal.append_checked(bytes, chain);
         }
         self.commit = self.commit.max(frame.tail.commit_lsn);
@@ -134,10 +164,8 @@ impl Node {
         let Some(session) = self.session_mut(conn) else { return Ok(()) };
         session.round = session.round.max(frame.tail.round);
         session.ack_due = true;
-        session.spent.decode_ns = session.spent.decode_ns.saturating_add(decode_ns);
-        if frame.record_count > 0 && session.received.is_none() {
-            session.received = Some((first, begin));
-        }
+        let received = (frame.record_count > 0).then_some((first, begin));
+        session.arrived.add(Share { spent: AckDurations { decode_ns, ..AckDurations::default() }, received });
         Ok(())
     }
 
@@ -175,12 +203,7 @@ impl Node {
         Ok(frame)
     }
 
-    fn log_has_no_room(&mut self, io: &mut dyn Io, conn: ConnId, error: ReserveError) -> Result<(), Stop> {
-        let error = match error {
-            ReserveError::Failed(error) => return Err(error.into()),
-            ReserveError::NoRoom(error) => error,
-            ReserveError::FlushPending => unreachable!("a turn waits for its sync"),
-        };
+    fn log_has_no_room(&mut self, io: &mut dyn Io, conn: ConnId, error: &std::io::Error) {
         self.counters.disk_full += 1;
         let why = format!("no room for a log segment in {}: {error}", self.disk.describe());
         log_warn!("replication", "session ends: {why}");
@@ -188,7 +211,6 @@ impl Node {
             follower.session = None;
         }
         self.refuse(io, conn, RefuseCode::Other, why);
-        Ok(())
     }
 
     fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
@@ -202,29 +224,42 @@ impl Node {
         Ok(())
     }
 
-    /// A sync ended: an ACK is due, with what it cost, the write of the batch included (they are one call).
-    pub(super) fn note_ack_due(&mut self, sync_ns: u64) {
+    /// A sync begins, of all that has arrived.
+    pub(super) fn note_submitted(&mut self) {
         if let Role::Follower(Follower { session: Some(session) }) = &mut self.role {
-            session.ack_due = true;
-            session.spent.sync_ns = session.spent.sync_ns.saturating_add(saturate(sync_ns));
+            session.submitted.add(std::mem::take(&mut session.arrived));
         }
     }
 
-    /// Tells the leader what is durable, once this turn's log is.
-    pub(super) fn send_due_ack(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
-        if self.wal.batch_bytes() > 0 || self.wal.flush_pending() {
-            return Ok(());
+    /// It ended: an ACK is due, with what it cost, the write of the batch included.
+    pub(super) fn note_durable(&mut self, sync_ns: u64) {
+        if let Role::Follower(Follower { session: Some(session) }) = &mut self.role {
+            session.durable_untold = true;
+            session.durable.add(std::mem::take(&mut session.submitted));
+            let spent = &mut session.durable.spent;
+            spent.sync_ns = spent.sync_ns.saturating_add(saturate(sync_ns));
         }
+    }
+
+    /// Tells the leader what is durable. A frame that waits for a sync is answered behind it, a heartbeat too.
+    pub(super) fn send_due_ack(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        let settled = self.wal.batch_bytes() == 0 && !self.wal.flush_pending();
         let token = self.wal.durable();
         self.finish_repair(token.lsn())?;
         let Role::Follower(Follower { session: Some(session) }) = &mut self.role else { return Ok(()) };
-        if !std::mem::take(&mut session.ack_due) {
+        let due = session.durable_untold || (session.ack_due && settled);
+        if !due {
             return Ok(());
         }
-        let ack =
-            Ack { last_lsn: token.lsn(), round: session.round, spent: std::mem::take(&mut session.spent) };
+        session.durable_untold = false;
+        let mut share = std::mem::take(&mut session.durable);
+        if settled {
+            session.ack_due = false;
+            share.add(std::mem::take(&mut session.arrived));
+        }
+        let ack = Ack { last_lsn: token.lsn(), round: session.round, spent: share.spent };
         ack.encode(io.output(session.conn).bytes_mut());
-        if let Some((first, begin)) = session.received.take() {
+        if let Some((first, begin)) = share.received {
             let (last, now) = (token.lsn(), self.clock.now());
             let count = last.next().0.saturating_sub(first.0);
             let took_us = now.since(begin) / 1_000;

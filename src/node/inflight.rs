@@ -132,6 +132,17 @@ impl Inflight {
         &self.current
     }
 
+    /// The chain checksum before a record of the current batch, as far as the batch before it is held.
+    pub fn chain_before(&self, lsn: Lsn) -> Option<Chain> {
+        if self.current.is_empty() {
+            return None;
+        }
+        match lsn.0.checked_sub(self.current.first.0)? {
+            0 => self.sealed.back()?.ends.last().map(|(_, chain)| *chain),
+            index => self.current.ends.get(index as usize - 1).map(|(_, chain)| *chain),
+        }
+    }
+
     /// Bytes of records held.
     pub fn size(&self) -> usize {
         self.size

@@ -183,7 +183,7 @@ impl Node {
         match self.wal.reserve(self.disk.as_mut(), record_size(&effect)) {
             Ok(()) => {}
             Err(ReserveError::NoRoom(error)) => return Err(FatalReason::NoRoom(error)),
-            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
+            Err(ReserveError::FlushPending) => unreachable!("who begins to lead has settled the log"),
             Err(ReserveError::Failed(error)) => return Err(error.into()),
         }
         self.append(effect);
@@ -317,7 +317,7 @@ impl Node {
             return Ok(());
         }
         let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
-        let commit = self.commit;
+        let (commit, awaited) = (self.commit, self.awaited_lsn());
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let peer = &mut leader.peers[index];
         let next_lsn = reply.match_lsn.next();
@@ -336,7 +336,7 @@ impl Node {
             told_in_sync: false,
             waiting_bytes: 0,
         });
-        peer.progress.on_session(reply.match_lsn, last, loop_now);
+        peer.progress.on_session(reply.match_lsn, awaited, loop_now);
         if reply.match_lsn < commit {
             // It was out of sync when this leader started, or has lost its disk.
             peer.progress.leave();
@@ -422,6 +422,7 @@ impl Node {
     pub(super) fn leader_deadline(&self) -> Option<Time> {
         let leader = self.leader()?;
         let timeout_ns = self.config.insync_timeout_ms * 1_000_000;
+        let stalled = self.flush_stalled_ms().is_some();
         let times = leader.peers.iter().flat_map(|peer| {
             let link = match &peer.link {
                 Link::Down { retry_at, .. } => *retry_at,
@@ -429,7 +430,7 @@ impl Node {
                 | Link::Greeting { deadline, .. }
                 | Link::Opening { deadline, .. } => *deadline,
                 // One that is behind gets no heartbeats: what it is fed stands for them.
-                Link::Streaming(stream) if stream.behind.is_some() => {
+                Link::Streaming(stream) if stream.behind.is_some() || stalled => {
                     stream.last_heard.after_ms(SESSION_SILENCE_MS + 1)
                 }
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),

@@ -8,7 +8,8 @@
 //! before_sync                                  this turn's records into every follower's buffer
 //!   (the loop writes those buffers out)        they overlap the followers' disks with ours
 //! sync                                         ONE write, ONE fdatasync; then release what waited for it:
-//!                                              ACKs, commit, apply, replies
+//!                                              ACKs, commit, apply, replies. Or, see `flush`, the fdatasync runs
+//!                                              beside the loop, and a later turn releases
 //! after_sync                                   feed followers that are behind from the log files
 //! ```
 //!
@@ -20,6 +21,7 @@
 
 mod conn_table;
 mod fatal;
+mod flush;
 pub mod follower;
 mod handshake;
 mod inflight;
@@ -53,6 +55,7 @@ use crate::wire::{Authority, Frame, MessageType};
 use conn_table::ConnTable;
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
+pub use flush::FlushMode;
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
 use promote::PromotionRun;
@@ -86,6 +89,10 @@ pub struct NodeConfig {
     pub receipts: bool,
     /// The log.
     pub wal: WalConfig,
+    /// Whether the loop waits for its disk.
+    pub flush: FlushMode,
+    /// Why it does although it was told not to, if that is so.
+    pub flush_refused: Option<String>,
     /// What a follower's connection may cost.
     pub feed: FeedLimits,
 }
@@ -159,6 +166,9 @@ pub struct Node {
     rng: Rng,
     meta: MetaStore,
     wal: Wal,
+    under_way: Option<flush::UnderWay>,
+    /// Who was answered a read last, and when.
+    last_read: Option<(ConnId, Time)>,
     keyspace: Keyspace,
     inflight: Inflight,
     applied: Lsn,

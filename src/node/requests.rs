@@ -8,11 +8,11 @@
 use std::collections::VecDeque;
 
 use super::fatal::{fence, malformed};
+use super::flush::ReserveOutcome;
 use super::{Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::limits::{CLIENT_OUTPUT_HIGH_WATER, CLIENT_REQUESTS_IN_FLIGHT_MAX, IN_FLIGHT_SIZE_MAX};
-use crate::wal::ReserveError;
 use crate::wire::client::{Reply, Request, Status};
 use crate::wire::{Effect, MessageType, Record, record_size};
 
@@ -122,6 +122,7 @@ impl Node {
             self.answer_read(io, conn, key);
             self.counters.reads += 1;
             self.frames.reads += 1;
+            self.last_read = Some((conn, self.now));
             return;
         }
         let present = self.keyspace.get(key).map_or(0, <[u8]>::len);
@@ -162,18 +163,17 @@ impl Node {
             self.reply(io, conn, Status::Busy, message.as_bytes());
             return Ok(());
         }
-        match self.wal.reserve(self.disk.as_mut(), size) {
+        match self.reserve(io, size) {
             Ok(()) => {}
-            Err(ReserveError::Failed(error)) => return Err(error.into()),
-            Err(ReserveError::NoRoom(_))
+            Err(ReserveOutcome::Fatal(reason)) => return Err(Stop::Fatal(reason)),
+            Err(ReserveOutcome::NoRoom(_))
                 if crate::sabotage::is(crate::sabotage::Variant::LsnTwiceAfterFullDisk) =>
             {
                 let (lsn, term) = (self.wal.last_lsn().next(), self.meta.get().term);
                 Reply { status: Status::Ok, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
                 return Ok(());
             }
-            Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
-            Err(ReserveError::NoRoom(error)) => {
+            Err(ReserveOutcome::NoRoom(error)) => {
                 self.counters.disk_full += 1;
                 let message = format!("no room for a log segment in {}: {error}", self.disk.describe());
                 self.reply(io, conn, Status::DiskFull, message.as_bytes());

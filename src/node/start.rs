@@ -51,6 +51,8 @@ impl Node {
             rng,
             meta,
             wal,
+            under_way: None,
+            last_read: None,
             keyspace,
             inflight: Inflight::default(),
             applied: last,

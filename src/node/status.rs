@@ -111,6 +111,9 @@ impl Node {
             "min_insync": self.config.min_insync,
             "insync_timeout_ms": self.config.insync_timeout_ms,
             "durability": durability,
+            "flush": self.config.flush.name(),
+            "flush_refused": self.config.flush_refused,
+            "flush_stalled_ms": self.flush_stalled_ms(),
             "read_only_reason": self.read_only_reason(),
             "repair": self.repair_due().map(|repair| json!({
                 "lsn": self.wal.last_lsn().0,

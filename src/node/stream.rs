@@ -82,7 +82,7 @@ impl Node {
 
     pub(super) fn on_ack(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
         let ack = Ack::decode(body).map_err(malformed("APPEND_ENTRIES_ACK"))?;
-        let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
+        let (last, loop_now, now) = (self.awaited_lsn(), self.loop_clock.now(), self.now);
         let streaming = match &mut self.role {
             Role::Leader(leader) => leader.peer_streaming_on(conn),
             _ => None,
@@ -126,8 +126,19 @@ impl Node {
         Ok(())
     }
 
+    /// The last LSN that followers can be waited for: what gathers behind a flush has been sent to nobody.
+    pub(super) fn awaited_lsn(&self) -> Lsn {
+        if self.wal.flush_pending() { self.unsent_from().prev() } else { self.wal.last_lsn() }
+    }
+
+    /// The first LSN that no follower was sent yet.
+    fn unsent_from(&self) -> Lsn {
+        let current = self.inflight.current();
+        if current.is_empty() { self.wal.last_lsn().next() } else { current.first() }
+    }
+
     pub(super) fn rejoin(&mut self, index: usize) {
-        let (commit, last, loop_now) = (self.commit, self.wal.last_lsn(), self.loop_clock.now());
+        let (commit, last, loop_now) = (self.commit, self.awaited_lsn(), self.loop_clock.now());
         let Some(leader) = self.leader_mut() else { return };
         if leader.peers[index].progress.rejoin(commit, last, loop_now) {
             let (address, count, all) =
@@ -185,7 +196,11 @@ impl Node {
 
     /// Feeds followers that are behind from the log files, one frame each, while their buffers are low.
     pub(super) fn feed_followers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
-        let (last, commit, now) = (self.wal.last_lsn(), self.effective_commit(), self.now);
+        if self.flush_stalled_ms().is_some() {
+            return Ok(());
+        }
+        // What gathers behind a flush comes from memory.
+        let (unsent_from, commit, now) = (self.unsent_from(), self.effective_commit(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
         for (index, peer) in leader.peers.iter_mut().enumerate() {
@@ -195,7 +210,7 @@ impl Node {
             if out.len() > feed_limits.low_water {
                 continue;
             }
-            if stream.next_lsn > last {
+            if stream.next_lsn >= unsent_from {
                 stream.behind = None;
                 continue;
             }
@@ -224,7 +239,7 @@ impl Node {
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
             stream.last_sent = now;
-            if stream.next_lsn > last {
+            if stream.next_lsn >= unsent_from {
                 stream.behind = None;
                 log_info!(
                     "replication",
@@ -242,28 +257,37 @@ impl Node {
 
     /// Whether a follower could be fed now: the loop must not sleep then.
     pub fn wants_feeding(&self, output_len: impl Fn(ConnId) -> usize) -> bool {
-        self.leader().is_some_and(|leader| {
-            leader.peers.iter().any(|peer| match &peer.link {
-                Link::Streaming(stream) => {
-                    stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
-                }
-                _ => false,
+        self.flush_stalled_ms().is_none()
+            && self.leader().is_some_and(|leader| {
+                leader.peers.iter().any(|peer| match &peer.link {
+                    Link::Streaming(stream) => {
+                        stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
+                    }
+                    _ => false,
+                })
             })
-        })
     }
 
     pub(super) fn send_heartbeats(&mut self, io: &mut dyn Io) {
         let (now, commit, interval_ms) = (self.now, self.effective_commit(), self.config.heartbeat_ms);
-        let (sent_last, chain) = (self.wal.last_lsn(), self.wal.last_chain());
-        let batch_is_empty = self.inflight.current().is_empty();
+        // Where a batch waits for the flush under way, heartbeats go on without it.
+        let batch_leaves_now = !self.inflight.current().is_empty() && !self.wal.flush_pending();
+        if batch_leaves_now || self.flush_stalled_ms().is_some() {
+            return;
+        }
+        let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
         let term_lsn = leader.term_lsn;
         for peer in &mut leader.peers {
             let Link::Streaming(stream) = &mut peer.link else { continue };
-            let up_to_date = stream.behind.is_none() && batch_is_empty && stream.next_lsn == sent_last.next();
+            let sent_chain = match stream.next_lsn > last {
+                true => Some(last_chain),
+                false => inflight.chain_before(stream.next_lsn),
+            };
+            let Some(chain) = sent_chain.filter(|_| stream.behind.is_none()) else { continue };
             // What it hears of being in sync decides whether it may be promoted: news of that does not wait.
             let news = stream.told_in_sync != peer.progress.may_be_told_in_sync(term_lsn);
-            if !up_to_date || !news && now < stream.last_sent.after_ms(interval_ms) {
+            if !news && now < stream.last_sent.after_ms(interval_ms) {
                 continue;
             }
             leader.round += 1;

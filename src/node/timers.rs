@@ -14,17 +14,23 @@ impl Node {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
         self.promotion_timers(io)?;
+        self.flush_timers();
         self.summarize_lines();
         Ok(())
     }
 
     /// When [`Node::on_timers`] wants to run again. Now, while something waits for a sync.
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.wal.batch_bytes() > 0 {
+        if self.needs_sync() {
             return Some(self.now);
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
-        let deadlines = [self.leader_deadline(), self.follower_deadline(), self.promotion_deadline()];
+        let deadlines = [
+            self.leader_deadline(),
+            self.follower_deadline(),
+            self.promotion_deadline(),
+            self.flush_deadline(),
+        ];
         deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
     }
 
@@ -101,7 +107,9 @@ impl Node {
             match self.wal.write_mark(self.disk.as_mut(), commit) {
                 Ok(()) => {}
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
-                Err(ReserveError::FlushPending) => unreachable!("a turn waits for its sync"),
+                Err(ReserveError::FlushPending) => {
+                    log_warn!("wal", "no closing mark: the flush under way does not end");
+                }
                 // Without the mark the next start only rewrites the last batch.
                 Err(ReserveError::NoRoom(error)) => log_info!("wal", "no room for the closing mark: {error}"),
             }

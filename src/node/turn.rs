@@ -3,6 +3,8 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
+use crate::sabotage::Variant::OldGenerationToken;
+use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
 use crate::wire::Effect;
 
@@ -14,6 +16,17 @@ impl Node {
     /// `input_left`: see [`Node::on_timers`].
     pub fn finish_turn(&mut self, wire: &mut impl Wire, input_left: bool) -> Result<(), FatalReason> {
         self.on_timers(wire, input_left)?;
+        let ended = self.poll_flush()?;
+        let mut ended_at_once = None;
+        if self.needs_sync() && self.goes_beside() {
+            // All disks first, then what the last flush releases: 50 replies take longer than one flush.
+            self.before_sync(wire);
+            self.flush_followers(wire)?;
+            ended_at_once = self.begin_flush()?;
+        }
+        for token in ended.into_iter().chain(ended_at_once) {
+            self.on_durable(wire, token);
+        }
         self.before_sync(wire);
         if self.needs_sync() {
             // What may leave now leaves now: the followers' disks work while ours does.
@@ -35,6 +48,10 @@ impl Node {
     /// Puts this turn's records into the buffers of the followers that are up to date. The loop writes them
     /// out before it calls [`Node::sync`].
     pub fn before_sync(&mut self, io: &mut dyn Io) {
+        if self.flush_is_under_way() {
+            // The batch gathers behind it, and is sent when its own begins.
+            return;
+        }
         self.trace_turn();
         if matches!(self.role, Role::Leader(_)) {
             self.send_current_batch(io);
@@ -43,7 +60,7 @@ impl Node {
 
     /// Whether [`Node::sync`] has something to do beyond looking.
     pub fn needs_sync(&self) -> bool {
-        self.wal.batch_bytes() > 0 || self.wal.needs_flush()
+        !self.flush_is_under_way() && (self.wal.batch_bytes() > 0 || self.wal.needs_flush())
     }
 
     /// Makes the turn durable and releases what waited for that.
@@ -52,20 +69,35 @@ impl Node {
             let begin = self.clock.now();
             let commit = self.effective_commit();
             self.marks.sync_begins(self.wal.last_lsn());
+            self.sync_began(begin);
             let token = self.wal.write_durably(self.disk.as_mut(), commit)?;
-            self.counters.syncs += 1;
-            self.inflight.seal();
             let end = self.clock.now();
             let sync_ns = end.since(begin);
-            self.marks.synced(token.lsn(), sync_ns);
-            if let Some(trace) = &mut self.trace {
-                trace.synced(begin, end);
-            }
-            self.on_durable(io, token, sync_ns);
+            self.sync_ended(token, sync_ns, end);
+            self.on_durable(io, token);
         }
         self.send_due_ack(io)?;
         self.advance_commit(io);
         Ok(())
+    }
+
+    /// A batch goes to the disk: what is appended from now on belongs to the next one.
+    pub(super) fn sync_began(&mut self, begin: Time) {
+        self.inflight.seal();
+        self.note_submitted();
+        if let Some(trace) = &mut self.trace {
+            trace.sync_began(begin);
+        }
+    }
+
+    /// The batch is durable.
+    pub(super) fn sync_ended(&mut self, token: Durable, sync_ns: u64, end: Time) {
+        self.counters.syncs += 1;
+        self.marks.synced(token.lsn(), sync_ns);
+        self.note_durable(sync_ns);
+        if let Some(trace) = &mut self.trace {
+            trace.synced(end);
+        }
     }
 
     /// Feeds followers that are behind, and prepares the next segment when there is time for it.
@@ -85,18 +117,24 @@ impl Node {
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
     /// where the durable log ends: opening a session, answering a fence, changing the role.
     pub(super) fn settle(&mut self, io: &mut dyn Io) -> Result<Durable, FatalReason> {
+        if !crate::sabotage::is(OldGenerationToken) {
+            self.await_flush(io)?;
+        }
         // What is sealed by the sync must have been given to the followers before.
         self.before_sync(io);
         self.sync(io)?;
+        if crate::sabotage::is(OldGenerationToken) && self.wal.flush_pending() {
+            let commit = self.effective_commit();
+            return Ok(self.wal.write_durably(self.disk.as_mut(), commit)?);
+        }
         Ok(self.wal.durable())
     }
 
     /// A follower, or a node that led, has what is durable: it applies that, and owes an ACK. A leader asks the
     /// commit rule at the end of [`Node::sync`], whether something was synced or not.
-    fn on_durable(&mut self, io: &mut dyn Io, token: Durable, sync_ns: u64) {
+    pub(super) fn on_durable(&mut self, io: &mut dyn Io, token: Durable) {
         if token.generation() == self.wal.generation() && !matches!(self.role, Role::Leader(_)) {
             self.apply_up_to(io, token.lsn());
-            self.note_ack_due(sync_ns);
         }
     }
 

@@ -5,7 +5,8 @@
 //! ```text
 //! started   the frames read together with it are about to be decoded
 //! appended  they are decoded; it has an LSN and stands in the batch   decode = appended - started
-//! turn      the turn's requests are all read                           queue = turn - appended
+//! turn      the turn's requests are all read, and the flush under way    queue = turn - appended
+//!           (if any: see `node::flush`) has ended
 //! sent      the batch is handed to every follower's socket              send = sent - turn
 //! synced    the batch is written and durable here                       sync = synced - sent
 //! committed enough followers have it (may come before synced: then 0)   commit = committed - synced
@@ -86,6 +87,8 @@ pub struct Trace {
     acks: Vec<AckMoments>,
     /// The number of the batch that is being filled; numbers begin with 1.
     batch: u64,
+    /// The number of the batch that is being synced, or 0.
+    syncing: u64,
     /// For each peer the first batch it has not acknowledged.
     unacked: Vec<u64>,
     /// The first write that was not answered, and the first whose reply has not left.
@@ -112,6 +115,7 @@ impl Trace {
             batches: vec![BatchMoments::default(); RING_SIZE],
             acks: vec![AckMoments::default(); RING_SIZE * peers],
             batch: 1,
+            syncing: 0,
             unacked: vec![1; peers],
             next_commit: next,
             next_reply: next,
@@ -145,17 +149,27 @@ impl Trace {
         self.acks[first_ack..first_ack + self.peers].fill(AckMoments::default());
     }
 
-    /// The batch is with the followers' sockets, and durable here.
-    pub fn synced(&mut self, sent: Time, synced: Time) {
+    /// The batch is with the followers' sockets, and its sync begins here: the next batch is being filled.
+    pub fn sync_began(&mut self, sent: Time) {
         let batch = &mut self.batches[slot(self.batch)];
         if batch.number != self.batch {
             return;
         }
-        (batch.sent, batch.synced) = (sent, synced);
-        let count = u64::from(batch.count);
-        self.stages[2].record_n(sent.since(batch.turn), count);
-        self.stages[3].record_n(synced.since(sent), count);
+        batch.sent = sent;
+        self.stages[2].record_n(sent.since(batch.turn), u64::from(batch.count));
+        self.syncing = self.batch;
         self.batch += 1;
+    }
+
+    /// The batch is durable here.
+    pub fn synced(&mut self, synced: Time) {
+        let number = std::mem::take(&mut self.syncing);
+        let batch = &mut self.batches[slot(number)];
+        if number == 0 || batch.number != number {
+            return;
+        }
+        batch.synced = synced;
+        self.stages[3].record_n(synced.since(batch.sent), u64::from(batch.count));
     }
 
     /// A follower has everything up to `last_lsn`.
@@ -354,7 +368,8 @@ mod tests {
         let at = |offset: u64| Time(lsn * 1_000_000 + offset);
         trace.appended(Lsn(lsn), Lsn(lsn), at(0), at(10));
         trace.turn(Lsn(lsn), 1, at(30));
-        trace.synced(at(60), at(60 + sync_ns));
+        trace.sync_began(at(60));
+        trace.synced(at(60 + sync_ns));
         let spent = AckDurations { decode_ns: 5, write_ns: 0, sync_ns: 50 };
         trace.acked(0, Lsn(lsn), at(100 + sync_ns), spent);
         trace.committed(Lsn(lsn), at(110 + sync_ns));
@@ -392,11 +407,32 @@ mod tests {
     }
 
     #[test]
+    fn what_gathers_behind_a_flush_is_a_batch_of_its_own_and_waits_in_its_queue() {
+        let mut trace = Trace::new(0, Lsn(1));
+        trace.appended(Lsn(1), Lsn(1), Time(10), Time(20));
+        trace.turn(Lsn(1), 1, Time(30));
+        trace.sync_began(Time(40));
+        trace.appended(Lsn(2), Lsn(2), Time(50), Time(60));
+        trace.synced(Time(140));
+        trace.turn(Lsn(2), 1, Time(150));
+        trace.sync_began(Time(160));
+        trace.committed(Lsn(1), Time(170));
+        trace.replied(Time(180));
+        assert_eq!(trace.receipt(Lsn(1), Time(0)).unwrap().stages, [10, 10, 10, 100, 30, 10]);
+        trace.synced(Time(260));
+        trace.committed(Lsn(2), Time(260));
+        trace.replied(Time(270));
+        let receipt = trace.receipt(Lsn(2), Time(0)).unwrap();
+        assert_eq!((receipt.stages, receipt.total_ns), ([10, 90, 10, 100, 0, 10], 220));
+    }
+
+    #[test]
     fn a_batch_shares_its_moments() {
         let mut trace = Trace::new(1, Lsn(1));
         (1..=3).for_each(|lsn| trace.appended(Lsn(lsn), Lsn(lsn), Time(lsn * 10), Time(lsn * 10 + 5)));
         trace.turn(Lsn(3), 3, Time(50));
-        trace.synced(Time(60), Time(100));
+        trace.sync_began(Time(60));
+        trace.synced(Time(100));
         trace.acked(0, Lsn(3), Time(90), AckDurations::default());
         trace.committed(Lsn(3), Time(110));
         trace.replied(Time(120));

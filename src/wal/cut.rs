@@ -289,7 +289,7 @@ impl Wal {
         keep: Lsn,
         new_generation: u64,
     ) -> Result<Option<KeptAside>, WalError> {
-        assert!(self.in_flight.is_none(), "a cut waits for the flush under way");
+        self.assert_no_flush("a cut waits for the flush under way");
         assert!(new_generation > self.generation, "a cut begins a later generation");
         assert!(keep <= self.last_lsn && keep.next() >= self.first_lsn(), "the log does not hold LSN {keep}");
         let result = self.cut_files(disk, keep, Claims { generation: new_generation, cut_lsn: keep });

@@ -126,8 +126,8 @@ pub struct Wal {
     told_lsn: Lsn,
     /// The highest commit LSN that was to be written into a mark.
     commit_lsn: Lsn,
-    /// The LSN up to which the flush under way makes the log durable.
-    in_flight: Option<Lsn>,
+    /// What the flush under way will prove.
+    in_flight: Option<Durable>,
     /// A write or sync failed: the process must end.
     failed: bool,
     read_files: ReadFiles,

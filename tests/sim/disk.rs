@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use kvstore::disk::{Disk, FileId};
+use kvstore::disk::{Disk, FileId, Flush};
 use kvstore::time::{Clock, Time};
 
 use crate::core::{MS, Shared};
@@ -47,6 +47,8 @@ pub struct SimDisk {
     pub core: Shared,
     pub ahead: Rc<Cell<u64>>,
     pub mirror: Rc<RefCell<Mirror>>,
+    /// When the flush under way ends, in virtual time.
+    pub flush_due: Rc<Cell<Option<u64>>>,
     pub name: String,
 }
 
@@ -56,6 +58,11 @@ impl SimDisk {
     }
 
     fn sync_takes(&self) {
+        let ns = self.sync_ns();
+        self.takes(ns);
+    }
+
+    fn sync_ns(&self) -> u64 {
         let mut core = self.core.borrow_mut();
         let mut ns = core.knobs.sync_ns;
         if core.chance_of(|knobs| knobs.slow_disk_ppm) {
@@ -66,8 +73,11 @@ impl SimDisk {
             core.stats.count("disk: stall");
             ns += core.between(50 * MS, 10_000 * MS);
         }
-        drop(core);
-        self.takes(ns);
+        ns
+    }
+
+    fn now(&self) -> u64 {
+        self.core.borrow().now + self.ahead.get()
     }
 }
 
@@ -155,6 +165,47 @@ impl Disk for SimDisk {
             Err(_) => {}
         }
         result
+    }
+
+    /// The node goes on; the sync ends when its time has come.
+    fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
+        let mut ns = self.sync_ns();
+        self.mem.hold_flushes(true);
+        let begun = self.mem.flush_begin(file)?;
+        let mut core = self.core.borrow_mut();
+        core.stats.count("disk: flush beside the loop");
+        if core.chance_of(|knobs| knobs.late_flush_ppm) {
+            core.stats.count("disk: late flush");
+            ns += core.between(MS, 500 * MS);
+        }
+        drop(core);
+        self.flush_due.set(Some(self.now() + ns));
+        self.mirror.borrow_mut().on_flush_begun(file);
+        Ok(begun)
+    }
+
+    fn flush_poll(&mut self) -> Option<io::Result<()>> {
+        if self.now() < self.flush_due.get()? {
+            return None;
+        }
+        self.flush_due.set(None);
+        self.mem.complete_flush();
+        let result = self.mem.flush_poll().expect("it is complete");
+        match &result {
+            Ok(()) => self.mirror.borrow_mut().on_flush_ended(),
+            Err(_) => {
+                self.core.borrow_mut().stats.count("disk: flush failed");
+                self.mirror.borrow_mut().lost = true;
+            }
+        }
+        Some(result)
+    }
+
+    fn flush_wait(&mut self) -> io::Result<()> {
+        let due = self.flush_due.get().expect("there is a flush to wait for");
+        self.core.borrow_mut().stats.count("disk: flush waited for");
+        self.takes(due.saturating_sub(self.now()));
+        self.flush_poll().expect("its time has come")
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {

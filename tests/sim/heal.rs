@@ -49,6 +49,7 @@ impl World {
         core.give_up_dead();
         core.knobs.flip_ppm = 0;
         core.knobs.stall_ppm = 0;
+        core.knobs.late_flush_ppm = 0;
         core.knobs.slow_disk_ppm = 0;
         core.knobs.net_slow_ppm = 0;
         core.knobs.lazy_reader_ppm = 0;

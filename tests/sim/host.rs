@@ -46,6 +46,8 @@ pub struct Host {
     pub mem: MemDisk,
     pub mirror: Rc<RefCell<Mirror>>,
     pub ahead: Rc<Cell<u64>>,
+    /// When the flush under way ends: that wakes the loop.
+    pub flush_due: Rc<Cell<Option<u64>>>,
     pub clock: HostClock,
     pub config: NodeConfig,
     pub process: Option<Process>,
@@ -98,6 +100,7 @@ impl Host {
             core: self.core.clone(),
             ahead: self.ahead.clone(),
             mirror: self.mirror.clone(),
+            flush_due: self.flush_due.clone(),
             name: format!("host{}", self.site),
         }
     }
@@ -105,6 +108,7 @@ impl Host {
     /// Starts the process: opens the node. `Err`: it refuses, or crashed on the way.
     pub fn start(&mut self, seed: u64) -> Result<(), TurnEnd> {
         self.ahead.set(0);
+        self.flush_due.set(None);
         self.mirror.borrow_mut().on = false;
         let now = self.core.borrow().now;
         self.clock.zero = now;
@@ -213,11 +217,14 @@ impl Host {
             return Some(now_global);
         }
         let deadlines = [process.node.next_deadline(), process.sweep_at, process.node.shutdown_deadline()];
-        let earliest = deadlines.into_iter().flatten().min()?;
         let now = self.clock.now();
         // The poll sleeps whole milliseconds.
-        let wait_ms = earliest.since(now).div_ceil(1_000_000);
-        Some(self.clock.global(now.after_ms(wait_ms)))
+        let sleep_until = |deadline: Time| {
+            let wait_ms = deadline.since(now).div_ceil(1_000_000);
+            self.clock.global(now.after_ms(wait_ms))
+        };
+        let timer = deadlines.into_iter().flatten().min().map(sleep_until);
+        [timer, self.flush_due.get()].into_iter().flatten().min()
     }
 }
 

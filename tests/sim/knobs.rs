@@ -36,6 +36,8 @@ pub struct Knobs {
     pub sync_ns: u64,
     pub slow_disk_ppm: u64,
     pub stall_ppm: u64,
+    /// A flush beside the loop takes up to half a second longer.
+    pub late_flush_ppm: u64,
     pub short_write_ppm: u64,
     pub clock_rate_spread_ppm: u64,
     pub keys_hot: u64,
@@ -131,6 +133,7 @@ impl Knobs {
             sync_ns: pick(&[20_000, 100_000, MS, 5 * MS]),
             slow_disk_ppm: pick(&[0, 0, 10_000, 100_000]),
             stall_ppm: pick(&[0, 0, 200, 2_000]),
+            late_flush_ppm: pick(&[0, 0, 20_000, 200_000]),
             short_write_ppm: pick(&[0, 0, 10_000]),
             clock_rate_spread_ppm: pick(&[0, 100, 20_000, 200_000]),
             keys_hot: pick(&[1, 2, 4]),

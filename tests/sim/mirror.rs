@@ -51,6 +51,8 @@ pub struct Mirror {
     mark_file: Option<FileId>,
     /// A sync failed: what it was to write is nowhere, whatever later ones say.
     pub lost: bool,
+    /// The flush under way: of which file, up to which record, and the commit LSN in its newest mark.
+    flushing: Option<(FileId, u64, u64)>,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
 }
@@ -97,6 +99,11 @@ impl Mirror {
             self.shrunk_to = Some(self.shrunk_to.unwrap_or(keep).min(keep));
         }
         self.synced = self.synced.min(keep);
+        if let Some((_, last, commit)) = &mut self.flushing
+            && *last > keep
+        {
+            (*last, *commit) = (keep, 0);
+        }
     }
 
     /// A record is added. Panics if the log already has the same numbered write: it was applied twice.
@@ -171,11 +178,30 @@ impl Mirror {
         }
     }
 
+    /// The node asked for a flush of this file: it covers what was written until now.
+    pub fn on_flush_begun(&mut self, file: FileId) {
+        let commit = if self.mark_file == Some(file) { self.mark_commit.0 } else { 0 };
+        self.flushing = Some((file, self.last(), commit));
+    }
+
+    /// That flush ended well.
+    pub fn on_flush_ended(&mut self) {
+        let Some((file, last, commit)) = self.flushing.take().filter(|_| self.on && !self.lost) else {
+            return;
+        };
+        while self.synced < last && self.file_of.get(self.synced as usize) == Some(&file) {
+            self.synced += 1;
+        }
+        self.mark_commit.1 = self.mark_commit.1.max(commit);
+    }
+
     /// The node synced this file.
     pub fn on_sync(&mut self, file: FileId) {
         if !self.on || self.lost {
             return;
         }
+        // The flush under way has nothing left to do there, and what is written now is not its business.
+        self.flushing = self.flushing.filter(|(flushed, ..)| *flushed != file);
         while self.file_of.get(self.synced as usize) == Some(&file) {
             self.synced += 1;
         }

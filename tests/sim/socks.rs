@@ -290,6 +290,10 @@ impl Wire for Socks {
         dirty.into_iter().filter_map(|id| self.flush_one(id).map(|why| (id, why))).collect()
     }
 
+    fn flush_one(&mut self, conn: ConnId) -> Option<String> {
+        Socks::flush_one(self, conn)
+    }
+
     fn doom(&mut self, conn: ConnId) {
         if let Some(sock) = self.get_mut(conn)
             && sock.phase != Phase::Doomed

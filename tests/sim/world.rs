@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use kvstore::conn::DialId;
-use kvstore::node::{NodeConfig, RoleFlag};
+use kvstore::node::{FlushMode, NodeConfig, RoleFlag};
 use kvstore::rng::Rng;
 use kvstore::wal::{Durability, WalConfig};
 
@@ -210,6 +210,11 @@ impl World {
         host.accepts.clear();
         host.dialled.clear();
         host.mirror.borrow_mut().on = false;
+        if host.mem.flush_is_pending() {
+            let how =
+                if power { "process: power loss under a flush" } else { "process: killed under a flush" };
+            core.stats.count(how);
+        }
         if power {
             let (sectors, names) = (core.rng.next_u64(), core.rng.next_u64());
             let keep = |seed: u64| match seed % 4 {
@@ -364,6 +369,8 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let ahead = Rc::new(Cell::new(0));
     let spread = knobs.clock_rate_spread_ppm;
     let rate_ppm = 1_000_000 - spread / 2 + core.borrow_mut().rng.below(spread + 1);
+    let modes = [FlushMode::Inline, FlushMode::Beside, FlushMode::Beside, FlushMode::Auto];
+    let flush = modes[core.borrow_mut().rng.below(modes.len() as u64) as usize];
     let config = NodeConfig {
         port: 9000,
         own_address: Host::address(site),
@@ -375,6 +382,8 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         insync_timeout_ms: knobs.insync_timeout_ms,
         heartbeat_ms: knobs.heartbeat_ms,
         wal: WalConfig { segment_bytes: knobs.segment_bytes, durability: Durability::Fsync },
+        flush,
+        flush_refused: None,
         receipts: true,
         feed: knobs.feed,
     };
@@ -384,6 +393,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         mem: MemDisk::new(),
         mirror: Rc::default(),
         ahead: ahead.clone(),
+        flush_due: Rc::default(),
         clock: HostClock { core: core.clone(), ahead, rate_ppm, zero: 0 },
         config,
         process: None,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use kvstore::conn::{ConnId, Delivered, Intake, OutBuf};
 use kvstore::disk::Disk;
 use kvstore::ids::{ClusterId, NodeId, Term};
-use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, FlushMode, Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::Clock;
 use kvstore::wal::{Durability, WalConfig};
@@ -51,8 +51,14 @@ impl LoneNode {
 
     /// A node with this disk. With peers, the test is at the other end of every dial.
     pub fn on(disk: &MemDisk, role: RoleFlag, peers: &[&str]) -> LoneNode {
+        LoneNode::flushing(FlushMode::Inline, disk, role, peers)
+    }
+
+    /// The same, which waits for its disk in this way.
+    pub fn flushing(flush: FlushMode, disk: &MemDisk, role: RoleFlag, peers: &[&str]) -> LoneNode {
+        let config = NodeConfig { flush, ..config(role, peers) };
         let clock = VirtualClock::at_ms(1);
-        LoneNode::open(Box::new(disk.clone()), clock, config(role, peers)).expect("the disk is well")
+        LoneNode::open(Box::new(disk.clone()), clock, config).expect("the disk is well")
     }
 
     /// A node with this disk, clock and configuration, if it starts.
@@ -137,11 +143,14 @@ impl LoneNode {
         !self.io.is_open(conn)
     }
 
+    /// A turn in which nothing arrives and no time passes: something else woke the loop.
+    pub fn wake(&mut self) -> Result<(), FatalReason> {
+        self.node.begin_turn(self.clock.now());
+        self.node.finish_turn(&mut self.io, false)
+    }
+
     fn finish_turn(&mut self) {
-        self.node.on_timers(&mut self.io, false).expect("the disk is well");
-        self.node.before_sync(&mut self.io);
-        self.node.sync(&mut self.io).expect("the disk is well");
-        self.node.after_sync(&mut self.io).expect("the disk is well");
+        self.node.finish_turn(&mut self.io, false).expect("the disk is well");
         for (dial, address) in std::mem::take(&mut self.io.dials) {
             if self.dialled.is_some() {
                 let conn = self.new_conn();
@@ -177,6 +186,8 @@ pub fn config(role: RoleFlag, peers: &[&str]) -> NodeConfig {
         min_insync: 1,
         insync_timeout_ms: 500,
         heartbeat_ms: 100,
+        flush: FlushMode::Inline,
+        flush_refused: None,
         receipts: true,
         feed: kvstore::node::FeedLimits::default(),
         wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },

@@ -560,6 +560,13 @@ impl Disk for MemDisk {
         Some(result.map_err(os_error))
     }
 
+    fn flush_wait(&mut self) -> io::Result<()> {
+        if self.flush_is_pending() {
+            self.complete_flush();
+        }
+        self.flush_poll().expect("a flush is under way")
+    }
+
     fn sync_dir(&mut self) -> io::Result<()> {
         let mut state = self.state();
         outcome(state.begin(OpKind::SyncDir, "", 0, 0)?)?;

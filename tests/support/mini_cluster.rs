@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
-use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, FlushMode, Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
 use kvstore::wal::{Durability, WalConfig};
@@ -133,6 +133,8 @@ impl MiniCluster {
             min_insync: 1,
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
+            flush: FlushMode::Inline,
+            flush_refused: None,
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },

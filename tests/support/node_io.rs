@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
+use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf, Wire};
 use kvstore::node::{FatalReason, Node};
 use kvstore::time::{Clock, Time};
 
@@ -61,6 +61,19 @@ impl Io for NodeIo {
     fn dial(&mut self, dial: DialId, address: &str) {
         self.dials.push((dial, address.to_owned()));
     }
+}
+
+/// What is written out stays in the outputs, for the test to take.
+impl Wire for NodeIo {
+    fn flush(&mut self) -> Vec<(ConnId, String)> {
+        Vec::new()
+    }
+
+    fn flush_one(&mut self, _conn: ConnId) -> Option<String> {
+        None
+    }
+
+    fn doom(&mut self, _conn: ConnId) {}
 }
 
 impl NodeIo {
