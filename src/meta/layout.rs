@@ -33,7 +33,8 @@ use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
 /// Format 1 is read too: it has zeros where format 2 has the base of the log and the note of a repair, which is what
-/// having neither looks like. The version was raised all the same, so that a program that would forget them does not start.
+/// having neither looks like. The version was raised all the same, so that a program that would forget them does not
+/// start.
 pub(super) const FORMAT_VERSION: u32 = 2;
 /// The oldest version that is read.
 const FORMAT_VERSION_MIN: u32 = 1;
