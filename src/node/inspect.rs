@@ -31,8 +31,8 @@ impl Node {
         frames.reads = 0;
     }
 
-    /// Everything this turn had to say was handed to the sockets.
-    pub fn end_turn(&mut self) {
+    /// Everything this turn had to say so far was handed to the sockets.
+    pub fn note_replied(&mut self) {
         if self.leader().is_some() {
             self.marks.replied(self.applied);
         }
