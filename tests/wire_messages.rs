@@ -233,9 +233,9 @@ fn fence() -> impl Strategy<Value = Sample> {
 }
 
 fn fence_reply() -> impl Strategy<Value = Sample> {
-    (any::<(bool, bool)>(), term(), term(), lsn(), lsn()).prop_map(
-        |((accepted, leads), term, last_term, last_lsn, commit_lsn)| {
-            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads };
+    (any::<(bool, bool, bool)>(), term(), term(), lsn(), lsn()).prop_map(
+        |((accepted, leads, complete), term, last_term, last_lsn, commit_lsn)| {
+            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads, complete };
             let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
             assert_eq!(FenceReply::decode(sample.body()), Ok(reply));
             sample

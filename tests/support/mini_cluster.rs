@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
-use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
 use kvstore::wal::{Durability, WalConfig};
@@ -71,6 +71,8 @@ pub struct MiniCluster {
     folded: BTreeMap<&'static str, usize>,
     state_told: Vec<String>,
     trace: Vec<String>,
+    /// For nodes that are started for the first time.
+    pub snapshot: SnapshotConfig,
 }
 
 fn address(name: &str) -> String {
@@ -91,6 +93,7 @@ impl MiniCluster {
             folded: BTreeMap::new(),
             state_told: Vec::new(),
             trace: Vec::new(),
+            snapshot: SnapshotConfig::default(),
         }
     }
 
@@ -132,7 +135,7 @@ impl MiniCluster {
             heartbeat_ms: 100,
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
-            snapshot: kvstore::node::SnapshotConfig::default(),
+            snapshot: self.snapshot,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {
