@@ -366,8 +366,6 @@ impl Node {
         self.applied = self.wal.last_lsn();
         let source = loading.sources.chosen();
         self.complete_at = source.map_or(Lsn::ZERO, |info| info.id.e);
-        // What has its name was committed, whatever the marks of the log can tell.
-        self.commit = self.commit.max(self.complete_at).min(self.applied);
         let from = source.map_or_else(String::new, |info| format!(" from {} and the log", info.name));
         let took_ms = self.clock.now().since(loading.began) / 1_000_000;
         log_info!(
