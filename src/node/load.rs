@@ -37,7 +37,7 @@ pub(super) enum LoadError {
 pub(super) struct NoSource;
 
 enum Phase {
-    Snapshot(SnapshotReader),
+    Snapshot(Box<SnapshotReader>),
     Log { next: Lsn, cursor: Cursor },
 }
 
@@ -71,7 +71,7 @@ impl Loader {
         let mut phase = Phase::Log { next: first, cursor: Cursor::default() };
         if let Some(info) = source {
             let reader = SnapshotReader::open(disk, &info.name, Some(info.cluster_id));
-            phase = Phase::Snapshot(reader.map_err(LoadError::Snapshot)?);
+            phase = Phase::Snapshot(Box::new(reader.map_err(LoadError::Snapshot)?));
             keyspace.reserve(info.entries);
             snapshot_bytes = info.bytes;
             first = if is(Variant::SnapshotTakenTooLate) { info.id.e.next() } else { info.id.s.next() };
