@@ -5,9 +5,10 @@ use clap::{Parser, ValueEnum};
 use crate::address::{join_address, parse_address};
 use crate::limits::{
     CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
-    SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
+    RETAIN_LOG_BYTES_DEFAULT, SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
+    SNAPSHOT_LOG_BYTES_FLAG_MIN,
 };
-use crate::node::{FlushMode, NodeConfig, RoleFlag};
+use crate::node::{FlushMode, NodeConfig, RoleFlag, SnapshotConfig};
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
@@ -112,6 +113,13 @@ pub struct Flags {
     #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
         help_heading = "Storage")]
     pub segment_bytes: u64,
+    /// Bytes of log after which a snapshot is made [default: twice the last snapshot, at least 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "KVSTORE_SNAPSHOT_LOG_BYTES", help_heading = "Storage")]
+    pub snapshot_log_bytes: Option<u64>,
+    /// Bytes of log kept for a connected follower that has not got them yet, although a snapshot covers them
+    #[arg(long, default_value_t = RETAIN_LOG_BYTES_DEFAULT, value_name = "BYTES", env = "KVSTORE_RETAIN_LOG_BYTES",
+        help_heading = "Storage")]
+    pub retain_log_bytes: u64,
 
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
     #[arg(
@@ -253,6 +261,7 @@ impl Flags {
         }
         in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
+        let snapshot = self.snapshot_config()?;
         let node = NodeConfig {
             port: self.port,
             own_address,
@@ -268,6 +277,7 @@ impl Flags {
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
             feed: crate::node::FeedLimits::default(),
+            snapshot,
             receipts: !self.no_receipts,
             flush: match self.flush {
                 FlushChoice::Inline => FlushMode::Inline,
@@ -293,6 +303,15 @@ impl Flags {
             strace_marks: self.strace_marks,
             beyond_loopback,
         })
+    }
+
+    fn snapshot_config(&self) -> Result<SnapshotConfig, String> {
+        let bytes = self.snapshot_log_bytes.unwrap_or(u64::MAX);
+        in_range("--snapshot-log-bytes", bytes, SNAPSHOT_LOG_BYTES_FLAG_MIN, u64::MAX)?;
+        // A person who watches wants to see that it goes on; a log file, that it went.
+        let progress_ms = if std::io::IsTerminal::is_terminal(&std::io::stderr()) { 1_000 } else { 5_000 };
+        let (log_bytes, retain_log_bytes) = (self.snapshot_log_bytes, self.retain_log_bytes);
+        Ok(SnapshotConfig { log_bytes, retain_log_bytes, progress_ms, ..SnapshotConfig::default() })
     }
 
     /// What this node tells others: `--advertise`, else where it listens, else (listening everywhere) only

@@ -58,6 +58,12 @@ variants! {
     OwnStallEmptiesInSync = "own-stall-empties-in-sync";
     /// A cut does not wait for the flush under way, whose token then counts for what was written since.
     OldGenerationToken = "old-generation-token";
+    /// Segments are removed when a snapshot is written, before it has its name.
+    RemovalBeforePublish = "removal-before-publish";
+    /// A state that is being loaded is read.
+    ReadsBeforeComplete = "reads-before-complete";
+    /// The records during the scan of a snapshot are taken to be in it.
+    SnapshotTakenTooLate = "snapshot-taken-too-late";
 }
 
 #[cfg(feature = "sabotage")]

@@ -159,6 +159,7 @@ impl Node {
             self.wal.append_checked(bytes, chain);
         }
         self.commit = self.commit.max(frame.tail.commit_lsn);
+        self.had_work |= frame.record_count > 0;
         self.hear_in_sync(frame.tail.in_sync)?;
         let decode_ns = saturate(self.clock.now().since(begin));
         let Some(session) = self.session_mut(conn) else { return Ok(()) };

@@ -59,6 +59,11 @@ impl Node {
         remote_ip: &str,
         body: &[u8],
     ) -> Result<(), Stop> {
+        if self.is_loading() {
+            let why = format!("{}; it takes part once that is done", self.incomplete_text());
+            self.refuse(io, conn, RefuseCode::Other, why);
+            return Ok(());
+        }
         let hello = match self.checked_hello(body)? {
             Ok(hello) => hello,
             Err((code, why)) => {

@@ -27,12 +27,17 @@ mod handshake;
 mod inflight;
 mod inspect;
 pub mod leader;
+mod load;
+mod pace;
 mod promote;
 mod repair;
 mod replog;
 mod requests;
+mod retention;
 mod role;
 mod session_open;
+mod snapshot;
+mod snapshot_ask;
 mod start;
 mod status;
 mod stream;
@@ -58,10 +63,15 @@ pub use fatal::{FatalReason, Fence, Stop};
 pub use flush::FlushMode;
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
+use load::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
+pub use retention::PinId;
+use retention::{Pins, Removal};
 pub use role::{Role, RoleFlag};
+pub use snapshot::SnapshotConfig;
+use snapshot::Snapshots;
 pub use status::Observed;
 
 /// What a node is told when it starts. Validated; nothing in it is checked again.
@@ -95,6 +105,8 @@ pub struct NodeConfig {
     pub flush_refused: Option<String>,
     /// What a follower's connection may cost.
     pub feed: FeedLimits,
+    /// When snapshots are made, and how they are loaded.
+    pub snapshot: SnapshotConfig,
 }
 
 /// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the
@@ -146,6 +158,12 @@ pub struct Counters {
     pub reads: u64,
     /// Connections refused for want of descriptors or slots.
     pub accepts_refused: u64,
+    /// Whether the state came from a snapshot when the node started: 1 or 0.
+    pub loaded_from_snapshot: u64,
+    /// Snapshots that got their name.
+    pub snapshots: u64,
+    /// Segments of the log removed.
+    pub segments_removed: u64,
 }
 
 /// What this node knows of the other side of a connection.
@@ -172,7 +190,17 @@ pub struct Node {
     keyspace: Keyspace,
     inflight: Inflight,
     applied: Lsn,
+    /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
+    complete_at: Lsn,
     commit: Lsn,
+    /// The state is being loaded; until that is done there is no role but a follower's without a session.
+    load: Option<Box<Loading>>,
+    snapshots: Snapshots,
+    pins: Pins,
+    removal: Removal,
+    /// Requests or records came in this turn; and the last turn in which some did.
+    had_work: bool,
+    last_work: Time,
     role: Role,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,
@@ -307,6 +335,11 @@ impl Node {
     /// The role's word.
     pub fn role_name(&self) -> &'static str {
         self.role.name()
+    }
+
+    /// What an operator waits for at a start.
+    pub fn ready_text(&self) -> String {
+        format!("ready: {} in term {}, node id {}", self.role_name(), self.term(), self.node_id())
     }
 
     /// The name that this process should go by now: `kv-leader:9001`. The kernel keeps 15 bytes, so that a

@@ -85,7 +85,7 @@ impl Node {
             crate::wal::Durability::Fsync => "fsync",
             crate::wal::Durability::Os => "os",
         };
-        json!({
+        let node = json!({
             "node_id": meta.node_id.to_string(),
             "cluster_id": (!meta.cluster_id.is_none()).then(|| meta.cluster_id.to_string()),
             "address": self.config.own_address,
@@ -96,17 +96,29 @@ impl Node {
             "leader_id": leader_id,
             "in_sync": in_sync,
             "in_sync_nodes": self.leader().map(super::leader::Leader::in_sync_count),
+        });
+        let log = json!({
             "first_lsn": self.wal.first_lsn().0,
             "last_lsn": self.wal.last_lsn().0,
             "durable_lsn": self.wal.durable().lsn().0,
             "commit_lsn": self.effective_commit().0,
             "applied_lsn": self.applied.0,
             "log_generation": self.wal.generation(),
+            "log_bytes": self.wal.log_bytes_from(self.wal.first_lsn()),
+            "snapshot": self.snapshot_document(),
+            "loading": self.loading_document(),
+            "complete": self.is_complete(),
+        });
+        let state = json!({
             "keys": self.keyspace.len(),
             "data_bytes": self.keyspace.data_bytes(),
             "memory_bytes": self.keyspace.memory_bytes(),
+            "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),
+            "bytes_per_key": self.keyspace.memory_bytes().checked_div(self.keyspace.len()),
             "state_hash": format!("{:032x}", self.keyspace.state_hash()),
             "in_flight_bytes": self.inflight.size(),
+        });
+        let rest = json!({
             "ack": self.config.ack.name(),
             "min_insync": self.config.min_insync,
             "insync_timeout_ms": self.config.insync_timeout_ms,
@@ -126,11 +138,20 @@ impl Node {
             "counters": self.counters_document(),
             "peers": self.peers_document(io),
             "latency": self.latency_document(),
-        })
-        .to_string()
+        });
+        joined([node, log, state, rest]).to_string()
+    }
+
+    fn loading_document(&self) -> Value {
+        let Some(loading) = &self.load else { return Value::Null };
+        let (percent, eta_s) = loading.progress(self.now);
+        json!({"progress": percent, "eta_s": eta_s, "text": self.incomplete_text()})
     }
 
     fn read_only_reason(&self) -> Option<String> {
+        if self.is_loading() {
+            return Some(self.incomplete_text());
+        }
         match &self.role {
             Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
             Role::Leader(_) => None,
@@ -160,6 +181,9 @@ impl Node {
             "busy": counters.busy,
             "disk_full": counters.disk_full,
             "accepts_refused": counters.accepts_refused,
+            "snapshots": counters.snapshots,
+            "segments_removed": counters.segments_removed,
+            "loaded_from_snapshot": counters.loaded_from_snapshot,
         })
     }
 
@@ -194,4 +218,13 @@ impl Node {
 fn own_pid() -> u32 {
     count(Syscall::Getpid);
     std::process::id()
+}
+
+/// The fields of all of them in one document, in order.
+fn joined<const N: usize>(parts: [Value; N]) -> Value {
+    let fields = parts.into_iter().filter_map(|part| match part {
+        Value::Object(fields) => Some(fields),
+        _ => None,
+    });
+    Value::Object(fields.flatten().collect())
 }

@@ -65,8 +65,9 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             let reply = FenceReply::decode(body)?;
             let accepted = if reply.accepted { "accepted" } else { "not accepted" };
             let leads = if reply.leads { ", leads" } else { "" };
+            let incomplete = if reply.complete { "" } else { ", state not complete" };
             format!(
-                "{accepted}, term {}, last {} of term {}, commit {}{leads}",
+                "{accepted}, term {}, last {} of term {}, commit {}{leads}{incomplete}",
                 reply.term, reply.last_lsn, reply.last_term, reply.commit_lsn
             )
         }
@@ -134,6 +135,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::Inspect(inspect) => format!("{inspect:?}"),
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
         Request::Ping | Request::Status => String::new(),
+        Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
         Request::Follow { address, discard } => {
             format!("{address}{}", if discard { " --discard" } else { "" })

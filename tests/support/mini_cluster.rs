@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
-use kvstore::node::{FatalReason, FlushMode, Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, FlushMode, Node, NodeConfig, RoleFlag, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
 use kvstore::wal::{Durability, WalConfig};
@@ -73,6 +73,8 @@ pub struct MiniCluster {
     folded: BTreeMap<&'static str, usize>,
     state_told: Vec<String>,
     trace: Vec<String>,
+    /// For nodes that are started for the first time.
+    pub snapshot: SnapshotConfig,
 }
 
 fn address(name: &str) -> String {
@@ -94,6 +96,7 @@ impl MiniCluster {
             folded: BTreeMap::new(),
             state_told: Vec::new(),
             trace: Vec::new(),
+            snapshot: SnapshotConfig::default(),
         }
     }
 
@@ -137,6 +140,7 @@ impl MiniCluster {
             flush_refused: None,
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
+            snapshot: self.snapshot,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {

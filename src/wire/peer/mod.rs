@@ -47,11 +47,20 @@ fn framed(out: &mut Vec<u8>, message_type: MessageType, body: impl FnOnce(&mut V
 
 /// Ends a message whose trailer has u64 fields; those that its sender did not know are 0.
 fn finish_with<const N: usize>(
-    mut reader: Reader<'_>,
+    reader: Reader<'_>,
     names: [&'static str; N],
 ) -> Result<[u64; N], DecodeError> {
-    let mut values = [0; N];
-    if let Some((_, mut fields)) = reader.trailer()? {
+    finish_with_flags(reader, names).map(|(_, values)| values)
+}
+
+/// The same, for a trailer whose flags say something.
+fn finish_with_flags<const N: usize>(
+    mut reader: Reader<'_>,
+    names: [&'static str; N],
+) -> Result<(u16, [u64; N]), DecodeError> {
+    let (mut flags, mut values) = (0, [0; N]);
+    if let Some((trailer_flags, mut fields)) = reader.trailer()? {
+        flags = trailer_flags;
         for (value, name) in values.iter_mut().zip(names) {
             if fields.left() > 0 {
                 *value = fields.u64(name)?;
@@ -59,7 +68,7 @@ fn finish_with<const N: usize>(
         }
     }
     reader.finish()?;
-    Ok(values)
+    Ok((flags, values))
 }
 
 fn finish(mut reader: Reader<'_>) -> Result<(), DecodeError> {
