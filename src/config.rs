@@ -5,9 +5,9 @@ use clap::{Parser, ValueEnum};
 use crate::address::{join_address, parse_address};
 use crate::limits::{
     CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
-    SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
+    PIN_LOG_BYTES_DEFAULT, PIN_LOG_BYTES_MIN, SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
 };
-use crate::node::{NodeConfig, RoleFlag};
+use crate::node::{NodeConfig, PinConfig, PinOverflow, RoleFlag};
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
@@ -108,6 +108,13 @@ pub struct Flags {
     #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
         help_heading = "Storage")]
     pub segment_bytes: u64,
+    /// Bytes of log kept, at most, for a follower that gets a snapshot, until it has caught up
+    #[arg(long, default_value_t = PIN_LOG_BYTES_DEFAULT, value_name = "BYTES", env = "KVSTORE_PIN_LOG_BYTES",
+        help_heading = "Storage")]
+    pub pin_log_bytes: u64,
+    /// At that bound: slow writers down for the follower, or drop what is kept for it
+    #[arg(long, value_enum, default_value = "slow", env = "KVSTORE_PIN_OVERFLOW", help_heading = "Storage")]
+    pub pin_overflow: PinOverflowChoice,
 
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
     #[arg(
@@ -159,6 +166,14 @@ pub enum AckChoice {
 pub enum DurabilityChoice {
     Fsync,
     Os,
+}
+
+/// `--pin-overflow`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum PinOverflowChoice {
+    Slow,
+    Drop,
 }
 
 /// `--log-level`.
@@ -228,6 +243,7 @@ impl Flags {
         in_range("--insync-timeout-ms", self.insync_timeout_ms, 10, 600_000)?;
         in_range("--heartbeat-ms", self.heartbeat_ms, 1, 1_000)?;
         in_range("--segment-bytes", self.segment_bytes, SEGMENT_SIZE_MIN, SEGMENT_SIZE_MAX)?;
+        in_range("--pin-log-bytes", self.pin_log_bytes, PIN_LOG_BYTES_MIN, u64::MAX)?;
         in_range("--connections-max", self.connections_max as u64, 1, CONNECTIONS_MAX as u64)?;
         in_range("--min-insync", self.min_insync as u64, 1, (PEERS_MAX + 1) as u64)?;
         if role == RoleFlag::Leader && !peers.is_empty() && self.min_insync > peers.len() + 1 {
@@ -255,6 +271,13 @@ impl Flags {
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
             feed: crate::node::FeedLimits::default(),
+            pin: PinConfig {
+                log_bytes: self.pin_log_bytes,
+                overflow: match self.pin_overflow {
+                    PinOverflowChoice::Slow => PinOverflow::Slow,
+                    PinOverflowChoice::Drop => PinOverflow::Drop,
+                },
+            },
             receipts: !self.no_receipts,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,

@@ -237,7 +237,7 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     let last_ack = peer.number("last_ack_ms_ago").map(|ms| format!("{} ago", lasting_ms(ms)));
     [
         peer.text("address"),
-        peer.text("state").map(|state| state.replace('_', " ")),
+        peer.text("state").map(|state| state_text(peer, &state)),
         in_sync,
         peer.number("match_lsn").map(grouped),
         peer.number("lag").map(grouped),
@@ -248,6 +248,18 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     ]
     .map(|cell| cell.unwrap_or_else(|| "-".to_owned()))
     .to_vec()
+}
+
+/// A follower that gets a snapshot: how much of it it has.
+fn state_text(peer: Status<'_>, state: &str) -> String {
+    let snapshot = peer.0.get("snapshot").map(Status);
+    let number = |name| snapshot.as_ref().and_then(|snapshot| snapshot.number(name));
+    match (number("percent"), number("received_bytes"), number("bytes")) {
+        (Some(percent), Some(received), Some(bytes)) => {
+            format!("snapshot {percent} % ({} of {})", sized(received), sized(bytes))
+        }
+        _ => state.replace('_', " "),
+    }
 }
 
 /// Where the time went, in microseconds; stages in which nothing was measured are left out.

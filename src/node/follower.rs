@@ -4,6 +4,7 @@ use super::fatal::{fence, malformed};
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Lsn, Term};
+use crate::sabotage::Variant;
 use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, RefuseCode};
@@ -48,6 +49,11 @@ impl Session {
         }
     }
 
+    /// The term that it was opened in.
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
     /// The number of the newest frame heard.
     pub fn round(&self) -> u64 {
         self.round
@@ -90,7 +96,8 @@ impl Node {
             && let Some(session) = follower.session.take()
         {
             log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-            if !crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) {
+            let stays = [Variant::DeadSessionFrames, Variant::OldTransferChunk];
+            if !stays.into_iter().any(crate::sabotage::is) {
                 self.close(io, session.conn, Close::Now);
             }
         }
@@ -191,7 +198,7 @@ impl Node {
         Ok(())
     }
 
-    fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
+    pub(super) fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
         // Remembered over a restart, because a promotion asks for it; it changes rarely.
         if self.meta.get().in_sync != in_sync {
             self.meta.update(self.disk.as_mut(), |meta| meta.in_sync = in_sync)?;

@@ -24,7 +24,9 @@ pub mod follower;
 mod handshake;
 mod inflight;
 mod inspect;
+mod install;
 pub mod leader;
+mod leader_open;
 mod promote;
 mod replog;
 mod requests;
@@ -34,6 +36,7 @@ mod start;
 mod status;
 mod stream;
 mod timers;
+mod transfer;
 mod turn;
 
 use crate::conn::{Close, ConnId, DialId, Io};
@@ -57,11 +60,14 @@ use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
+use install::Install;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
 pub use role::{Role, RoleFlag};
 pub use status::Observed;
+use transfer::Slowness;
+pub use transfer::{PinConfig, PinOverflow};
 
 /// What a node is told when it starts. Validated; nothing in it is checked again.
 #[derive(Clone, Debug)]
@@ -90,6 +96,8 @@ pub struct NodeConfig {
     pub wal: WalConfig,
     /// What a follower's connection may cost.
     pub feed: FeedLimits,
+    /// What the log may cost while a follower gets a snapshot.
+    pub pin: PinConfig,
 }
 
 /// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the
@@ -133,6 +141,14 @@ pub struct Counters {
     pub disk_full: u64,
     /// Followers that left the in-sync set.
     pub insync_left: u64,
+    /// Snapshots that a follower has installed.
+    pub snapshots_sent: u64,
+    /// Transfers that ended because too much log was kept for them.
+    pub transfers_dropped: u64,
+    /// Snapshots of a leader's that took the place of state and log.
+    pub snapshots_installed: u64,
+    /// Snapshots of a leader's that were not taken: damaged, or no room.
+    pub snapshots_refused: u64,
     /// Log syncs.
     pub syncs: u64,
     /// Writes acknowledged.
@@ -178,6 +194,12 @@ pub struct Node {
     ack_lines: LineLimit,
     shutdown: Option<Time>,
     spare_retry_at: Time,
+    /// A snapshot of the leader's on its way in.
+    install: Option<Install>,
+    /// The keyspace holds a part of a snapshot, or nothing, and not the state of `applied`.
+    state_is_given_up: bool,
+    /// Writers wait for a follower that is catching up.
+    slowness: Option<Slowness>,
     trace: Option<Trace>,
     marks: Marks,
     /// The last refusal that was logged as a warning.
@@ -259,12 +281,15 @@ impl Node {
             }
             (Conn::PeerIn(_), MessageType::Open) => self.on_open(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::AppendEntries) => self.on_append_entries(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::SnapshotOffer) => self.on_snapshot_offer(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::SnapshotAck) => self.on_snapshot_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
             (Conn::New(_), _) => fence(format!("{message_type:?} before a hello")),
             (Conn::PeerIn(_) | Conn::PeerOut(_), _) => {
@@ -279,7 +304,10 @@ impl Node {
             return false;
         }
         match self.conns.get(conn) {
-            Some(Conn::Client(client)) => client.waiting_count() < CLIENT_REQUESTS_IN_FLIGHT_MAX,
+            Some(Conn::Client(client)) => {
+                let waits_for_follower = self.slow_window().is_some_and(|window| client.had_turn(window));
+                client.waiting_count() < CLIENT_REQUESTS_IN_FLIGHT_MAX && !waits_for_follower
+            }
             _ => true,
         }
     }

@@ -20,6 +20,8 @@ use crate::wire::{Effect, MessageType, Record, record_size};
 #[derive(Debug, Default)]
 pub(super) struct ClientConn {
     waiting: VecDeque<Waiting>,
+    /// While writers are slowed: the window in which it had its request.
+    slow_window: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -40,6 +42,11 @@ enum Waiting {
 }
 
 impl ClientConn {
+    /// Whether it had its request in this window.
+    pub(super) fn had_turn(&self, window: u64) -> bool {
+        self.slow_window == Some(window)
+    }
+
     pub(super) fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
@@ -57,6 +64,10 @@ impl Node {
             Some(request) => request,
             None => return fence(format!("{message_type:?} is not a request")),
         };
+        let window = self.slow_window();
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.slow_window = window;
+        }
         if let Some(problem) = request.size_problem() {
             self.reply(io, conn, Status::TooLarge, problem.to_string().as_bytes());
             return Ok(());
@@ -117,6 +128,15 @@ impl Node {
     ) -> Result<(), Stop> {
         if let Some((status, message)) = self.write_refusal() {
             self.reply(io, conn, status, message.as_bytes());
+            return Ok(());
+        }
+        if self.is_stopped_by_pin() {
+            self.counters.busy += 1;
+            let bound = self.config.pin.log_bytes;
+            let message = format!(
+                "a follower gets a snapshot, and the log kept for it has reached --pin-log-bytes={bound}; try again"
+            );
+            self.reply(io, conn, Status::Busy, message.as_bytes());
             return Ok(());
         }
         let size = record_size(&effect);

@@ -70,6 +70,7 @@ impl Node {
         }
         self.accept_leader(open, leader, match_lsn)?;
         let cut_from = self.cut_behind(match_lsn)?;
+        self.session_opened_with_log_from(open.first_lsn)?;
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");

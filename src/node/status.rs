@@ -133,6 +133,10 @@ impl Node {
             "writes_acked": counters.writes_acked,
             "reads": counters.reads,
             "syncs": counters.syncs,
+            "snapshots_sent": counters.snapshots_sent,
+            "snapshots_installed": counters.snapshots_installed,
+            "snapshots_refused": counters.snapshots_refused,
+            "transfers_dropped": counters.transfers_dropped,
             "sessions": counters.sessions,
             "cuts": counters.cuts,
             "cut_records": counters.cut_records,
@@ -155,7 +159,12 @@ impl Node {
         let match_lsn = peer.progress.match_lsn();
         let buffered_bytes = match &peer.link {
             Link::Streaming(stream) => io.output(stream.conn).len(),
+            Link::Sending(transfer) => io.output(transfer.conn).len(),
             _ => 0,
+        };
+        let snapshot = match &peer.link {
+            Link::Sending(transfer) => transfer.document(),
+            _ => Value::Null,
         };
         json!({
             "address": peer.address,
@@ -168,6 +177,7 @@ impl Node {
             "buffered_bytes": buffered_bytes,
             "last_ack_ms_ago": peer.last_ack.map(|time| self.now.since(time) / 1_000_000),
             "last_error": peer.last_error,
+            "snapshot": snapshot,
         })
     }
 }

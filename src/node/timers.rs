@@ -13,6 +13,7 @@ impl Node {
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
+        self.install_timers()?;
         self.promotion_timers(io)?;
         self.summarize_lines();
         Ok(())
@@ -24,7 +25,12 @@ impl Node {
             return Some(self.now);
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
-        let deadlines = [self.leader_deadline(), self.follower_deadline(), self.promotion_deadline()];
+        let deadlines = [
+            self.leader_deadline(),
+            self.follower_deadline(),
+            self.install_deadline(),
+            self.promotion_deadline(),
+        ];
         deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
     }
 

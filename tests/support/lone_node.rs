@@ -61,6 +61,7 @@ impl LoneNode {
             heartbeat_ms: 100,
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
+            pin: kvstore::node::PinConfig::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let clock = VirtualClock::at_ms(1);

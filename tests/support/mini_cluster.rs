@@ -132,6 +132,7 @@ impl MiniCluster {
             heartbeat_ms: 100,
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
+            pin: kvstore::node::PinConfig::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {

@@ -5,12 +5,17 @@ use crate::ids::{ClusterId, NodeId, Term};
 use crate::limits::AUTH_SIZE_MAX;
 use crate::wire::{DecodeError, MessageType, Reader, Writer};
 
+/// The feature bit of a node that takes SNAPSHOT_OFFER.
+pub const FEATURE_SNAPSHOTS: u64 = 1;
+/// The feature bits of this program.
+pub const FEATURES_KNOWN: u64 = FEATURE_SNAPSHOTS;
+
 /// A node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// Lowest and highest protocol version it speaks.
     pub versions: (u16, u16),
-    /// Feature bits; none is defined yet, unknown ones are ignored.
+    /// Feature bits, as [`FEATURE_SNAPSHOTS`]; unknown ones are ignored.
     pub features: u64,
     /// Bit n: it can apply `cmd_type` n.
     pub cmd_types: u64,
