@@ -5,9 +5,10 @@ use clap::{Parser, ValueEnum};
 use crate::address::{join_address, parse_address};
 use crate::limits::{
     CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
-    PIN_LOG_BYTES_DEFAULT, PIN_LOG_BYTES_MIN, SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
+    PIN_LOG_BYTES_DEFAULT, PIN_LOG_BYTES_MIN, RETAIN_LOG_BYTES_DEFAULT, SEGMENT_SIZE_DEFAULT,
+    SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, SNAPSHOT_LOG_BYTES_FLAG_MIN,
 };
-use crate::node::{NodeConfig, PinConfig, PinOverflow, RoleFlag};
+use crate::node::{NodeConfig, PinConfig, PinOverflow, RoleFlag, SnapshotConfig};
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
@@ -115,6 +116,13 @@ pub struct Flags {
     /// At that bound: slow writers down for the follower, or drop what is kept for it
     #[arg(long, value_enum, default_value = "slow", env = "KVSTORE_PIN_OVERFLOW", help_heading = "Storage")]
     pub pin_overflow: PinOverflowChoice,
+    /// Bytes of log after which a snapshot is made [default: twice the last snapshot, at least 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "KVSTORE_SNAPSHOT_LOG_BYTES", help_heading = "Storage")]
+    pub snapshot_log_bytes: Option<u64>,
+    /// Bytes of log kept for a connected follower that has not got them yet, although a snapshot covers them
+    #[arg(long, default_value_t = RETAIN_LOG_BYTES_DEFAULT, value_name = "BYTES", env = "KVSTORE_RETAIN_LOG_BYTES",
+        help_heading = "Storage")]
+    pub retain_log_bytes: u64,
 
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
     #[arg(
@@ -256,6 +264,7 @@ impl Flags {
         }
         in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
+        let snapshot = self.snapshot_config()?;
         let node = NodeConfig {
             port: self.port,
             own_address,
@@ -278,6 +287,7 @@ impl Flags {
                     PinOverflowChoice::Drop => PinOverflow::Drop,
                 },
             },
+            snapshot,
             receipts: !self.no_receipts,
             wal: WalConfig {
                 segment_bytes: self.segment_bytes,
@@ -296,6 +306,21 @@ impl Flags {
             data_dir: self.data_dir.clone(),
             strace_marks: self.strace_marks,
             beyond_loopback,
+        })
+    }
+
+    fn snapshot_config(&self) -> Result<SnapshotConfig, String> {
+        if let Some(bytes) = self.snapshot_log_bytes {
+            in_range("--snapshot-log-bytes", bytes, SNAPSHOT_LOG_BYTES_FLAG_MIN, u64::MAX)?;
+        }
+        let defaults = SnapshotConfig::default();
+        // A person who watches wants to see that it goes on; a log file, that it went.
+        let watched = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        Ok(SnapshotConfig {
+            log_bytes: self.snapshot_log_bytes,
+            retain_log_bytes: self.retain_log_bytes,
+            progress_ms: if watched { 1_000 } else { defaults.progress_ms },
+            ..defaults
         })
     }
 

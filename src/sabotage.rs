@@ -59,6 +59,12 @@ variants! {
     OldTransferChunk = "old-transfer-chunk";
     /// Time in which the leader itself did not run counts against its followers.
     OwnStallEmptiesInSync = "own-stall-empties-in-sync";
+    /// Segments are removed when a snapshot is written, before it has its name.
+    RemovalBeforePublish = "removal-before-publish";
+    /// A state that is being loaded is read.
+    ReadsBeforeComplete = "reads-before-complete";
+    /// The records during the scan of a snapshot are taken to be in it.
+    SnapshotTakenTooLate = "snapshot-taken-too-late";
 }
 
 #[cfg(feature = "sabotage")]

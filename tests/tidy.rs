@@ -69,6 +69,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "node",
             "replication",
             "rng",
+            "snapshot",
             "time",
             "trace",
             "wal",

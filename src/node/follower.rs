@@ -119,6 +119,9 @@ impl Node {
                 return Ok(());
             }
         }
+        if self.install.is_some() && !crate::sabotage::is(Variant::OldTransferChunk) {
+            return fence("APPEND_ENTRIES in the middle of a snapshot transfer");
+        }
         let (first, kept) = (self.wal.last_lsn().next(), self.inflight.current().len());
         let frame = match self.check_records(body) {
             Ok(frame) => frame,
@@ -136,6 +139,7 @@ impl Node {
             self.wal.append_checked(bytes, chain);
         }
         self.commit = self.commit.max(frame.tail.commit_lsn);
+        self.had_work |= frame.record_count > 0;
         self.hear_in_sync(frame.tail.in_sync)?;
         let decode_ns = saturate(self.clock.now().since(begin));
         let Some(session) = self.session_mut(conn) else { return Ok(()) };

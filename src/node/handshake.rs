@@ -59,6 +59,11 @@ impl Node {
         remote_ip: &str,
         body: &[u8],
     ) -> Result<(), Stop> {
+        if self.is_loading() {
+            let why = format!("{}; it takes part once that is done", self.incomplete_text());
+            self.refuse(io, conn, RefuseCode::Other, why);
+            return Ok(());
+        }
         let hello = match self.checked_hello(body)? {
             Ok(hello) => hello,
             Err((code, why)) => {
@@ -109,6 +114,9 @@ impl Node {
         let refuse = Refuse::decode(body).map_err(malformed("REFUSE"))?;
         let Some(Conn::PeerOut(peer)) = self.conns.get(conn) else { return Ok(()) };
         let purpose = peer.purpose;
+        if let (RefuseCode::SnapshotDamaged, DialPurpose::Session(index)) = (refuse.code, purpose) {
+            self.note_damaged_snapshot(index);
+        }
         self.close(io, conn, Close::Now);
         if refuse.term > self.meta.get().term && self.leader().is_some() {
             self.depose(io, refuse.term, refuse.leader, &refuse.leader_address)?;

@@ -19,6 +19,7 @@
 
 use super::fatal::{fence, malformed};
 use super::follower::Follower;
+use super::load::NoSource;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
@@ -89,7 +90,7 @@ impl Node {
         let wanted = Offer { id: SnapshotId { s: tag.s, e: tag.e }, bytes: offer.bytes, crc: tag.crc };
         let again = self.install.as_ref().is_some_and(|install| *install.file.offer() == wanted);
         if !again && let Err(error) = self.begin_install(&offer, wanted) {
-            return self.install_fails(io, conn, &ReceiveError::Write(error));
+            return self.install_fails(io, conn, ReceiveError::Write(error));
         }
         self.ack_snapshot(io, conn, tag, None);
         Ok(())
@@ -127,14 +128,14 @@ impl Node {
             return match error {
                 // Not what this leader sends to somebody who acknowledges what he has.
                 ReceiveError::OutOfOrder { .. } | ReceiveError::TooLong { .. } => fence(error.to_string()),
-                _ => self.install_fails(io, conn, &error),
+                _ => self.install_fails(io, conn, error),
             };
         }
         let Some(install) = &self.install else { return Ok(()) };
         let installed = if install.file.offset() == install.file.offer().bytes {
             match self.finish_install(io)? {
                 Ok(installed) => Some(installed),
-                Err(error) => return self.install_fails(io, conn, &error),
+                Err(error) => return self.install_fails(io, conn, error),
             }
         } else {
             None
@@ -233,26 +234,26 @@ impl Node {
     }
 
     /// The transfer cannot go on: refused in words, so that both operators read why. The leader begins anew.
-    fn install_fails(&mut self, io: &mut dyn Io, conn: ConnId, error: &ReceiveError) -> Result<(), Stop> {
+    fn install_fails(&mut self, io: &mut dyn Io, conn: ConnId, error: ReceiveError) -> Result<(), Stop> {
+        let (why, is_damage) = (error.to_string(), matches!(error, ReceiveError::Invalid(_)));
         if let ReceiveError::Write(error) = error
             && error.is_fatal()
         {
-            let why = error.to_string();
-            return Err(FatalReason::Directory(why).into());
+            return Err(error.into());
         }
-        let why = error.to_string();
         log_warn!("replication", "the leader's snapshot is not taken: {why}");
         self.counters.snapshots_refused += 1;
         self.end_install("it is not taken")?;
         if let Role::Follower(follower) = &mut self.role {
             follower.session = None;
         }
-        self.refuse(io, conn, RefuseCode::Other, why);
+        let code = if is_damage { RefuseCode::SnapshotDamaged } else { RefuseCode::Other };
+        self.refuse(io, conn, code, why);
         Ok(())
     }
 
     /// Lets go of the file of a transfer under way.
-    fn drop_install(&mut self, why: &str) {
+    pub(super) fn drop_install(&mut self, why: &str) {
         if let Some(install) = self.install.take() {
             log_info!(
                 "replication",
@@ -266,14 +267,14 @@ impl Node {
     /// Ends a transfer under way, and makes the old state anew if it was given up for it.
     pub(super) fn end_install(&mut self, why: &str) -> Result<(), FatalReason> {
         self.drop_install(why);
-        if !std::mem::take(&mut self.state_is_given_up) {
+        if !self.state_is_given_up {
             return Ok(());
         }
         // The log stands where it stood, so a snapshot that was installed and not caught up with will do.
         let (last, complete_at) = (self.wal.last_lsn(), self.complete_at);
         match self.source_for(last.max(complete_at)) {
             Ok(source) => self.rebuild_state(source.as_ref())?,
-            Err(()) => return Err(FatalReason::StateLost),
+            Err(NoSource) => return Err(FatalReason::StateLost { last }),
         }
         log_info!(
             "replication",

@@ -10,6 +10,7 @@ use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS, SESSION_SILENCE_MS,
 use crate::replication::commit::{CommitRule, FollowerState};
 use crate::replication::link::Backoff;
 use crate::replication::progress::Progress;
+use crate::snapshot::SnapshotId;
 use crate::time::Time;
 use crate::wal::{Cursor, ReserveError};
 use crate::wire::{Effect, record_size};
@@ -49,6 +50,8 @@ pub struct Peer {
     pub last_ack: Option<Time>,
     /// What is kept for it from the moment it was offered a snapshot until it has caught up.
     pub(super) kept: Option<Kept>,
+    /// The snapshot of which it last said that it is damaged, and how often in a row.
+    pub(super) damaged: Option<(SnapshotId, u32)>,
     /// Whether its hello says that it takes snapshots.
     pub(super) takes_snapshots: bool,
     pub(super) backoff: Backoff,
@@ -122,6 +125,7 @@ impl Leader {
             last_error: None,
             last_ack: None,
             kept: None,
+            damaged: None,
             takes_snapshots: false,
             backoff: Backoff::default(),
             down_told: false,

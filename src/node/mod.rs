@@ -27,11 +27,16 @@ mod inspect;
 mod install;
 pub mod leader;
 mod leader_open;
+mod load;
+mod pace;
 mod promote;
 mod replog;
 mod requests;
+mod retention;
 mod role;
 mod session_open;
+mod snapshot;
+mod snapshot_ask;
 mod start;
 mod status;
 mod stream;
@@ -61,10 +66,15 @@ pub use fatal::{FatalReason, Fence, Stop};
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
 use install::Install;
+use load::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
+pub use retention::PinId;
+use retention::{Pins, Removal};
 pub use role::{Role, RoleFlag};
+pub use snapshot::SnapshotConfig;
+use snapshot::Snapshots;
 pub use status::Observed;
 use transfer::Slowness;
 pub use transfer::{PinConfig, PinOverflow};
@@ -98,6 +108,8 @@ pub struct NodeConfig {
     pub feed: FeedLimits,
     /// What the log may cost while a follower gets a snapshot.
     pub pin: PinConfig,
+    /// When snapshots are made, and how they are loaded.
+    pub snapshot: SnapshotConfig,
 }
 
 /// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the
@@ -157,6 +169,12 @@ pub struct Counters {
     pub reads: u64,
     /// Connections refused for want of descriptors or slots.
     pub accepts_refused: u64,
+    /// Whether the state came from a snapshot when the node started: 1 or 0.
+    pub loaded_from_snapshot: u64,
+    /// Snapshots that got their name.
+    pub snapshots: u64,
+    /// Segments of the log removed.
+    pub segments_removed: u64,
 }
 
 /// What this node knows of the other side of a connection.
@@ -180,7 +198,17 @@ pub struct Node {
     keyspace: Keyspace,
     inflight: Inflight,
     applied: Lsn,
+    /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
+    complete_at: Lsn,
     commit: Lsn,
+    /// The state is being loaded; until that is done there is no role but a follower's without a session.
+    load: Option<Box<Loading>>,
+    snapshots: Snapshots,
+    pins: Pins,
+    removal: Removal,
+    /// Requests or records came in this turn; and the last turn in which some did.
+    had_work: bool,
+    last_work: Time,
     role: Role,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,

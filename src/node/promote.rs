@@ -159,6 +159,7 @@ impl Node {
             last_lsn: token.lsn(),
             commit_lsn: self.effective_commit(),
             leads,
+            complete: self.is_complete(),
         };
         reply.encode(io.output(conn).bytes_mut());
         Ok(())
@@ -198,6 +199,7 @@ impl Node {
                 commit_lsn: reply.commit_lsn,
             },
             leads: reply.leads,
+            complete: reply.complete,
         };
         Ok(self.promotion_step(io)?)
     }

@@ -72,6 +72,12 @@ impl Node {
             self.reply(io, conn, Status::TooLarge, problem.to_string().as_bytes());
             return Ok(());
         }
+        self.had_work |= !matches!(request, Request::Ping | Request::Status);
+        if self.bars(&request) {
+            let text = self.incomplete_text();
+            self.reply(io, conn, Status::Loading, text.as_bytes());
+            return Ok(());
+        }
         match request {
             Request::Get { key } => self.on_get(io, conn, key),
             Request::Put { key, value } => return self.on_write(io, conn, Effect::Put { key, value }, false),
@@ -83,15 +89,32 @@ impl Node {
                 let (status, text) = self.inspect(inspect);
                 self.reply(io, conn, status, text.as_bytes());
             }
-            Request::Ping => self.reply(io, conn, Status::Ok, b""),
+            Request::Ping => {
+                let note = if self.is_complete() { String::new() } else { self.incomplete_text() };
+                self.reply(io, conn, Status::Ok, note.as_bytes());
+            }
             Request::Status => {
                 let document = self.status_document(io);
                 self.reply(io, conn, Status::Ok, document.as_bytes());
             }
             Request::Promote { force } => return Ok(self.on_promote(io, conn, force)?),
+            Request::Snapshot { wait } => return Ok(self.on_snapshot(io, conn, wait)?),
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
         }
         Ok(())
+    }
+
+    /// Whether this is not done before the state is that of an LSN: reads would be of none, and who leads must be
+    /// read. Before there is a role nothing but looking at the node is.
+    fn bars(&self, request: &Request<'_>) -> bool {
+        match request {
+            Request::Ping | Request::Status | Request::Inspect(_) => false,
+            Request::Get { .. } if crate::sabotage::is(crate::sabotage::Variant::ReadsBeforeComplete) => {
+                false
+            }
+            Request::Get { .. } | Request::Promote { .. } => !self.is_complete(),
+            _ => self.is_loading(),
+        }
     }
 
     fn on_get(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {

@@ -2,9 +2,12 @@
 
 use super::follower::Follower;
 use super::leader::Leader;
+use super::load::Sources;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
-use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
+use super::{
+    ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Pins, Removal, Role, RoleFlag, Snapshots,
+};
 use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
@@ -13,7 +16,7 @@ use crate::meta::{Meta, MetaStore, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
 use crate::trace::Trace;
-use crate::wal::{Base, Identity, Opened, RecoveryReport, Wal};
+use crate::wal::{Identity, Opened, RecoveryReport};
 use crate::{log_info, log_warn};
 
 /// The first log generation of a data directory.
@@ -35,14 +38,13 @@ impl Node {
         if let Some(warning) = warning {
             log_warn!("node", "{warning}");
         }
-        let Opened { mut wal, report } =
-            Wal::open(disk.as_mut(), log_identity(meta.get()), &Base::default(), rng.next_u64(), config.wal)
-                .map_err(FatalReason::Open)?;
+        let identity = log_identity(meta.get());
+        let mut sources = Sources::find(disk.as_mut(), &identity)?;
+        let Opened { wal, report } =
+            sources.open_log(disk.as_mut(), identity, meta.get().node_id, rng.next_u64(), config.wal)?;
         log_recovery(&report);
-        let mut keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
-        replay(&mut keyspace, &mut wal, disk.as_mut())?;
+        let keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
         let (now, last) = (clock.now(), wal.last_lsn());
-        log_info!("node", "loaded {} key(s) up to LSN {last}", keyspace.len());
         let credit_max_ns = (config.heartbeat_ms.min(config.insync_timeout_ms / 4)).max(1) * 1_000_000;
         let mut node = Node {
             disk,
@@ -52,8 +54,15 @@ impl Node {
             wal,
             keyspace,
             inflight: Inflight::default(),
-            applied: last,
+            applied: Lsn::ZERO,
+            complete_at: Lsn::ZERO,
             commit: report.commit_lsn.min(last),
+            load: None,
+            snapshots: Snapshots::default(),
+            pins: Pins::default(),
+            removal: Removal::default(),
+            had_work: false,
+            last_work: now,
             role: Role::Follower(Follower::default()),
             conns: ConnTable::new(),
             dials: Vec::new(),
@@ -77,12 +86,20 @@ impl Node {
             counters: Counters::default(),
             config,
         };
-        match start {
-            StartRole::Follow => node.start_following()?,
-            StartRole::Deposed => node.role = Role::Deposed,
-            StartRole::Lead => node.start_leading()?,
+        if node.begin_load(sources, start)? <= node.config.snapshot.load_at_once_bytes {
+            node.load_to_end()?;
         }
         Ok(node)
+    }
+
+    /// The state is loaded: the node takes the role that flags and directory give it.
+    pub(super) fn take_role(&mut self, start: StartRole) -> Result<(), FatalReason> {
+        match start {
+            StartRole::Follow => self.start_following()?,
+            StartRole::Deposed => self.role = Role::Deposed,
+            StartRole::Lead => self.start_leading()?,
+        }
+        Ok(())
     }
 
     fn start_following(&mut self) -> Result<(), FatalReason> {
@@ -173,7 +190,7 @@ fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<
 }
 
 /// What the record says of the log.
-fn log_identity(meta: &Meta) -> Identity {
+pub(super) fn log_identity(meta: &Meta) -> Identity {
     Identity {
         cluster_id: meta.cluster_id,
         generation: meta.log_generation,
@@ -183,18 +200,7 @@ fn log_identity(meta: &Meta) -> Identity {
     }
 }
 
-/// Brings an empty keyspace to the end of the log.
-pub(super) fn replay(keyspace: &mut Keyspace, wal: &mut Wal, disk: &mut dyn Disk) -> Result<(), FatalReason> {
-    let (first, last) = (wal.first_lsn(), wal.last_lsn());
-    if last >= first {
-        wal.replay(disk, first, last, &mut |record| {
-            let _existed = keyspace.apply(&record.effect);
-        })?;
-    }
-    Ok(())
-}
-
-fn log_recovery(report: &RecoveryReport) {
+pub(super) fn log_recovery(report: &RecoveryReport) {
     if let Some(kept) = &report.completed_cut {
         log_warn!("wal", "completed a cut that was interrupted: {kept}");
     }

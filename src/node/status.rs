@@ -93,9 +93,15 @@ impl Node {
             "commit_lsn": self.effective_commit().0,
             "applied_lsn": self.applied.0,
             "log_generation": self.wal.generation(),
+            "log_bytes": self.wal.log_bytes_from(self.wal.first_lsn()),
+            "snapshot": self.snapshot_document(),
+            "loading": self.loading_document(),
+            "complete": self.is_complete(),
             "keys": self.keyspace.len(),
             "data_bytes": self.keyspace.data_bytes(),
             "memory_bytes": self.keyspace.memory_bytes(),
+            "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),
+            "bytes_per_key": self.keyspace.memory_bytes().checked_div(self.keyspace.len()),
             "state_hash": format!("{:032x}", self.keyspace.state_hash()),
             "in_flight_bytes": self.inflight.size(),
             "ack": self.config.ack.name(),
@@ -114,7 +120,16 @@ impl Node {
         .to_string()
     }
 
+    fn loading_document(&self) -> Value {
+        let Some(loading) = &self.load else { return Value::Null };
+        let (percent, eta_s) = loading.progress(self.now);
+        json!({"progress": percent, "eta_s": eta_s, "text": self.incomplete_text()})
+    }
+
     fn read_only_reason(&self) -> Option<String> {
+        if self.is_loading() {
+            return Some(self.incomplete_text());
+        }
         match &self.role {
             Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
             Role::Leader(_) => None,
@@ -146,6 +161,9 @@ impl Node {
             "busy": counters.busy,
             "disk_full": counters.disk_full,
             "accepts_refused": counters.accepts_refused,
+            "snapshots": counters.snapshots,
+            "segments_removed": counters.segments_removed,
+            "loaded_from_snapshot": counters.loaded_from_snapshot,
         })
     }
 

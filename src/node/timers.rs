@@ -21,7 +21,7 @@ impl Node {
 
     /// When [`Node::on_timers`] wants to run again. Now, while something waits for a sync.
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.wal.batch_bytes() > 0 {
+        if self.wal.batch_bytes() > 0 || self.load.is_some() {
             return Some(self.now);
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
@@ -30,6 +30,7 @@ impl Node {
             self.follower_deadline(),
             self.install_deadline(),
             self.promotion_deadline(),
+            self.snapshot_deadline(),
         ];
         deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
     }
@@ -102,6 +103,7 @@ impl Node {
 
     /// The last words to the disk: a mark, so that the next start knows how much of the log is durable.
     pub fn close_log(&mut self) -> Result<(), FatalReason> {
+        self.abandon_snapshot();
         let commit = self.effective_commit();
         if self.wal.last_lsn() > crate::ids::Lsn::ZERO {
             match self.wal.write_mark(self.disk.as_mut(), commit) {

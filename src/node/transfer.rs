@@ -58,6 +58,9 @@ impl Default for PinConfig {
     }
 }
 
+/// How often a follower is sent a snapshot that it finds damaged.
+const DAMAGED_TIMES_MAX: u32 = 2;
+
 /// A snapshot on its way to a follower.
 #[derive(Debug)]
 pub struct Transfer {
@@ -197,9 +200,24 @@ impl Node {
     fn snapshot_for(&self, index: usize) -> Option<SnapshotInfo> {
         let first = self.wal.first_lsn();
         let before = self.leader()?.peers[index].kept.as_ref().map(|kept| kept.snapshot);
-        let mut fitting = self.snapshots.kept().iter().filter(|info| info.id.s.next() >= first);
+        let damaged = self.leader()?.peers[index].damaged.filter(|(_, times)| *times >= DAMAGED_TIMES_MAX);
+        let mut fitting = self
+            .snapshots
+            .kept()
+            .iter()
+            .filter(|info| info.id.s.next() >= first && damaged.is_none_or(|(id, _)| id != info.id));
         let again = fitting.clone().find(|info| Some(info.id) == before);
         again.or_else(|| fitting.next()).cloned()
+    }
+
+    /// A follower found damage in what it was sent. Once may be the way; twice is the file, and it gets another one.
+    pub(super) fn note_damaged_snapshot(&mut self, index: usize) {
+        let Some(leader) = self.leader_mut() else { return };
+        let peer = &mut leader.peers[index];
+        let Link::Sending(Transfer { tag, .. }) = &peer.link else { return };
+        let id = SnapshotId { s: tag.s, e: tag.e };
+        let times = peer.damaged.filter(|(known, _)| *known == id).map_or(0, |(_, times)| times);
+        peer.damaged = Some((id, times + 1));
     }
 
     fn keep_for(&mut self, index: usize, snapshot: SnapshotId) {

@@ -42,6 +42,8 @@ pub enum Answer {
         position: Position,
         /// Whether it led until now.
         leads: bool,
+        /// Whether its state is exact, so that it could be promoted.
+        complete: bool,
     },
 }
 
@@ -93,7 +95,7 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
         Answer::Position { accepted: false, term, .. } => {
             Some(format!("{address} refused the term: it knows term {term} already; ask again"))
         }
-        Answer::Position { position, leads, .. } if position.has_more_than(me) => {
+        Answer::Position { position, leads, complete, .. } if position.has_more_than(me) => {
             let theirs = position.last_lsn.max(position.commit_lsn);
             let lost = if theirs > me.last_lsn {
                 format!("records {} to {theirs}", me.last_lsn.next())
@@ -101,9 +103,13 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
                 format!("its records of term {}", position.last_term)
             };
             let standing = if *leads { "leads and has" } else { "has" };
+            let instead = match complete {
+                true => format!("promote {address} instead"),
+                false => format!("promote {address} instead, once its state is restored"),
+            };
             Some(format!(
                 "{address} {standing} more (last LSN {} of term {}, commit LSN {}; here last LSN {} of term {}): \
-                 {lost} would be lost; promote {address} instead",
+                 {lost} would be lost; {instead}",
                 position.last_lsn, position.last_term, position.commit_lsn, me.last_lsn, me.last_term
             ))
         }
@@ -133,7 +139,13 @@ mod tests {
     }
 
     fn answered(position: Position) -> PeerAnswer {
-        let answer = Answer::Position { accepted: true, term: position.last_term, position, leads: false };
+        let answer = Answer::Position {
+            accepted: true,
+            term: position.last_term,
+            position,
+            leads: false,
+            complete: true,
+        };
         PeerAnswer { address: "127.0.0.1:9003".into(), is_old_leader: false, answer }
     }
 

@@ -57,6 +57,8 @@ message_types! {
     Follow = 0x09, Operator;
     /// Request: where time and system calls went.
     Inspect = 0x0a, Client;
+    /// Request: make a snapshot.
+    Snapshot = 0x0b, Operator;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.
@@ -98,6 +100,7 @@ mod tests {
         );
         assert_eq!(MessageType::Promote.authority(), Authority::Operator);
         assert_eq!(MessageType::Follow.authority(), Authority::Operator);
+        assert_eq!(MessageType::Snapshot.authority(), Authority::Operator);
     }
 
     #[test]

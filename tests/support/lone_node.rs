@@ -62,6 +62,7 @@ impl LoneNode {
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
             pin: kvstore::node::PinConfig::default(),
+            snapshot: kvstore::node::SnapshotConfig::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let clock = VirtualClock::at_ms(1);

@@ -133,6 +133,7 @@ impl MiniCluster {
             receipts: true,
             feed: kvstore::node::FeedLimits::default(),
             pin: kvstore::node::PinConfig::default(),
+            snapshot: kvstore::node::SnapshotConfig::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {

@@ -63,6 +63,8 @@ pub enum RefuseCode {
     LogTooShort = 11,
     /// The node is ending.
     ShuttingDown = 12,
+    /// What came of a snapshot is none, or not the one that was offered.
+    SnapshotDamaged = 13,
     /// Anything a later version adds.
     Other = 0xffff,
 }
@@ -167,6 +169,7 @@ impl RefuseCode {
             CmdType,
             LogTooShort,
             ShuttingDown,
+            SnapshotDamaged,
         ];
         all.into_iter().find(|code| *code as u16 == raw).unwrap_or(Other)
     }

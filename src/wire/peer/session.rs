@@ -72,7 +72,13 @@ pub struct FenceReply {
     pub commit_lsn: Lsn,
     /// Whether the node led until now.
     pub leads: bool,
+    /// Whether its state is exact. One that came from a snapshot is from the snapshot's end on, and before that it is
+    /// nobody to promote.
+    pub complete: bool,
 }
+
+/// The flag in the trailer of FENCE_REPLY of a node whose state is not complete.
+const STATE_INCOMPLETE: u16 = 1;
 
 impl Open {
     /// Appends OPEN.
@@ -222,22 +228,25 @@ impl FenceReply {
             out.put_u64(self.last_lsn.0);
             out.put_u64(self.commit_lsn.0);
             out.put_u8(self.leads.into());
-            out.put_trailer(0, |_| {});
+            out.put_trailer(if self.complete { 0 } else { STATE_INCOMPLETE }, |_| {});
         });
     }
 
     /// Reads the body of FENCE_REPLY.
     pub fn decode(body: &[u8]) -> Result<FenceReply, DecodeError> {
         let mut reader = Reader::new(body);
-        let reply = FenceReply {
+        let mut reply = FenceReply {
             accepted: decode_bool(&mut reader, "accepted")?,
             term: Term::from_u64(reader.u64("term")?),
             last_term: Term::from_u64(reader.u64("last_term")?),
             last_lsn: Lsn(reader.u64("last_lsn")?),
             commit_lsn: Lsn(reader.u64("commit_lsn")?),
             leads: decode_bool(&mut reader, "leads")?,
+            complete: true,
         };
-        finish(reader)?;
+        let flags = reader.trailer()?.map_or(0, |(flags, _)| flags);
+        reply.complete = flags & STATE_INCOMPLETE == 0;
+        reader.finish()?;
         Ok(reply)
     }
 }
