@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
-use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, FeedLimits, Node, NodeConfig, PinConfig, RoleFlag, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
 use kvstore::wal::{Durability, WalConfig};
@@ -18,7 +18,7 @@ use kvstore::wire::{Frame, MessageType, client::Request, peer::Ack};
 #[path = "frame_text.rs"]
 mod frame_text;
 #[path = "mem_disk.rs"]
-mod mem_disk;
+pub mod mem_disk;
 #[path = "node_io.rs"]
 mod node_io;
 use frame_text::{Names, frame_text};
@@ -71,6 +71,12 @@ pub struct MiniCluster {
     folded: BTreeMap<&'static str, usize>,
     state_told: Vec<String>,
     trace: Vec<String>,
+    /// For nodes that are started for the first time.
+    pub snapshot: SnapshotConfig,
+    /// As `snapshot`.
+    pub feed: FeedLimits,
+    /// As `snapshot`.
+    pub pin: PinConfig,
 }
 
 fn address(name: &str) -> String {
@@ -91,6 +97,9 @@ impl MiniCluster {
             folded: BTreeMap::new(),
             state_told: Vec::new(),
             trace: Vec::new(),
+            snapshot: SnapshotConfig::default(),
+            feed: FeedLimits::default(),
+            pin: PinConfig::default(),
         }
     }
 
@@ -131,9 +140,9 @@ impl MiniCluster {
             insync_timeout_ms: 500,
             heartbeat_ms: 100,
             receipts: true,
-            feed: kvstore::node::FeedLimits::default(),
-            pin: kvstore::node::PinConfig::default(),
-            snapshot: kvstore::node::SnapshotConfig::default(),
+            feed: self.feed,
+            pin: self.pin,
+            snapshot: self.snapshot,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {
@@ -271,6 +280,21 @@ impl MiniCluster {
             }
         }
         panic!("the nodes never come to rest: {:#?}", self.trace);
+    }
+
+    /// One turn of the first node that has something to do. False: nobody has, at this moment.
+    pub fn step(&mut self) -> bool {
+        let now = self.clock.now();
+        let busy = self.slots.iter().find(|(_, slot)| slot.has_work(now)).map(|(name, _)| name.clone());
+        if let Some(name) = &busy {
+            self.turn(name, None);
+        }
+        busy.is_some()
+    }
+
+    /// Whether a node runs.
+    pub fn is_up(&self, name: &str) -> bool {
+        self.slots.get(name).is_some_and(|slot| slot.node.is_some())
     }
 
     /// Lets time pass. A node runs when something arrives and when a deadline of its own is there, as it would
