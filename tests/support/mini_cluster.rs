@@ -71,6 +71,8 @@ pub struct MiniCluster {
     folded: BTreeMap<&'static str, usize>,
     state_told: Vec<String>,
     trace: Vec<String>,
+    /// Who had its turn last in [`MiniCluster::step`].
+    stepped: String,
     /// For nodes that are started for the first time.
     pub snapshot: SnapshotConfig,
     /// As `snapshot`.
@@ -97,6 +99,7 @@ impl MiniCluster {
             folded: BTreeMap::new(),
             state_told: Vec::new(),
             trace: Vec::new(),
+            stepped: String::new(),
             snapshot: SnapshotConfig::default(),
             feed: FeedLimits::default(),
             pin: PinConfig::default(),
@@ -282,14 +285,20 @@ impl MiniCluster {
         panic!("the nodes never come to rest: {:#?}", self.trace);
     }
 
-    /// One turn of the first node that has something to do. False: nobody has, at this moment.
-    pub fn step(&mut self) -> bool {
+    /// One turn of a node that has something to do; they take turns. If nobody has, a few milliseconds pass.
+    pub fn step(&mut self) {
         let now = self.clock.now();
-        let busy = self.slots.iter().find(|(_, slot)| slot.has_work(now)).map(|(name, _)| name.clone());
-        if let Some(name) = &busy {
-            self.turn(name, None);
+        let mut busy: Vec<String> =
+            self.slots.iter().filter(|(_, slot)| slot.has_work(now)).map(|(name, _)| name.clone()).collect();
+        let later = busy.iter().position(|name| *name > self.stepped).unwrap_or(0);
+        let busy = (!busy.is_empty()).then(|| busy.swap_remove(later));
+        match busy {
+            Some(name) => {
+                self.turn(&name, None);
+                self.stepped = name;
+            }
+            None => self.clock.set(now.after_ms(5)),
         }
-        busy.is_some()
     }
 
     /// Whether a node runs.
