@@ -223,7 +223,7 @@ fn every_status_has_its_exit_code() {
         (Status::OutcomeUnknown, 6, "outcome_unknown"),
         (Status::Refused, 5, "refused"),
         (Status::ShuttingDown, 7, "shutting_down"),
-        (Status::Loading, 7, "loading"),
+        (Status::Loading, 8, "loading"),
     ];
     for (status, exit_code, name) in cases {
         let node = FakeNode::start(move |_| Answer::Reply(status, 42, Vec::new()));

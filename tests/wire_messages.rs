@@ -91,7 +91,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 }
 
 fn request() -> impl Strategy<Value = Sample> {
-    (0..9_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+    (0..10_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
         |(kind, key, value, flag, address, inspect)| {
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
@@ -102,6 +102,7 @@ fn request() -> impl Strategy<Value = Sample> {
                 5 => Request::Promote { force: flag },
                 6 => Request::Inspect(inspect),
                 7 => Request::PutExplained { key: &key, value: &value },
+                8 => Request::Snapshot { wait: flag },
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };
@@ -233,9 +234,9 @@ fn fence() -> impl Strategy<Value = Sample> {
 }
 
 fn fence_reply() -> impl Strategy<Value = Sample> {
-    (any::<(bool, bool)>(), term(), term(), lsn(), lsn()).prop_map(
-        |((accepted, leads), term, last_term, last_lsn, commit_lsn)| {
-            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads };
+    (any::<(bool, bool, bool)>(), term(), term(), lsn(), lsn()).prop_map(
+        |((accepted, leads, complete), term, last_term, last_lsn, commit_lsn)| {
+            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads, complete };
             let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
             assert_eq!(FenceReply::decode(sample.body()), Ok(reply));
             sample

@@ -26,6 +26,12 @@ const FIELDS_KNOWN: &[&str] = &[
     "keys",
     "data_bytes",
     "memory_bytes",
+    "overhead_bytes",
+    "bytes_per_key",
+    "log_bytes",
+    "snapshot",
+    "loading",
+    "complete",
     "state_hash",
     "leader",
     "leader_id",
@@ -181,14 +187,19 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
                 count("committed ", "commit_lsn"),
                 count("applied ", "applied_lsn"),
                 with("generation ", status.number("log_generation").map(plain)),
+                bytes("log_bytes", "on disk"),
             ],
         ),
+        line("loading", vec![loading_text(status)]),
+        line("snapshot", vec![snapshot_text(status)]),
         line(
             "data",
             vec![
                 status.number("keys").map(|keys| format!("{} key{}", grouped(keys), plural(keys))),
                 bytes("data_bytes", "of keys and values"),
                 bytes("memory_bytes", "of memory"),
+                bytes("bytes_per_key", "per key"),
+                bytes("overhead_bytes", "beside the data"),
             ],
         ),
         line("state hash", vec![status.text("state_hash")]),
@@ -207,6 +218,37 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn loading_text(status: Status<'_>) -> Option<String> {
+    let loading = Status(status.0.get("loading").filter(|loading| loading.is_object())?);
+    let left = loading.number("eta_s").map_or_else(String::new, |eta_s| format!(", about {eta_s} s left"));
+    Some(format!("{} %{left}", loading.number("progress")?))
+}
+
+fn snapshot_text(status: Status<'_>) -> Option<String> {
+    let snapshot = Status(status.0.get("snapshot").filter(|snapshot| snapshot.is_object())?);
+    let lsns = (snapshot.number("s").zip(snapshot.number("e")))
+        .map_or_else(String::new, |(s, e)| format!(" of LSN {} to {}", grouped(s), grouped(e)));
+    let size = snapshot.number("bytes").map_or_else(String::new, |bytes| format!(", {}", sized(bytes)));
+    let text = match snapshot.text("state").as_deref() {
+        Some("running") if snapshot.flag("waits_for_commit") == Some(true) => {
+            format!("written{lsns}{size}; waits for its last LSN to be committed")
+        }
+        Some("running") => {
+            let eta = snapshot.number("eta_s").map_or_else(String::new, |s| format!(", about {s} s left"));
+            format!("running, {} %{eta}{size}", snapshot.number("progress").unwrap_or(0))
+        }
+        Some("done") => format!("newest{lsns}{size}"),
+        _ => "none yet".to_owned(),
+    };
+    let since = snapshot.number("log_bytes_since").zip(snapshot.number("log_bytes_next"));
+    let since = since.map_or_else(String::new, |(since, next)| {
+        format!("; {} of log since, the next at {}", sized(since), sized(next))
+    });
+    let error =
+        snapshot.text("last_error").map_or_else(String::new, |error| format!("; last error: {error}"));
+    Some(format!("{text}{since}{error}"))
 }
 
 fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {

@@ -323,7 +323,11 @@ impl Node {
     pub(super) fn load_step(&mut self) -> Result<(), FatalReason> {
         let begin = self.clock.now();
         let until = Time(begin.0 + LOAD_SLICE_US * 1_000);
-        self.load_until(until, self.config.snapshot.slice_bytes)
+        self.load_until(until, self.config.snapshot.slice_bytes)?;
+        if !self.is_loading() {
+            log_info!("node", "{}", self.ready_text());
+        }
+        Ok(())
     }
 
     /// Loads all of it now.

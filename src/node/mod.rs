@@ -355,6 +355,11 @@ impl Node {
         self.role.name()
     }
 
+    /// What an operator waits for at a start.
+    pub fn ready_text(&self) -> String {
+        format!("ready: {} in term {}, node id {}", self.role_name(), self.term(), self.node_id())
+    }
+
     /// The name that this process should go by now: `kv-leader:9001`. The kernel keeps 15 bytes, so that a
     /// role of up to six letters leaves room for every port.
     pub fn process_name(&self) -> String {

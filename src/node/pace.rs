@@ -44,7 +44,8 @@ impl Pace {
         }
         if had_work {
             let most = (SNAPSHOT_SLICE_LOADED_US * 1_000) as i64;
-            let share = (turn_ns / SNAPSHOT_TURN_SHARE).min(most as u64) as i64;
+            // At least something, so that a snapshot ends however short the turns are.
+            let share = (turn_ns / SNAPSHOT_TURN_SHARE).clamp(1_000, most as u64) as i64;
             self.credit_ns = (self.credit_ns + share).min(most);
         }
         u64::try_from(self.credit_ns).unwrap_or(0)

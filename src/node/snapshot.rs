@@ -283,6 +283,7 @@ impl Node {
     fn finish_snapshot(&mut self, io: &mut dyn Io, scan: Scan, e: Lsn) -> Result<(), FatalReason> {
         match scan.writer.finish(self.disk.as_mut(), e) {
             Ok(finished) => {
+                self.removal.due |= crate::sabotage::is(crate::sabotage::Variant::RemovalBeforePublish);
                 self.snapshots.phase = Phase::Waiting(finished);
                 Ok(())
             }

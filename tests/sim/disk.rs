@@ -48,6 +48,8 @@ pub struct SimDisk {
     pub ahead: Rc<Cell<u64>>,
     pub mirror: Rc<RefCell<Mirror>>,
     pub name: String,
+    /// The file of the snapshot that is being made: what fails there is no failure of the log.
+    pub snapshot: Option<FileId>,
 }
 
 impl SimDisk {
@@ -85,6 +87,9 @@ impl Disk for SimDisk {
         let result = self.mem.create(name, size);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
             self.core.borrow_mut().stats.count("disk: ENOSPC");
+        }
+        if name == kvstore::snapshot::NEW_NAME {
+            self.snapshot = result.as_ref().ok().copied();
         }
         result
     }
@@ -150,7 +155,7 @@ impl Disk for SimDisk {
             Err(_) if self.mem.has_crashed() => {}
             Err(error) if !crate::mem_disk::is_simulated_crash(error) => {
                 self.core.borrow_mut().stats.count("disk: sync failed");
-                self.mirror.borrow_mut().lost = true;
+                self.mirror.borrow_mut().lost |= self.snapshot != Some(file);
             }
             Err(_) => {}
         }

@@ -192,8 +192,8 @@ impl World {
     fn compare_logs(&self, chosen: usize) {
         let reference = self.hosts[chosen].mirror.borrow();
         for host in &self.hosts {
-            let log =
-                crate::host::read_log(&host.mem).unwrap_or_else(|why| panic!("host {}: {why}", host.site));
+            let log = crate::host::read_log(&host.mem, &host.mirror.borrow())
+                .unwrap_or_else(|why| panic!("host {}: {why}", host.site));
             assert!(
                 log.last() == reference.last(),
                 "host {}: its disk has {} records",

@@ -10,8 +10,9 @@ use kvstore::ids::Chain;
 use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use kvstore::meta::MetaStore;
 use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
+use kvstore::snapshot::{self, Listed};
 use kvstore::time::{Clock, Time};
-use kvstore::wal::Wal;
+use kvstore::wal::{Base, OpenError, Wal};
 
 use crate::core::Shared;
 use crate::disk::{HostClock, SimDisk};
@@ -75,6 +76,10 @@ pub struct Host {
     pub rotten: bool,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
+    /// What keeps the log of this process.
+    pub pin: Option<kvstore::node::PinId>,
+    /// The state that this process loaded was compared with the log.
+    pub load_checked: bool,
 }
 
 /// How a turn ended.
@@ -99,6 +104,7 @@ impl Host {
             ahead: self.ahead.clone(),
             mirror: self.mirror.clone(),
             name: format!("host{}", self.site),
+            snapshot: None,
         }
     }
 
@@ -113,9 +119,11 @@ impl Host {
         if self.mem.has_crashed() {
             return Err(TurnEnd::Crashed);
         }
-        let node = opened.map_err(TurnEnd::Fatal)?;
-        let durable =
-            read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
+        let mut node = opened.map_err(TurnEnd::Fatal)?;
+        self.pin = Some(node.pin_log(kvstore::ids::Lsn::ZERO));
+        self.load_checked = false;
+        let durable = read_log(&self.mem, &self.mirror.borrow())
+            .unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
         let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone());
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
@@ -198,6 +206,10 @@ impl Host {
         let process = self.process.as_mut()?;
         if process.is_runnable() {
             return Some(now_global);
+        }
+        if process.node.is_loading() {
+            // A slice takes as long as one of a real size: so there are clients that ask meanwhile.
+            return Some(now_global + 2_000_000);
         }
         let deadlines = [process.node.next_deadline(), process.sweep_at, process.node.shutdown_deadline()];
         let earliest = deadlines.into_iter().flatten().min()?;
@@ -356,36 +368,30 @@ impl Process {
 }
 
 /// Everything that a restart would find on this disk, after `kill -9`, read by the product's own recovery on
-/// a copy.
-pub fn read_log(mem: &MemDisk) -> Result<Mirror, String> {
+/// a copy. What the log has lost at its front is taken from `known`.
+pub fn read_log(mem: &MemDisk, known: &Mirror) -> Result<Mirror, String> {
     let copy = mem.fork();
     copy.kill_process();
-    read_log_of(copy)
+    read_log_of(copy, known)
 }
 
 /// As [`read_log`], of a copy that nobody needs any more.
-pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
+pub fn read_log_of(mut copy: MemDisk, known: &Mirror) -> Result<Mirror, String> {
     copy.heal();
     copy.set_capacity(None);
     let Some(meta) = MetaStore::load(&mut copy).map_err(|error| error.to_string())? else {
         return Ok(Mirror::default());
     };
-    let meta = meta.get().clone();
-    let config =
-        kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
-    let identity = kvstore::wal::Identity {
-        cluster_id: meta.cluster_id,
-        generation: meta.log_generation,
-        cut_lsn: meta.cut_lsn,
-        base_lsn: meta.base_lsn,
-        base_chain: meta.base_chain,
-    };
-    let opened = Wal::open(&mut copy, identity, &kvstore::wal::Base::default(), 1, config);
-    let mut wal = opened.map_err(|error| error.to_string())?.wal;
+    let mut wal = open_log(&mut copy, &meta)?;
     let (first, last) = (wal.first_lsn(), wal.last_lsn());
     let mut mirror = Mirror::default();
-    let mut chain = Chain::ZERO;
     let file = copy.create("probe", 1).map_err(|error| error.to_string())?;
+    mirror.take_front(known, first.0 - 1, file);
+    let mut chain =
+        wal.chain_at(&mut copy, first.prev()).map_err(|error| error.to_string())?.unwrap_or_default();
+    if first.0 > 1 && !known.holds(first.0 - 1, chain) {
+        return Err(format!("the log begins behind LSN {} with another history", first.0 - 1));
+    }
     let mut bytes = Vec::new();
     wal.replay(&mut copy, first, last, &mut |record| {
         bytes.clear();
@@ -395,4 +401,33 @@ pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
     })
     .map_err(|error| error.to_string())?;
     Ok(mirror)
+}
+
+/// The log as a node opens it: behind the newest snapshot that it agrees with, or from its beginning.
+fn open_log(copy: &mut MemDisk, meta: &MetaStore) -> Result<Wal, String> {
+    let meta = meta.get();
+    let config =
+        kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
+    let identity = kvstore::wal::Identity {
+        cluster_id: meta.cluster_id,
+        generation: meta.log_generation,
+        cut_lsn: meta.cut_lsn,
+        base_lsn: meta.base_lsn,
+        base_chain: meta.base_chain,
+    };
+    let listed = snapshot::list(copy, None).map_err(|error| error.to_string())?;
+    let bases = listed.into_iter().filter_map(|file| match file {
+        Listed::Snapshot(info) => {
+            Some(Base { lsn: info.id.s, chain: info.chain, history: info.history, durable_lsn: info.id.s })
+        }
+        Listed::Unreadable { .. } => None,
+    });
+    for base in bases.chain([Base::default()]) {
+        match Wal::open(copy, identity, &base, 1, config) {
+            Ok(opened) => return Ok(opened.wal),
+            Err(OpenError::BaseDisagrees { .. }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err("the log agrees with no beginning".to_owned())
 }

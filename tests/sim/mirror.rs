@@ -140,6 +140,29 @@ impl Mirror {
         self.fresh.push(entry);
     }
 
+    /// Takes over the first `last` records of a log that is known to have been this one.
+    pub fn take_front(&mut self, known: &Mirror, last: u64, file: FileId) {
+        for entry in known.entries.iter().take(last as usize) {
+            match &entry.kind {
+                Kind::Put { key, id } => {
+                    self.ids.insert(*id, entry.lsn);
+                    self.keys.entry(key.clone()).or_default().push((entry.lsn, Some(*id)));
+                }
+                Kind::Delete { key } => {
+                    self.keys.entry(key.clone()).or_default().push((entry.lsn, None));
+                }
+                Kind::Term => {}
+            }
+            self.entries.push(entry.clone());
+            self.file_of.push(file);
+        }
+    }
+
+    /// The keys that are there at an LSN.
+    pub fn keys_at(&self, lsn: u64) -> usize {
+        self.keys.keys().filter(|key| self.value_at(key, lsn).is_some()).count()
+    }
+
     /// The node wrote these bytes; if they are a batch, its records are read.
     pub fn on_write(&mut self, file: FileId, bytes: &[u8]) {
         let is_batch =

@@ -65,8 +65,9 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             let reply = FenceReply::decode(body)?;
             let accepted = if reply.accepted { "accepted" } else { "not accepted" };
             let leads = if reply.leads { ", leads" } else { "" };
+            let incomplete = if reply.complete { "" } else { ", state not complete" };
             format!(
-                "{accepted}, term {}, last {} of term {}, commit {}{leads}",
+                "{accepted}, term {}, last {} of term {}, commit {}{leads}{incomplete}",
                 reply.term, reply.last_lsn, reply.last_term, reply.commit_lsn
             )
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use kvstore::conn::{ConnId, Delivered, Intake, OutBuf};
 use kvstore::ids::{ClusterId, NodeId, Term};
-use kvstore::node::{Node, NodeConfig, RoleFlag};
+use kvstore::node::{FatalReason, Node, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::Clock;
 use kvstore::wal::{Durability, WalConfig};
@@ -49,7 +49,12 @@ impl LoneNode {
 
     /// A node with this disk. With peers, the test is at the other end of every dial.
     pub fn on(disk: &MemDisk, role: RoleFlag, peers: &[&str]) -> LoneNode {
-        let config = NodeConfig {
+        LoneNode::with(disk, LoneNode::config(role, peers)).expect("the disk is well")
+    }
+
+    /// What a lone node is told, unless a test changes it.
+    pub fn config(role: RoleFlag, peers: &[&str]) -> NodeConfig {
+        NodeConfig {
             port: 1,
             own_address: "lone:1".to_owned(),
             role,
@@ -64,15 +69,18 @@ impl LoneNode {
             pin: kvstore::node::PinConfig::default(),
             snapshot: kvstore::node::SnapshotConfig::default(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
-        };
+        }
+    }
+
+    /// A node with this disk and these flags, if it starts.
+    pub fn with(disk: &MemDisk, config: NodeConfig) -> Result<LoneNode, FatalReason> {
         let clock = VirtualClock::at_ms(1);
-        let node =
-            Node::open(Box::new(disk.clone()), Box::new(clock.clone()), 7, config).expect("the disk is well");
-        let dialled = (!peers.is_empty()).then(Vec::new);
+        let dialled = (!config.peers.is_empty()).then(Vec::new);
+        let node = Node::open(Box::new(disk.clone()), Box::new(clock.clone()), 7, config)?;
         let (io, intakes) = (NodeIo::default(), BTreeMap::new());
         let mut lone = LoneNode { node, io, intakes, clock, next_conn: 0, dialled };
-        lone.finish_turn();
-        lone
+        lone.try_finish_turn()?;
+        Ok(lone)
     }
 
     /// A new connection, from which nothing has come yet.
@@ -84,22 +92,27 @@ impl LoneNode {
 
     /// One turn in which these bytes arrive.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Answer {
+        self.try_send(conn, bytes).expect("the disk is well")
+    }
+
+    /// As [`LoneNode::send`], on a disk that may fail.
+    pub fn try_send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<Answer, FatalReason> {
         let now = self.clock.now();
         self.node.begin_turn(now);
         let mut fenced = None;
         if let Some(mut intake) = self.intakes.remove(&conn) {
             let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, conn, now);
-            if let Delivered::Fenced(why) = delivered.expect("the disk is well") {
+            if let Delivered::Fenced(why) = delivered? {
                 fenced = Some(why);
             }
             self.intakes.insert(conn, intake);
         }
         if let Some(why) = &fenced {
-            self.node.on_closed(&mut self.io, conn, why).expect("the disk is well");
+            self.node.on_closed(&mut self.io, conn, why)?;
         }
-        self.finish_turn();
+        self.try_finish_turn()?;
         let closed = fenced.is_some() || !self.io.is_open(conn);
-        Answer { frames: self.take_frames(conn), fenced, closed }
+        Ok(Answer { frames: self.take_frames(conn), fenced, closed })
     }
 
     fn new_conn(&mut self) -> ConnId {
@@ -117,10 +130,15 @@ impl LoneNode {
 
     /// One turn at the end of so many milliseconds, in which nothing arrives.
     pub fn pass_ms(&mut self, ms: u64) {
+        self.try_pass_ms(ms).expect("the disk is well");
+    }
+
+    /// As [`LoneNode::pass_ms`], on a disk that may fail.
+    pub fn try_pass_ms(&mut self, ms: u64) -> Result<(), FatalReason> {
         let now = self.clock.now().after_ms(ms);
         self.clock.set(now);
         self.node.begin_turn(now);
-        self.finish_turn();
+        self.try_finish_turn()
     }
 
     /// What the node said on a connection since it was asked last, whatever brought it about.
@@ -133,21 +151,21 @@ impl LoneNode {
         !self.io.is_open(conn)
     }
 
-    fn finish_turn(&mut self) {
-        self.node.on_timers(&mut self.io, false).expect("the disk is well");
+    fn try_finish_turn(&mut self) -> Result<(), FatalReason> {
+        self.node.on_timers(&mut self.io, false)?;
         self.node.before_sync(&mut self.io);
-        self.node.sync(&mut self.io).expect("the disk is well");
-        self.node.after_sync(&mut self.io).expect("the disk is well");
+        self.node.sync(&mut self.io)?;
+        self.node.after_sync(&mut self.io)?;
         for (dial, address) in std::mem::take(&mut self.io.dials) {
             if self.dialled.is_some() {
                 let conn = self.new_conn();
                 self.node.on_dialed(&mut self.io, dial, conn);
                 self.dialled.as_mut().expect("looked at above").push((address, conn));
             } else {
-                self.node.on_dial_failed(&mut self.io, dial, "nobody there").expect("the disk is well");
+                self.node.on_dial_failed(&mut self.io, dial, "nobody there")?;
             }
         }
-        self.node.sync(&mut self.io).expect("the disk is well");
+        self.node.sync(&mut self.io)
     }
 
     fn take_frames(&mut self, conn: ConnId) -> Vec<(MessageType, Vec<u8>)> {
