@@ -231,10 +231,16 @@ impl Sources {
                 // What another node's log reached says nothing about this one's.
                 durable_lsn: if info.maker == node_id { info.id.e } else { info.id.s },
             });
+            let is_foreign = self.chosen().is_some_and(|info| info.maker != node_id);
             match Wal::open(disk, identity, &base, salt, config) {
                 Ok(opened) => return Ok(opened),
                 Err(error @ OpenError::BaseDisagrees { .. }) if base.lsn > Lsn::ZERO => {
                     self.disbelieve(error.to_string());
+                }
+                // A leader's snapshot that has its name, when the process ended before it was the base: the log is
+                // still the old one, and does not reach it.
+                Err(error @ OpenError::Damaged(_)) if is_foreign && base.lsn > identity.base_lsn => {
+                    self.disbelieve(format!("it was not installed, and {error}"));
                 }
                 Err(error) if self.tried.is_empty() => return Err(FatalReason::Open(error)),
                 Err(error) => return Err(FatalReason::NoState { tried: self.tried.clone(), error }),
