@@ -11,8 +11,8 @@ use kvstore::wire::client::Request;
 mod logs;
 #[path = "support/mini_cluster.rs"]
 mod mini_cluster;
-use mini_cluster::mem_disk::{EIO, OpKind};
 use mini_cluster::MiniCluster;
+use mini_cluster::mem_disk::{EIO, OpKind};
 
 /// Turns that a whole catch-up may take, and in which something is to happen.
 const STEPS_MAX: usize = 400;
@@ -54,11 +54,20 @@ fn two_snapshots(cluster: &mut MiniCluster, names: &[&str], first: u64) {
 }
 
 fn started(others: &[&str]) -> MiniCluster {
+    started_with(others, PinConfig::default())
+}
+
+fn started_with(others: &[&str], pin: PinConfig) -> MiniCluster {
     logs::capture();
     let mut cluster = MiniCluster::new();
+    cluster.pin = pin;
     cluster.feed = FeedLimits { frame_bytes: 6_000, high_water: 30_000, low_water: 10_000 };
-    cluster.snapshot =
-        SnapshotConfig { log_bytes: Some(u64::MAX), settle_ms: 1, slice_bytes: 8_000, ..SnapshotConfig::default() };
+    cluster.snapshot = SnapshotConfig {
+        log_bytes: Some(u64::MAX),
+        settle_ms: 1,
+        slice_bytes: 8_000,
+        ..SnapshotConfig::default()
+    };
     for name in others {
         cluster.start(name, RoleFlag::Follower, &[], AckPolicy::Leader);
     }
@@ -168,7 +177,8 @@ fn a_connection_lost_at_any_turn_twice_is_gone_on_from() {
         resumed += usize::from(trace.iter().filter(|line| from_the_middle(line)).count() > 2);
         catch_up(&mut cluster, "a", "b", &format!("lost after turn {step}"));
         let creates = cluster.disk("b").op_log();
-        let creates = creates.iter().filter(|op| op.kind == OpKind::Create && op.name == RECEIVED_NAME).count();
+        let creates =
+            creates.iter().filter(|op| op.kind == OpKind::Create && op.name == RECEIVED_NAME).count();
         assert_eq!(creates, 1, "lost after turn {step}: the file was begun once");
     }
     assert!(resumed > 0);
@@ -325,9 +335,8 @@ fn a_leader_that_does_not_come_back_leaves_the_old_state_and_no_file() {
 #[test]
 fn a_catch_up_under_load_ends() {
     for overflow in [PinOverflow::Slow, PinOverflow::Drop] {
-        let mut cluster = started(&["b"]);
+        let mut cluster = started_with(&["b"], PinConfig { log_bytes: 4 << 20, overflow });
         cluster.kill("b", false);
-        cluster.pin = PinConfig { log_bytes: 4 << 20, overflow };
         two_snapshots(&mut cluster, &["a"], 10);
         start_follower(&mut cluster, "b");
         let mut number = 1_000;
@@ -343,4 +352,59 @@ fn a_catch_up_under_load_ends() {
         catch_up(&mut cluster, "a", "b", "after the load");
         assert_eq!(cluster.node("b").counters.snapshots_installed, 1);
     }
+}
+
+/// The transfer has begun, and the follower stands still; the leader keeps up to so many bytes of log.
+fn stuck(overflow: PinOverflow) -> MiniCluster {
+    let mut cluster = started_with(&["b"], PinConfig { log_bytes: 100_000, overflow });
+    cluster.kill("b", false);
+    two_snapshots(&mut cluster, &["a"], 10);
+    start_follower(&mut cluster, "b");
+    let before = cluster.node("b").keyspace().state_hash();
+    while cluster.node("b").keyspace().state_hash() == before {
+        cluster.step();
+    }
+    cluster.freeze("b", true);
+    cluster.take_trace();
+    cluster
+}
+
+#[test]
+fn at_the_bound_of_what_is_kept_writers_wait_for_the_follower() {
+    let mut cluster = stuck(PinOverflow::Slow);
+    let (last, _, _) = cluster.node("a").positions();
+    for number in 0..400 {
+        put(&mut cluster, "a", number);
+        cluster.wait(10, true);
+    }
+    let (stopped, _, _) = cluster.node("a").positions();
+    assert!(stopped.0 - last.0 < 200, "{} records of 1,000 bytes were taken", stopped.0 - last.0);
+    assert!(cluster.node("a").counters.busy > 100);
+    assert!(
+        cluster
+            .take_trace()
+            .iter()
+            .any(|line| line.contains("REPLY Busy") && line.contains("--pin-log-bytes"))
+    );
+    cluster.freeze("b", false);
+    catch_up(&mut cluster, "a", "b", "after it stood still");
+    put(&mut cluster, "a", 1);
+    assert!(cluster.take_trace().iter().any(|line| line.contains("REPLY Ok")));
+    assert_eq!(cluster.node("a").counters.transfers_dropped, 0);
+}
+
+#[test]
+fn at_the_bound_of_what_is_kept_a_follower_loses_it_where_the_operator_wants_that() {
+    let mut cluster = stuck(PinOverflow::Drop);
+    for number in 0..150 {
+        put(&mut cluster, "a", number);
+        cluster.wait(10, true);
+    }
+    assert_eq!((cluster.node("a").counters.busy, cluster.node("a").counters.transfers_dropped), (0, 1));
+    let trace = cluster.take_trace();
+    let named =
+        |line: &&String| line.contains("--pin-log-bytes=100000") && line.contains("--pin-overflow=slow");
+    assert_eq!(trace.iter().filter(named).count(), 1);
+    cluster.freeze("b", false);
+    catch_up(&mut cluster, "a", "b", "with another transfer");
 }
