@@ -68,7 +68,8 @@ fn killed_at_any_moment_of_its_snapshots_a_node_has_every_acknowledged_key() {
         status["first_lsn"].as_u64() > Some(1) && status["log_bytes"].as_u64() < Some(2 << 20)
     });
     let (segments, snapshots) = (single.node.files(".seg").len(), single.node.files(".kvsnap").len());
-    assert!(segments <= 32, "{segments} segments of 64 KiB");
+    // Some 7 MB were written, and each snapshot comes at a quarter of one, or a few moments later.
+    assert!(segments <= 48, "{segments} segments of 64 KiB");
     assert!((1..=2).contains(&snapshots), "{snapshots} snapshots");
     single.node.kill9();
     single.node.start();
