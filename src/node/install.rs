@@ -92,6 +92,8 @@ impl Node {
         if !again && let Err(error) = self.begin_install(&offer, wanted) {
             return self.install_fails(io, conn, ReceiveError::Write(error));
         }
+        let received = self.install.as_ref().map_or(0, |install| install.file.offset());
+        self.counters.transfers_resumed += u64::from(received > 0);
         self.ack_snapshot(io, conn, tag, None);
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::transfer::{Kept, Transfer};
+use super::keep::Kept;
+use super::transfer::Transfer;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role};
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};

@@ -25,6 +25,7 @@ mod handshake;
 mod inflight;
 mod inspect;
 mod install;
+mod keep;
 pub mod leader;
 mod leader_open;
 mod load;
@@ -66,6 +67,8 @@ pub use fatal::{FatalReason, Fence, Stop};
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
 use install::Install;
+use keep::Slowness;
+pub use keep::{PinConfig, PinOverflow};
 use load::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
@@ -76,8 +79,6 @@ pub use role::{Role, RoleFlag};
 pub use snapshot::SnapshotConfig;
 use snapshot::Snapshots;
 pub use status::Observed;
-use transfer::Slowness;
-pub use transfer::{PinConfig, PinOverflow};
 
 /// What a node is told when it starts. Validated; nothing in it is checked again.
 #[derive(Clone, Debug)]
@@ -157,6 +158,8 @@ pub struct Counters {
     pub snapshots_sent: u64,
     /// Transfers that ended because too much log was kept for them.
     pub transfers_dropped: u64,
+    /// Transfers that went on behind the first byte, with another connection.
+    pub transfers_resumed: u64,
     /// Snapshots of a leader's that took the place of state and log.
     pub snapshots_installed: u64,
     /// Snapshots of a leader's that were not taken: damaged, or no room.

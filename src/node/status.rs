@@ -23,6 +23,8 @@ pub struct Observed {
     pub commit: Lsn,
     /// Last LSN in the keyspace.
     pub applied: Lsn,
+    /// Whether the state is that of `applied`, and not a part of a snapshot or a mixture before its end.
+    pub complete: bool,
     /// Log generation.
     pub generation: u64,
     /// A cut below the commit LSN is allowed by an operator.
@@ -52,6 +54,7 @@ impl Node {
             durable: self.wal.durable().lsn(),
             commit: self.effective_commit(),
             applied: self.applied,
+            complete: self.is_complete(),
             generation: self.wal.generation(),
             discard_allowed: meta.discard_allowed,
             in_sync: meta.in_sync,
@@ -151,6 +154,7 @@ impl Node {
             "snapshots_sent": counters.snapshots_sent,
             "snapshots_installed": counters.snapshots_installed,
             "snapshots_refused": counters.snapshots_refused,
+            "transfers_resumed": counters.transfers_resumed,
             "transfers_dropped": counters.transfers_dropped,
             "sessions": counters.sessions,
             "cuts": counters.cuts,
