@@ -125,8 +125,8 @@ pub const SNAPSHOTS_KEPT: usize = 2;
 pub const PIN_LOG_BYTES_DEFAULT: u64 = 8 << 30;
 /// The value of `--pin-log-bytes`, at least.
 pub const PIN_LOG_BYTES_MIN: u64 = 1 << 20;
-/// Milliseconds without a sign of a follower that gets a snapshot after which it is taken for gone. Giving up a state of
-/// many GiB, and making a file of that size durable, take seconds in which it answers nothing.
+/// Milliseconds without a sign of a follower that gets a snapshot after which it is taken for gone. Giving up a
+/// state of many GiB, and making a file of that size durable, take seconds in which it answers nothing.
 pub const TRANSFER_SILENCE_MS: u64 = 15_000;
 /// Milliseconds that a transfer waits for a lost connection, on both sides.
 pub const TRANSFER_RESUME_MS: u64 = 60_000;

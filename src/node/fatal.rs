@@ -91,8 +91,8 @@ impl fmt::Display for FatalReason {
             ),
             FatalReason::StateLost { last } => write!(
                 f,
-                "a leader's snapshot did not come to its end, and no snapshot of this node leads to the state at LSN {last}; \
-                 start it again: what its leader sends takes the place of all it has"
+                "a leader's snapshot did not come to its end, and no snapshot of this node leads to the state at LSN \
+                 {last}; start it again: what its leader sends takes the place of all it has"
             ),
             FatalReason::NoSnapshots { directory, source } => {
                 write!(f, "cannot list {directory}: {source}; {}", crate::disk::advice(source))

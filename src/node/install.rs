@@ -8,8 +8,8 @@
 //!            empty log; the old log and older snapshots go; the ACK says so
 //! ```
 //!
-//! So a crash at any point finds the old log and state, or the new ones (see `Wal::reset`). From E on the state is exact:
-//! until then it is neither read nor promoted.
+//! So a crash at any point finds the old log and state, or the new ones (see `Wal::reset`). From E on the state is
+//! exact: until then it is neither read nor promoted.
 //!
 //! A transfer that ends without an end (another session that needs none, a damaged chunk, no room, no leader for
 //! [`TRANSFER_RESUME_MS`]) leaves no file, and the old state is made anew from what is on the disk. A lost connection
@@ -19,12 +19,12 @@
 
 use super::fatal::{fence, malformed};
 use super::follower::Follower;
-use super::load::NoSource;
+use super::rebuild::NoSource;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
 use crate::limits::TRANSFER_RESUME_MS;
-use crate::snapshot::{Offer, ReceiveError, ReceivedFile, SnapshotError, SnapshotId};
+use crate::snapshot::{Offer, ReadError, ReceiveError, ReceivedFile, SnapshotError, SnapshotId};
 use crate::time::Time;
 use crate::wal::Base;
 use crate::wire::peer::{RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};
@@ -202,6 +202,12 @@ impl Node {
             Ok(finished) => finished,
             Err(error) => return Ok(Err(error)),
         };
+        if finished.info().history.last().is_some_and(|last| last.term > self.meta.get().term) {
+            let (file, what) =
+                (finished.info().name.clone(), "its terms go beyond that of the leader who sends it");
+            finished.abandon(self.disk.as_mut());
+            return Ok(Err(ReceiveError::Invalid(ReadError::Damaged { file, offset: 0, what })));
+        }
         let info = match finished.publish(self.disk.as_mut()) {
             Ok(info) => info,
             Err(error) if error.is_fatal() => return Err(error.into()),

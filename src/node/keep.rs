@@ -1,9 +1,9 @@
 //! What a leader keeps for a follower that gets a snapshot, and what happens when that is too much.
 //!
-//! Kept are the file of the snapshot and the log behind its S (then behind the follower's match LSN), until the follower
-//! has caught up, also over a lost connection: [`TRANSFER_RESUME_MS`] long. Without that a catch-up under load would not
-//! end: the log would be gone again when the snapshot has arrived. It costs disk, at most `--pin-log-bytes`. What
-//! happens there is the operator's choice, `--pin-overflow`:
+//! Kept are the file of the snapshot and the log behind its S (then behind the follower's match LSN), until the
+//! follower has caught up, also over a lost connection: [`TRANSFER_RESUME_MS`] long. Without that a catch-up under load
+//! would not end: the log would be gone again when the snapshot has arrived. It costs disk, at most
+//! `--pin-log-bytes`. What happens there is the operator's choice, `--pin-overflow`:
 //!
 //! - `slow`: from half of that on, a client's connection gets one request in [`SLOW_WINDOW_MS`] while the log grows
 //!   faster than the transfer goes on; at the bound writes are answered BUSY. It ends when the follower has caught up,

@@ -31,6 +31,7 @@ mod leader_open;
 mod load;
 mod pace;
 mod promote;
+mod rebuild;
 mod replog;
 mod requests;
 mod retention;

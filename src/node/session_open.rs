@@ -6,7 +6,7 @@
 use super::fatal::{fence, malformed};
 use super::follower::{Follower, Session};
 use super::handshake::PeerIn;
-use super::load::NoSource;
+use super::rebuild::NoSource;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
@@ -180,9 +180,9 @@ impl Node {
         Ok(Ok(match_lsn))
     }
 
-    /// Whether the state came from a snapshot that goes beyond this log, and the leader's log may be another one there. It
-    /// was committed when it got its name, so that is the work of a forced promotion. What was loaded is no state of
-    /// that leader's at any LSN, and all records here are its own too: everything is fetched anew.
+    /// Whether the state came from a snapshot that goes beyond this log, and the leader's log may be another one there.
+    /// It was committed when it got its name, so that is the work of a forced promotion. What was loaded is no state
+    /// of that leader's at any LSN, and all records here are its own too: everything is fetched anew.
     fn contradicts_state(&self, open: &Open, match_lsn: Lsn) -> bool {
         let e = self.complete_at;
         let parts_within = |first_lsn: Lsn| first_lsn > match_lsn && first_lsn <= e;

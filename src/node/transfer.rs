@@ -4,7 +4,7 @@
 //! OPEN_REPLY, match LSN below the log's beginning
 //!     -> SNAPSHOT_OFFER      the newest published snapshot; what it needs is *kept* from now on
 //!     <- SNAPSHOT_ACK        at which byte to begin: not 0 where an earlier transfer of the same file broke off
-//!     -> SNAPSHOT_CHUNK ...  one per turn while the output buffer is low, so memory is bounded whatever the file's size
+//!     -> SNAPSHOT_CHUNK ...  one per turn while the output buffer is low: memory is bounded, whatever the file's size
 //!     <- SNAPSHOT_ACK ...    one for each chunk; it counts as a sign of life
 //!     <- SNAPSHOT_ACK        installed: match LSN S
 //!     -> APPEND_ENTRIES      from S+1, as for any follower that is behind
