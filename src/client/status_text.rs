@@ -345,6 +345,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_follower_that_gets_a_snapshot_shows_how_much_of_it_it_has() {
+        let snapshot = serde_json::json!({"percent": 43, "received_bytes": 45_088_768, "bytes": 104_857_600});
+        let peer = serde_json::json!({"address": "n:1", "state": "snapshot", "snapshot": snapshot});
+        let text = render(&serde_json::json!({"peers": [peer]}));
+        assert!(text.contains("snapshot 43 % (43.0 MiB of 100.0 MiB)"), "{text}");
+    }
+
+    #[test]
     fn latencies_are_a_table_of_what_was_measured() {
         let measured = serde_json::json!(
             {"count": 1_200, "p50_us": 150.0, "p90_us": 200.5, "p99_us": 300.0, "p999_us": 900.0, "max_us": 1_000.0}
