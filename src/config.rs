@@ -310,18 +310,12 @@ impl Flags {
     }
 
     fn snapshot_config(&self) -> Result<SnapshotConfig, String> {
-        if let Some(bytes) = self.snapshot_log_bytes {
-            in_range("--snapshot-log-bytes", bytes, SNAPSHOT_LOG_BYTES_FLAG_MIN, u64::MAX)?;
-        }
-        let defaults = SnapshotConfig::default();
+        let bytes = self.snapshot_log_bytes.unwrap_or(u64::MAX);
+        in_range("--snapshot-log-bytes", bytes, SNAPSHOT_LOG_BYTES_FLAG_MIN, u64::MAX)?;
         // A person who watches wants to see that it goes on; a log file, that it went.
-        let watched = std::io::IsTerminal::is_terminal(&std::io::stderr());
-        Ok(SnapshotConfig {
-            log_bytes: self.snapshot_log_bytes,
-            retain_log_bytes: self.retain_log_bytes,
-            progress_ms: if watched { 1_000 } else { defaults.progress_ms },
-            ..defaults
-        })
+        let progress_ms = if std::io::IsTerminal::is_terminal(&std::io::stderr()) { 1_000 } else { 5_000 };
+        let (log_bytes, retain_log_bytes) = (self.snapshot_log_bytes, self.retain_log_bytes);
+        Ok(SnapshotConfig { log_bytes, retain_log_bytes, progress_ms, ..SnapshotConfig::default() })
     }
 
     /// What this node tells others: `--advertise`, else where it listens, else (listening everywhere) only

@@ -367,6 +367,27 @@ fn enough_log_begins_one_by_itself_and_the_log_stays_bounded() {
 }
 
 #[test]
+fn a_log_that_grows_by_what_is_not_applied_makes_no_second_snapshot_of_the_same_lsn() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::start(&disk, by_hand()).unwrap();
+    rig.puts(1..50).unwrap();
+    rig.lone.node.close_log().unwrap();
+    drop(rig);
+    disk.kill_process();
+    // From now on nothing is acknowledged, so nothing is applied.
+    let mut alone = config(10_000);
+    alone.min_insync = 2;
+    let mut lone = LoneNode::with(&disk, alone).unwrap();
+    let conn = lone.connect();
+    let mut bytes = Vec::new();
+    Request::Put { key: b"large", value: &[7; 50_000] }.encode(&mut bytes);
+    assert!(lone.send(conn, &bytes).frames.is_empty());
+    (0..60).for_each(|_| lone.pass_ms(25));
+    assert_eq!(lone.node.counters.snapshots, 1);
+    assert_eq!(snapshots(&disk).len(), 1);
+}
+
+#[test]
 fn one_at_a_time_and_whoever_waits_is_answered_when_it_is_durable() {
     let disk = MemDisk::new();
     let mut follower = LoneNode::config(RoleFlag::Follower, &[]);

@@ -34,7 +34,7 @@ pub(super) enum LoadError {
 }
 
 enum Phase {
-    Snapshot(SnapshotReader),
+    Snapshot(Box<SnapshotReader>),
     Log { next: Lsn, cursor: Cursor },
 }
 
@@ -68,7 +68,7 @@ impl Loader {
         let mut phase = Phase::Log { next: first, cursor: Cursor::default() };
         if let Some(info) = source {
             let reader = SnapshotReader::open(disk, &info.name, Some(info.cluster_id));
-            phase = Phase::Snapshot(reader.map_err(LoadError::Snapshot)?);
+            phase = Phase::Snapshot(Box::new(reader.map_err(LoadError::Snapshot)?));
             keyspace.reserve(info.entries);
             snapshot_bytes = info.bytes;
             first = if is(Variant::SnapshotTakenTooLate) { info.id.e.next() } else { info.id.s.next() };
@@ -370,8 +370,6 @@ impl Node {
         self.applied = self.wal.last_lsn();
         let source = loading.sources.chosen();
         self.complete_at = source.map_or(Lsn::ZERO, |info| info.id.e);
-        // What has its name was committed, whatever the marks of the log can tell.
-        self.commit = self.commit.max(self.complete_at).min(self.applied);
         let from = source.map_or_else(String::new, |info| format!(" from {} and the log", info.name));
         let took_ms = self.clock.now().since(loading.began) / 1_000_000;
         log_info!(

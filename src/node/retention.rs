@@ -56,10 +56,11 @@ impl Node {
 
     /// The records up to `lsn` are not needed any more by this pin. It never moves back.
     pub fn move_pin(&mut self, id: PinId, lsn: Lsn) {
-        if let Some((_, pinned)) = self.pins.pins.iter_mut().find(|(known, _)| *known == id) {
-            *pinned = lsn.max(*pinned);
+        let pin = self.pins.pins.iter_mut().find(|(known, _)| *known == id);
+        if let Some((_, pinned)) = pin.filter(|(_, pinned)| *pinned < lsn) {
+            *pinned = lsn;
+            self.removal.due = true;
         }
-        self.removal.due = true;
     }
 
     /// The pin is not needed any more.

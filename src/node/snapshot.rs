@@ -189,7 +189,7 @@ impl Node {
         let snapshots = &self.snapshots;
         let own = match &snapshots.phase {
             Phase::Idle if snapshots.checked == self.wal.last_lsn() => {
-                (snapshots.failures > 0).then_some(snapshots.retry_at)
+                (snapshots.failures > 0).then_some(snapshots.retry_at.max(snapshots.check_at))
             }
             Phase::Idle => Some(snapshots.check_at),
             Phase::Scanning(scan) => Some(scan.pace.due(self.now)),
@@ -210,7 +210,9 @@ impl Node {
         snapshots.check_at = now.after_ms(SNAPSHOT_CHECK_MS);
         snapshots.checked = self.wal.last_lsn();
         self.removal.due = true;
-        if self.log_bytes_since_snapshot() <= self.log_bytes_wanted() {
+        // The log may have grown by records that are not applied: a second one of this LSN would be the same file.
+        let newest_s = self.snapshots.kept.first().map(|newest| newest.id.s);
+        if newest_s == Some(self.applied) || self.log_bytes_since_snapshot() <= self.log_bytes_wanted() {
             self.snapshots.failures = 0;
             return Ok(());
         }

@@ -62,7 +62,7 @@ impl Node {
                 Some(format!("a snapshot of LSN {} is being written to the disk; wait for its end", scan.s))
             }
             Phase::Waiting(finished) => Some(format!(
-                "a snapshot up to LSN {} is written and waits for that LSN to be committed; known as committed is {}",
+                "a snapshot up to LSN {} is written and waits for that LSN to be committed; committed is {}",
                 finished.info().id.e,
                 self.effective_commit()
             )),

@@ -45,6 +45,7 @@ impl Node {
         log_recovery(&report);
         let keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
         let (now, last) = (clock.now(), wal.last_lsn());
+        let published_e = sources.chosen().map_or(Lsn::ZERO, |info| info.id.e);
         let credit_max_ns = (config.heartbeat_ms.min(config.insync_timeout_ms / 4)).max(1) * 1_000_000;
         let mut node = Node {
             disk,
@@ -56,7 +57,8 @@ impl Node {
             inflight: Inflight::default(),
             applied: Lsn::ZERO,
             complete_at: Lsn::ZERO,
-            commit: report.commit_lsn.min(last),
+            // What has its name was committed, whatever the marks of the log that was read can tell.
+            commit: report.commit_lsn.max(published_e).min(last),
             load: None,
             snapshots: Snapshots::default(),
             pins: Pins::default(),

@@ -167,7 +167,8 @@ impl Knobs {
             think_ns: pick(&[MS / 2, 2 * MS, 20 * MS, 100 * MS]),
             lazy_reader_ppm: pick(&[0, 0, 5_000]),
             follower_read_ppm: pick(&[0, 50_000, 300_000]),
-            force_ppm: pick(&[0, 0, 300_000]),
+            // A cut below both snapshots leaves nothing that a log without its beginning could feed.
+            force_ppm: if removal { 0 } else { pick(&[0, 0, 300_000]) },
             discard_ppm: pick(&[0, 100_000, 500_000]),
             snapshot,
             removal,

@@ -31,7 +31,7 @@ pub fn extend(wal: &mut Wal, disk: &MemDisk, last: u64) {
             _ => put_bytes(lsn, 0, 900),
         };
         append(wal, disk, &bytes).unwrap();
-        if lsn % 2 == 0 || lsn == last {
+        if lsn.is_multiple_of(2) || lsn == last {
             write(wal, disk).unwrap();
             flush(wal, disk).unwrap();
         }
