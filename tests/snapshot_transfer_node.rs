@@ -61,7 +61,7 @@ fn started_with(others: &[&str], pin: PinConfig) -> MiniCluster {
     logs::capture();
     let mut cluster = MiniCluster::new();
     cluster.pin = pin;
-    cluster.feed = FeedLimits { frame_bytes: 6_000, high_water: 30_000, low_water: 10_000 };
+    cluster.feed = FeedLimits { frame_bytes: 6_000, high_water: 12_000, low_water: 5_000 };
     cluster.snapshot = SnapshotConfig {
         log_bytes: Some(u64::MAX),
         settle_ms: 1,
