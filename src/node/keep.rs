@@ -48,6 +48,9 @@ impl Default for PinConfig {
 pub(super) struct Kept {
     pin: PinId,
     pub(super) snapshot: SnapshotId,
+    /// Bytes of log behind S when it was offered. They are there for the older snapshot anyway, and after a start a
+    /// segment counts as full: only what came on top is kept for the follower.
+    bytes_before: u64,
     lost_at: Option<Time>,
 }
 
@@ -71,8 +74,9 @@ impl Node {
     pub(super) fn keep_for(&mut self, index: usize, snapshot: SnapshotId) {
         self.keep_nothing_for(index);
         let pin = self.pin_log(snapshot.s);
+        let bytes_before = self.pinned_bytes(pin);
         if let Some(leader) = self.leader_mut() {
-            leader.peers[index].kept = Some(Kept { pin, snapshot, lost_at: None });
+            leader.peers[index].kept = Some(Kept { pin, snapshot, bytes_before, lost_at: None });
         }
     }
 
@@ -133,6 +137,7 @@ impl Node {
         let pinned = self.pinned_bytes(pin);
         let Some(leader) = self.leader() else { return };
         let peer = &leader.peers[index];
+        let pinned = pinned.saturating_sub(peer.kept.as_ref().map_or(0, |kept| kept.bytes_before));
         let (address, connected) = (peer.address.clone(), peer.conn().is_some());
         let half = bound / 2;
         let slow_from = match &peer.link {

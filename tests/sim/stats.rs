@@ -61,7 +61,6 @@ pub const EXPECTED: &[&str] = &[
     "transfer: installed",
     "transfer: refused by the follower",
     "transfer: dropped at the bound",
-    "transfer: gone on with",
     "check: acknowledgement proved on a copy of the disk",
     "check: restart compared with what was told",
     "check: write given up by a promotion or discard",
