@@ -123,7 +123,7 @@ fn before_the_end_of_the_snapshot_nothing_is_read_and_nobody_promoted() {
     let mut lone = LoneNode::new(RoleFlag::Follower);
     let conn = session(&mut lone);
     let client = lone.connect();
-    let mut asked = |lone: &mut LoneNode, request: Request<'_>| {
+    let asked = |lone: &mut LoneNode, request: Request<'_>| {
         let mut bytes = Vec::new();
         request.encode(&mut bytes);
         let answer = lone.send(client, &bytes);
