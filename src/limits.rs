@@ -124,6 +124,18 @@ pub const SNAPSHOT_SLOTS_PER_STEP: u32 = 64;
 /// Snapshots that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
 
+/// Bytes of log kept for a follower that gets a snapshot, at most, by default.
+pub const PIN_LOG_BYTES_DEFAULT: u64 = 8 << 30;
+/// The value of `--pin-log-bytes`, at least.
+pub const PIN_LOG_BYTES_MIN: u64 = 1 << 20;
+/// Milliseconds without a sign of a follower that gets a snapshot after which it is taken for gone. Giving up a
+/// state of many GiB, and making a file of that size durable, take seconds in which it answers nothing.
+pub const TRANSFER_SILENCE_MS: u64 = 15_000;
+/// Milliseconds that a transfer waits for a lost connection, on both sides.
+pub const TRANSFER_RESUME_MS: u64 = 60_000;
+/// Milliseconds in which a client's connection gets one request while a follower must catch up.
+pub const SLOW_WINDOW_MS: u64 = 10;
+
 /// Milliseconds in which a connection must finish a frame it began (C1).
 pub const FRAME_DEADLINE_MS: u64 = 30_000;
 /// Milliseconds in which a dialled peer must answer connect, hello and open.

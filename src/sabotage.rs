@@ -54,6 +54,9 @@ variants! {
     RecoveredTailTold = "recovered-tail-told";
     /// A full disk is noticed after the LSN was told.
     LsnTwiceAfterFullDisk = "lsn-twice-after-full-disk";
+    /// A follower takes chunks of a snapshot from any connection and of any transfer, and keeps what it has of one when
+    /// another session needs none.
+    OldTransferChunk = "old-transfer-chunk";
     /// Time in which the leader itself did not run counts against its followers.
     OwnStallEmptiesInSync = "own-stall-empties-in-sync";
     /// A cut does not wait for the flush under way, whose token then counts for what was written since.

@@ -288,7 +288,7 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     let last_ack = peer.number("last_ack_ms_ago").map(|ms| format!("{} ago", lasting_ms(ms)));
     [
         peer.text("address"),
-        peer.text("state").map(|state| state.replace('_', " ")),
+        peer.text("state").map(|state| state_text(peer, &state)),
         in_sync,
         peer.number("match_lsn").map(grouped),
         peer.number("lag").map(grouped),
@@ -299,6 +299,18 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     ]
     .map(|cell| cell.unwrap_or_else(|| "-".to_owned()))
     .to_vec()
+}
+
+/// A follower that gets a snapshot: how much of it it has.
+fn state_text(peer: Status<'_>, state: &str) -> String {
+    let snapshot = peer.0.get("snapshot").map(Status);
+    let number = |name| snapshot.as_ref().and_then(|snapshot| snapshot.number(name));
+    match (number("percent"), number("received_bytes"), number("bytes")) {
+        (Some(percent), Some(received), Some(bytes)) => {
+            format!("snapshot {percent} % ({} of {})", sized(received), sized(bytes))
+        }
+        _ => state.replace('_', " "),
+    }
 }
 
 /// Where the time went, in microseconds; stages in which nothing was measured are left out.
@@ -340,6 +352,14 @@ fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Val
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_follower_that_gets_a_snapshot_shows_how_much_of_it_it_has() {
+        let snapshot = serde_json::json!({"percent": 43, "received_bytes": 45_088_768, "bytes": 104_857_600});
+        let peer = serde_json::json!({"address": "n:1", "state": "snapshot", "snapshot": snapshot});
+        let text = render(&serde_json::json!({"peers": [peer]}));
+        assert!(text.contains("snapshot 43 % (43.0 MiB of 100.0 MiB)"), "{text}");
+    }
 
     #[test]
     fn latencies_are_a_table_of_what_was_measured() {

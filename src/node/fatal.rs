@@ -26,6 +26,11 @@ pub enum FatalReason {
         /// Why the log is not enough.
         error: OpenError,
     },
+    /// The old state was given up for a snapshot that did not come, and cannot be made anew from the disk.
+    StateLost {
+        /// The end of the log.
+        last: crate::ids::Lsn,
+    },
     /// The snapshots of the data directory cannot be listed.
     NoSnapshots {
         /// The directory.
@@ -62,6 +67,7 @@ impl FatalReason {
             FatalReason::Open(_)
             | FatalReason::Read(_)
             | FatalReason::NoState { .. }
+            | FatalReason::StateLost { .. }
             | FatalReason::NoSnapshots { .. }
             | FatalReason::Snapshot(_) => 11,
             FatalReason::Meta(_) => 12,
@@ -82,6 +88,11 @@ impl fmt::Display for FatalReason {
                 f,
                 "no state can be loaded. Snapshots that are not used: {}. Without one: {error}",
                 tried.join("; ")
+            ),
+            FatalReason::StateLost { last } => write!(
+                f,
+                "a leader's snapshot did not come to its end, and no snapshot of this node leads to the state at LSN \
+                 {last}; start it again: what its leader sends takes the place of all it has"
             ),
             FatalReason::NoSnapshots { directory, source } => {
                 write!(f, "cannot list {directory}: {source}; {}", crate::disk::advice(source))

@@ -34,9 +34,6 @@ pub(super) enum LoadError {
     Log(wal::ReadError),
 }
 
-/// There is nothing to make the state from.
-pub(super) struct NoSource;
-
 enum Phase {
     Snapshot(Box<SnapshotReader>),
     Log { next: Lsn, cursor: Cursor },
@@ -234,9 +231,16 @@ impl Sources {
                 // What another node's log reached says nothing about this one's.
                 durable_lsn: if info.maker == node_id { info.id.e } else { info.id.s },
             });
-            match open_log(disk, meta, follows, &base, config, salt) {
+            // A leader's snapshot that has its name, when the process ended before it was the base: the log is still
+            // the old one, and does not reach it. Nothing is damaged by that, and nothing to be repaired.
+            let uninstalled =
+                self.chosen().is_some_and(|info| info.maker != node_id) && base.lsn > meta.get().base_lsn;
+            match open_log(disk, meta, follows && !uninstalled, &base, config, salt) {
                 Err(FatalReason::Open(error @ OpenError::BaseDisagrees { .. })) if base.lsn > Lsn::ZERO => {
                     self.disbelieve(error.to_string());
+                }
+                Err(FatalReason::Open(error @ OpenError::Damaged(_))) if uninstalled => {
+                    self.disbelieve(format!("it was not installed, and {error}"));
                 }
                 Err(FatalReason::Open(error)) if !self.tried.is_empty() => {
                     return Err(FatalReason::NoState { tried: self.tried.clone(), error });
@@ -279,13 +283,14 @@ impl Node {
 
     /// Whether the state is that of the applied LSN.
     pub(super) fn is_complete(&self) -> bool {
-        self.load.is_none() && self.applied >= self.complete_at
+        self.load.is_none() && !self.state_is_given_up && self.applied >= self.complete_at
     }
 
     /// Why it is not, in words for clients.
     pub(super) fn incomplete_text(&self) -> String {
         match &self.load {
             Some(loading) => format!("loading, {} %", loading.progress(self.now).0),
+            None if self.state_is_given_up => self.install_text(),
             None => format!(
                 "restoring: the state is complete at LSN {}, applied is {}",
                 self.complete_at, self.applied
@@ -393,55 +398,5 @@ impl Node {
         let left = eta_s.map_or_else(String::new, |eta_s| format!(", about {eta_s} s left"));
         let (done, total) = (loading.loader.done_bytes, loading.loader.total_bytes());
         log_info!("node", "loading, {percent} %: {done} of {total} bytes{left}");
-    }
-
-    /// The newest snapshot from which the state at `keep` can be made, read to its end. `Err`: there is none, and the
-    /// log does not begin at the beginning either.
-    pub(super) fn source_for(&mut self, keep: Lsn) -> Result<Option<SnapshotInfo>, NoSource> {
-        let floor = self.wal.first_lsn().prev();
-        if keep < floor {
-            return Err(NoSource);
-        }
-        for info in self.snapshots.kept().to_vec() {
-            if info.id.e > keep || info.id.s < floor {
-                continue;
-            }
-            let disk = self.disk.as_mut();
-            let checked =
-                SnapshotReader::open(disk, &info.name, Some(info.cluster_id)).and_then(|mut reader| {
-                    let result = reader.verify(disk);
-                    reader.close(disk);
-                    result
-                });
-            match checked {
-                Ok(()) => return Ok(Some(info)),
-                Err(error) => {
-                    log_warn!("snapshot", "the snapshot of LSN {} is not used: {error}", info.id);
-                    self.snapshots.disbelieve(info.id);
-                }
-            }
-        }
-        if floor == Lsn::ZERO { Ok(None) } else { Err(NoSource) }
-    }
-
-    /// Makes the state anew, at the end of the log that was cut.
-    pub(super) fn rebuild_state(&mut self, source: Option<&SnapshotInfo>) -> Result<(), FatalReason> {
-        self.keyspace.clear();
-        let (disk, to) = (self.disk.as_mut(), self.wal.last_lsn());
-        let slice = Slice { clock: self.clock.as_ref(), until: Time(u64::MAX), bytes: u64::MAX };
-        let done = Loader::begin(disk, &self.wal, &mut self.keyspace, source, to).and_then(|mut loader| {
-            while !loader.step(disk, &mut self.wal, &mut self.keyspace, &slice)? {}
-            loader.close(disk);
-            Ok(())
-        });
-        match done {
-            Ok(()) => {}
-            Err(LoadError::Log(error)) => return Err(error.into()),
-            // It was whole a moment ago, and the log is cut: the next start tries what is left.
-            Err(LoadError::Snapshot(error)) => return Err(FatalReason::Snapshot(error)),
-        }
-        self.applied = to;
-        self.complete_at = source.map_or(Lsn::ZERO, |info| info.id.e);
-        Ok(())
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct ClientConn {
     waiting: VecDeque<Waiting>,
     /// Bytes that the answers of those that wait will have, at most. All of them may become due in one moment.
     owed_bytes: usize,
+    /// While writers are slowed: the window in which it had its request.
+    slow_window: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,11 @@ impl ClientConn {
         self.owed_bytes -= waiting.owed_bytes();
         Some(waiting)
     }
+
+    /// Whether it had its request in this window.
+    pub(super) fn had_turn(&self, window: u64) -> bool {
+        self.slow_window == Some(window)
+    }
 }
 
 impl Waiting {
@@ -86,6 +93,10 @@ impl Node {
             Some(request) => request,
             None => return fence(format!("{message_type:?} is not a request")),
         };
+        let window = self.slow_window();
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.slow_window = window;
+        }
         if let Some(problem) = request.size_problem() {
             self.reply(io, conn, Status::TooLarge, problem.to_string().as_bytes());
             return Ok(());
@@ -176,6 +187,15 @@ impl Node {
     ) -> Result<(), Stop> {
         if let Some((status, message)) = self.write_refusal() {
             self.reply(io, conn, status, message.as_bytes());
+            return Ok(());
+        }
+        if self.is_stopped_by_pin() {
+            self.counters.busy += 1;
+            let bound = self.config.pin.log_bytes;
+            let message = format!(
+                "a follower gets a snapshot, and the log kept for it has reached --pin-log-bytes={bound}; try again"
+            );
+            self.reply(io, conn, Status::Busy, message.as_bytes());
             return Ok(());
         }
         let size = record_size(&effect);

@@ -6,7 +6,7 @@
 use super::fatal::{fence, malformed};
 use super::follower::{Follower, Session};
 use super::handshake::PeerIn;
-use super::load::NoSource;
+use super::rebuild::NoSource;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
@@ -87,7 +87,10 @@ impl Node {
         if let Err(refusal) = self.may_cut(match_lsn) {
             return Ok(Err(refusal));
         }
+        let complete_at = self.complete_at;
+        let contradicted = self.contradicts_state(open, match_lsn);
         let plan = match self.plan_cut(match_lsn) {
+            _ if contradicted => CutPlan::Everything,
             Ok(plan) => plan,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -96,6 +99,11 @@ impl Node {
         self.accept_leader(open, leader, match_lsn, &plan)?;
         self.tell_set_back(open, match_lsn);
         let cut_from = self.cut_behind(&plan, match_lsn)?;
+        if contradicted {
+            // Nobody reads the empty state that is left.
+            self.complete_at = complete_at;
+        }
+        self.session_opened_with_log_from(open.first_lsn)?;
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");
@@ -178,6 +186,16 @@ impl Node {
             }
         }
         Ok(Ok(match_lsn))
+    }
+
+    /// Whether the state came from a snapshot that goes beyond this log, and the leader's log may be another one there.
+    /// It was committed when it got its name, so that is the work of a forced promotion. What was loaded is no state
+    /// of that leader's at any LSN, and all records here are its own too: everything is fetched anew.
+    fn contradicts_state(&self, open: &Open, match_lsn: Lsn) -> bool {
+        let e = self.complete_at;
+        let parts_within = |first_lsn: Lsn| first_lsn > match_lsn && first_lsn <= e;
+        e > self.wal.last_lsn()
+            && (open.last_lsn < e || open.history.starts().iter().any(|start| parts_within(start.first_lsn)))
     }
 
     /// A cut below what is known to be committed never happens by itself.

@@ -339,8 +339,15 @@ impl Node {
     fn remove_old_snapshots(&mut self) -> Result<(), FatalReason> {
         let snapshots = &mut self.snapshots;
         let kept = snapshots.kept.len().min(SNAPSHOTS_KEPT);
-        let old = snapshots.kept.drain(kept..).map(|info| info.id);
-        let gone: Vec<SnapshotId> = old.chain(snapshots.unusable.drain(..)).collect();
+        let old = snapshots.kept.split_off(kept);
+        let mut gone: Vec<SnapshotId> = snapshots.unusable.drain(..).collect();
+        for info in old {
+            // It goes when the next one has its name.
+            match self.is_being_sent(info.id) {
+                true => self.snapshots.kept.push(info),
+                false => gone.push(info.id),
+            }
+        }
         for id in gone {
             if let Err(error) = snapshot::remove(self.disk.as_mut(), id) {
                 self.note_snapshot_failure(&error);
@@ -351,6 +358,16 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// The snapshot that a leader sent is the state now: nothing that was before leads to it.
+    pub(super) fn adopt_snapshot(&mut self, info: SnapshotInfo) -> Result<(), FatalReason> {
+        let snapshots = &mut self.snapshots;
+        let before = snapshots.kept.drain(..).map(|before| before.id);
+        snapshots.unusable.extend(before);
+        snapshots.unusable.retain(|id| *id != info.id);
+        snapshots.kept.push(info);
+        self.remove_old_snapshots()
     }
 
     fn snapshot_failed(&mut self, io: &mut dyn Io, error: SnapshotError) -> Result<(), FatalReason> {

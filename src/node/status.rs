@@ -23,6 +23,8 @@ pub struct Observed {
     pub commit: Lsn,
     /// Last LSN in the keyspace.
     pub applied: Lsn,
+    /// Whether the state is that of `applied`, and not a part of a snapshot or a mixture before its end.
+    pub complete: bool,
     /// Log generation.
     pub generation: u64,
     /// A cut below the commit LSN is allowed by an operator.
@@ -59,6 +61,7 @@ impl Node {
             durable: self.wal.durable().lsn(),
             commit: self.effective_commit(),
             applied: self.applied,
+            complete: self.is_complete(),
             generation: self.wal.generation(),
             discard_allowed: meta.discard_allowed,
             in_sync: meta.in_sync,
@@ -172,6 +175,11 @@ impl Node {
             "writes_acked": counters.writes_acked,
             "reads": counters.reads,
             "syncs": counters.syncs,
+            "snapshots_sent": counters.snapshots_sent,
+            "snapshots_installed": counters.snapshots_installed,
+            "snapshots_refused": counters.snapshots_refused,
+            "transfers_resumed": counters.transfers_resumed,
+            "transfers_dropped": counters.transfers_dropped,
             "sessions": counters.sessions,
             "cuts": counters.cuts,
             "cut_records": counters.cut_records,
@@ -197,7 +205,12 @@ impl Node {
         let match_lsn = peer.progress.match_lsn();
         let buffered_bytes = match &peer.link {
             Link::Streaming(stream) => io.output(stream.conn).len(),
+            Link::Sending(transfer) => io.output(transfer.conn).len(),
             _ => 0,
+        };
+        let snapshot = match &peer.link {
+            Link::Sending(transfer) => transfer.document(),
+            _ => Value::Null,
         };
         json!({
             "address": peer.address,
@@ -211,6 +224,7 @@ impl Node {
             "buffered_bytes": buffered_bytes,
             "last_ack_ms_ago": peer.last_ack.map(|time| self.now.since(time) / 1_000_000),
             "last_error": peer.last_error,
+            "snapshot": snapshot,
         })
     }
 }

@@ -13,6 +13,7 @@ impl Node {
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
+        self.install_timers()?;
         self.promotion_timers(io)?;
         self.flush_timers();
         self.summarize_lines();
@@ -28,6 +29,7 @@ impl Node {
         let deadlines = [
             self.leader_deadline(),
             self.follower_deadline(),
+            self.install_deadline(),
             self.promotion_deadline(),
             self.flush_deadline(),
             self.snapshot_deadline(),

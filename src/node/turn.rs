@@ -105,6 +105,7 @@ impl Node {
     /// Feeds followers that are behind, and prepares the next segment when there is time for it.
     pub fn after_sync(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         self.feed_followers(io)?;
+        self.feed_transfers(io);
         if self.load.is_some() {
             return self.load_step();
         }

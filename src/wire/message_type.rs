@@ -73,6 +73,12 @@ message_types! {
     Fence = 0x15, Peer;
     /// The answer to that.
     FenceReply = 0x16, Peer;
+    /// The leader offers a snapshot in the place of the log that it does not have any more.
+    SnapshotOffer = 0x17, Peer;
+    /// A part of it.
+    SnapshotChunk = 0x18, Peer;
+    /// The follower says how much of it it has, and that it is installed.
+    SnapshotAck = 0x19, Peer;
     /// The answer to any request; requests are answered in order.
     Reply = 0x20, Client;
 }

@@ -9,6 +9,8 @@ use std::io;
 use std::rc::Rc;
 
 use kvstore::disk::{Disk, FileId, Flush};
+use kvstore::ids::Chain;
+use kvstore::snapshot;
 use kvstore::time::{Clock, Time};
 
 use crate::core::{MS, Shared};
@@ -50,7 +52,7 @@ pub struct SimDisk {
     /// When the flush under way ends, in virtual time.
     pub flush_due: Rc<Cell<Option<u64>>>,
     pub name: String,
-    /// The file of the snapshot that is being made: what fails there is no failure of the log.
+    /// The file of the snapshot that is being made or received: what fails there is no failure of the log.
     pub snapshot: Option<FileId>,
 }
 
@@ -98,7 +100,7 @@ impl Disk for SimDisk {
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
             self.core.borrow_mut().stats.count("disk: ENOSPC");
         }
-        if name == kvstore::snapshot::NEW_NAME {
+        if [snapshot::NEW_NAME, snapshot::RECEIVED_NAME].contains(&name) {
             self.snapshot = result.as_ref().ok().copied();
         }
         result
@@ -220,7 +222,16 @@ impl Disk for SimDisk {
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         self.takes(5_000);
-        self.mem.rename(from, to)
+        let installing =
+            (from == snapshot::RECEIVED_NAME).then(|| self.mem.raw(from)).flatten().and_then(|raw| {
+                let chain = u32::from_be_bytes(raw.get(64..68)?.try_into().expect("4 bytes"));
+                Some((snapshot::parse_snapshot_name(to)?.s.0, Chain(chain)))
+            });
+        let result = self.mem.rename(from, to);
+        if result.is_ok() && installing.is_some() {
+            self.mirror.borrow_mut().installing = installing;
+        }
+        result
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {

@@ -124,10 +124,11 @@ impl Host {
             return Err(TurnEnd::Crashed);
         }
         let mut node = opened.map_err(TurnEnd::Fatal)?;
-        self.pin = Some(node.pin_log(kvstore::ids::Lsn::ZERO));
+        let transfers = self.core.borrow().knobs.transfers;
+        self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
         self.load_checked = false;
-        let durable = read_log(&self.mem, &self.mirror.borrow())
-            .unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
+        let durable =
+            read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
         let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone());
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
@@ -388,15 +389,15 @@ impl Process {
 }
 
 /// Everything that a restart would find on this disk, after `kill -9`, read by the product's own recovery on
-/// a copy. What the log has lost at its front is taken from `known`.
-pub fn read_log(mem: &MemDisk, known: &Mirror) -> Result<Mirror, String> {
+/// a copy. What the log has lost at its front is what somebody wrote who had the same history.
+pub fn read_log(mem: &MemDisk) -> Result<Mirror, String> {
     let copy = mem.fork();
     copy.kill_process();
-    read_log_of(copy, known)
+    read_log_of(copy)
 }
 
 /// As [`read_log`], of a copy that nobody needs any more.
-pub fn read_log_of(mut copy: MemDisk, known: &Mirror) -> Result<Mirror, String> {
+pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
     copy.heal();
     copy.set_capacity(None);
     let Some(meta) = MetaStore::load(&mut copy).map_err(|error| error.to_string())? else {
@@ -406,12 +407,11 @@ pub fn read_log_of(mut copy: MemDisk, known: &Mirror) -> Result<Mirror, String> 
     let (first, last) = (wal.first_lsn(), wal.last_lsn());
     let mut mirror = Mirror::default();
     let file = copy.create("probe", 1).map_err(|error| error.to_string())?;
-    mirror.take_front(known, first.0 - 1, file);
     let mut chain =
         wal.chain_at(&mut copy, first.prev()).map_err(|error| error.to_string())?.unwrap_or_default();
-    if first.0 > 1 && !known.holds(first.0 - 1, chain) {
-        return Err(format!("the log begins behind LSN {} with another history", first.0 - 1));
-    }
+    let front = crate::library::front(first.0 - 1, chain);
+    let unknown = || format!("the log begins behind LSN {} with a history that nobody wrote", first.0 - 1);
+    mirror.take_front(front.ok_or_else(unknown)?, file);
     let mut bytes = Vec::new();
     wal.replay(&mut copy, first, last, &mut |record| {
         bytes.clear();
@@ -446,6 +446,8 @@ fn open_log(copy: &mut MemDisk, meta: &MetaStore) -> Result<Wal, String> {
         match Wal::open(copy, identity, &base, 1, config) {
             Ok(opened) => return Ok(opened.wal),
             Err(OpenError::BaseDisagrees { .. }) => {}
+            // A leader's snapshot that was not installed: the log does not reach it.
+            Err(OpenError::Damaged(_)) if base.lsn > identity.base_lsn => {}
             Err(error) => return Err(error.to_string()),
         }
     }

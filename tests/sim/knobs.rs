@@ -1,7 +1,7 @@
 //! Swarm testing: every probability of a run is drawn from its seed, and about half of the faults are off
 //! in any one run, so that rare combinations are not drowned by common ones (Groce and others, 2012).
 
-use kvstore::node::{FeedLimits, SnapshotConfig};
+use kvstore::node::{FeedLimits, PinConfig, PinOverflow, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::rng::Rng;
 
@@ -55,6 +55,9 @@ pub struct Knobs {
     pub snapshot: SnapshotConfig,
     /// Segments that snapshots cover go, as far as all logs are equal: who falls behind that has no way back here.
     pub removal: bool,
+    /// The log goes wherever snapshots let it go: who falls behind gets one.
+    pub transfers: bool,
+    pub pin: PinConfig,
     /// One out of so many acknowledgements is proved on a copy of the disk.
     pub fork_check_every: u64,
 }
@@ -92,6 +95,11 @@ impl Knobs {
         let snapshot_log_bytes = pick(&[u64::MAX, u64::MAX, 4_000, 20_000, 60_000]);
         let with_snapshots = snapshot_log_bytes < u64::MAX;
         let removal = with_snapshots && pick(&[0, 1, 1]) == 1;
+        let transfers = removal && pick(&[0, 1]) == 1;
+        let pin = PinConfig {
+            log_bytes: pick(&[3_000, 30_000, 1 << 30]),
+            overflow: if pick(&[0, 1]) == 1 { PinOverflow::Slow } else { PinOverflow::Drop },
+        };
         let snapshot = SnapshotConfig {
             log_bytes: Some(snapshot_log_bytes),
             retain_log_bytes: pick(&[0, 10_000, 1 << 20]),
@@ -112,7 +120,7 @@ impl Knobs {
             sync_error: pick(&[0, 0, 1, 3]),
             disk_full: pick(&[0, 0, 2, 4]),
             flap: pick(&[0, 0, 2]),
-            wipe: if removal { 0 } else { pick(&[0, 0, 0, 0, 0, 1]) },
+            wipe: if removal && !transfers { 0 } else { pick(&[0, 0, 0, 0, 0, 1]) },
             shutdown: pick(&[0, 1, 2]),
             // Below the base of a log nothing is read, and nothing refused.
             rot: if with_snapshots { 0 } else { pick(&[0, 0, 0, 1]) },
@@ -167,6 +175,8 @@ impl Knobs {
             discard_ppm: pick(&[0, 100_000, 500_000]),
             snapshot,
             removal,
+            transfers,
+            pin,
             fork_check_every: 150,
         }
     }

@@ -81,6 +81,9 @@ impl Oracle {
         }
         let emitted = std::mem::take(&mut process.socks.emitted);
         let told = process.socks.told;
+        if !crashed {
+            host.mirror.borrow_mut().install();
+        }
         if !crashed && seen.last.0 < host.mirror.borrow().last() {
             host.mirror.borrow_mut().cut(seen.last.0);
         }
@@ -216,7 +219,7 @@ impl Oracle {
                 seen.commit
             );
         }
-        if let Some(entry) = mirror.get(seen.applied.0) {
+        if let Some(entry) = mirror.get(seen.applied.0).filter(|_| seen.complete) {
             let hash = process.node.keyspace().state_hash();
             let known = *self.hashes.entry((entry.lsn, entry.chain.0)).or_insert(hash);
             assert!(known == hash, "host {site}: the state at LSN {} differs between nodes", entry.lsn);
@@ -355,7 +358,8 @@ fn check_loaded(core: &mut Core, host: &mut Host, seen: &Observed, in_slices: bo
         return;
     }
     host.load_checked = true;
-    if process.node.counters.loaded_from_snapshot == 0 {
+    // The state of an installed snapshot is none before its end.
+    if process.node.counters.loaded_from_snapshot == 0 || !seen.complete {
         return;
     }
     let (mirror, keyspace, lsn) = (host.mirror.borrow(), process.node.keyspace(), seen.applied.0);

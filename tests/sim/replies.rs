@@ -212,7 +212,7 @@ impl Oracle {
 pub fn prove_on_copy(core: &mut Core, host: &Host, lsn: u64, chain: Chain) {
     let copy = host.mem.fork();
     copy.crash(Keep::None);
-    let log = read_log_of(copy, &host.mirror.borrow())
+    let log = read_log_of(copy)
         .unwrap_or_else(|why| panic!("host {}: a copy of its disk after a power loss: {why}", host.site));
     assert!(
         log.holds(lsn, chain),

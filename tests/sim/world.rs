@@ -200,6 +200,10 @@ impl World {
             core.stats.add("node: session", counters.sessions);
             core.stats.add("snapshot: published", counters.snapshots);
             core.stats.add("snapshot: segments removed", counters.segments_removed);
+            core.stats.add("transfer: installed", counters.snapshots_installed);
+            core.stats.add("transfer: refused by the follower", counters.snapshots_refused);
+            core.stats.add("transfer: dropped at the bound", counters.transfers_dropped);
+            core.stats.add("transfer: gone on with", counters.transfers_resumed);
             core.stats.add("node: in-sync set left", counters.insync_left);
             core.stats.add("node: dead session frames", counters.dead_session_frames);
         }
@@ -412,6 +416,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         receipts: true,
         feed: knobs.feed,
         snapshot: knobs.snapshot,
+        pin: knobs.pin,
     };
     Host {
         site,

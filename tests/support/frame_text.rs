@@ -5,7 +5,10 @@ use std::fmt::Write;
 
 use kvstore::ids::{ClusterId, NodeId};
 use kvstore::wire::client::{Reply, Request};
-use kvstore::wire::peer::{Ack, AppendEntries, Fence, FenceReply, Hello, Open, OpenReply, Refuse};
+use kvstore::wire::peer::{
+    Ack, AppendEntries, Fence, FenceReply, Hello, Open, OpenReply, Refuse, SnapshotAck, SnapshotChunk,
+    SnapshotOffer,
+};
 use kvstore::wire::{Effect, Frame, MessageType, Record};
 
 /// Who has which node id.
@@ -87,6 +90,22 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
         Type::AppendEntriesAck => {
             let ack = Ack::decode(body)?;
             format!("last {}, round {}", ack.last_lsn, ack.round)
+        }
+        Type::SnapshotOffer => {
+            let offer = SnapshotOffer::decode(body)?;
+            format!("term {}, lsn {}..{}, {} entries", offer.term, offer.tag.s, offer.tag.e, offer.entries)
+        }
+        Type::SnapshotChunk => {
+            let chunk = SnapshotChunk::decode(body)?;
+            let (from, to) = (chunk.offset, chunk.offset + chunk.bytes.len() as u64);
+            format!("term {}, lsn {}..{}, bytes {from}..{to}", chunk.term, chunk.tag.s, chunk.tag.e)
+        }
+        Type::SnapshotAck => {
+            let ack = SnapshotAck::decode(body)?;
+            let installed = ack
+                .installed
+                .map_or_else(String::new, |(lsn, chain)| format!(", installed: match {lsn}, chain {chain}"));
+            format!("term {}, lsn {}..{}, has {}{installed}", ack.term, ack.tag.s, ack.tag.e, ack.offset)
         }
         Type::Reply => {
             let Reply { status, lsn, term, payload } = Reply::decode(body)?;

@@ -218,6 +218,7 @@ pub fn config(role: RoleFlag, peers: &[&str]) -> NodeConfig {
         flush_refused: None,
         receipts: true,
         feed: kvstore::node::FeedLimits::default(),
+        pin: kvstore::node::PinConfig::default(),
         snapshot: kvstore::node::SnapshotConfig::default(),
         wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
     }

@@ -2,7 +2,8 @@
 
 use kvstore::wire::client::{Reply, Request};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, Fence, FenceReply, Hello, HelloError, Open, OpenReply, Refuse,
+    Ack, AppendEntries, Fence, FenceReply, Hello, HelloError, Open, OpenReply, Refuse, SnapshotAck,
+    SnapshotChunk, SnapshotOffer,
 };
 use kvstore::wire::{DecodeError, MessageType};
 
@@ -53,6 +54,9 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
             assert_eq!(record_bytes, entries.records.len(), "every record was walked");
             entries.encode(&mut out);
         }
+        Type::SnapshotOffer => SnapshotOffer::decode(body)?.encode(&mut out),
+        Type::SnapshotChunk => SnapshotChunk::decode(body)?.encode(&mut out),
+        Type::SnapshotAck => SnapshotAck::decode(body)?.encode(&mut out),
         Type::AppendEntriesAck => Ack::decode(body)?.encode(&mut out),
     }
     Ok(out)
