@@ -9,9 +9,11 @@ use kvstore::ids::Chain;
 
 use crate::mirror::Entry;
 
+/// Records, each with the chain checksum before it.
+type Records = BTreeMap<(u64, u32), (Rc<Entry>, u32)>;
+
 thread_local! {
-    /// With the chain checksum before it.
-    static RECORDS: RefCell<BTreeMap<(u64, u32), (Rc<Entry>, u32)>> = const { RefCell::new(BTreeMap::new()) };
+    static RECORDS: RefCell<Records> = const { RefCell::new(Records::new()) };
 }
 
 /// A run begins.

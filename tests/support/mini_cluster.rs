@@ -62,6 +62,7 @@ struct Slot {
 }
 
 /// The nodes, by name. A node `a` listens at `a:1`.
+#[derive(Default)]
 pub struct MiniCluster {
     slots: BTreeMap<String, Slot>,
     names: Names,
@@ -92,23 +93,7 @@ fn address(name: &str) -> String {
 impl MiniCluster {
     /// No nodes; the clock stands at one second.
     pub fn new() -> MiniCluster {
-        MiniCluster {
-            slots: BTreeMap::new(),
-            names: Names::new(),
-            clock: VirtualClock::at_ms(1_000),
-            next_conn: 0,
-            blocked: BTreeSet::new(),
-            muted: BTreeSet::new(),
-            acks_told: BTreeMap::new(),
-            folding: false,
-            folded: BTreeMap::new(),
-            state_told: Vec::new(),
-            trace: Vec::new(),
-            stepped: String::new(),
-            snapshot: SnapshotConfig::default(),
-            feed: FeedLimits::default(),
-            pin: PinConfig::default(),
-        }
+        MiniCluster { clock: VirtualClock::at_ms(1_000), ..MiniCluster::default() }
     }
 
     /// What happened since the last call.
