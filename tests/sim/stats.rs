@@ -68,7 +68,6 @@ pub const EXPECTED: &[&str] = &[
     "check: state from a snapshot is that of the log",
     "transfer: installed",
     "transfer: refused by the follower",
-    "transfer: dropped at the bound",
     "check: acknowledgement proved on a copy of the disk",
     "check: restart compared with what was told",
     "check: write given up by a promotion or discard",
