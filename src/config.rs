@@ -5,9 +5,10 @@ use clap::{Parser, ValueEnum};
 use crate::address::{join_address, parse_address};
 use crate::limits::{
     CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
-    SEGMENT_SIZE_DEFAULT, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN,
+    PIN_LOG_BYTES_DEFAULT, PIN_LOG_BYTES_MIN, RETAIN_LOG_BYTES_DEFAULT, SEGMENT_SIZE_DEFAULT,
+    SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, SNAPSHOT_LOG_BYTES_FLAG_MIN,
 };
-use crate::node::{FlushMode, NodeConfig, RoleFlag};
+use crate::node::{FlushMode, NodeConfig, PinConfig, PinOverflow, RoleFlag, SnapshotConfig};
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
@@ -112,6 +113,20 @@ pub struct Flags {
     #[arg(long, default_value_t = SEGMENT_SIZE_DEFAULT, value_name = "BYTES", env = "KVSTORE_SEGMENT_BYTES",
         help_heading = "Storage")]
     pub segment_bytes: u64,
+    /// Bytes of log kept, at most, for a follower that gets a snapshot, until it has caught up
+    #[arg(long, default_value_t = PIN_LOG_BYTES_DEFAULT, value_name = "BYTES", env = "KVSTORE_PIN_LOG_BYTES",
+        help_heading = "Storage")]
+    pub pin_log_bytes: u64,
+    /// At that bound: slow writers down for the follower, or drop what is kept for it
+    #[arg(long, value_enum, default_value = "slow", env = "KVSTORE_PIN_OVERFLOW", help_heading = "Storage")]
+    pub pin_overflow: PinOverflowChoice,
+    /// Bytes of log after which a snapshot is made [default: twice the last snapshot, at least 256 MiB]
+    #[arg(long, value_name = "BYTES", env = "KVSTORE_SNAPSHOT_LOG_BYTES", help_heading = "Storage")]
+    pub snapshot_log_bytes: Option<u64>,
+    /// Bytes of log kept for a connected follower that has not got them yet, although a snapshot covers them
+    #[arg(long, default_value_t = RETAIN_LOG_BYTES_DEFAULT, value_name = "BYTES", env = "KVSTORE_RETAIN_LOG_BYTES",
+        help_heading = "Storage")]
+    pub retain_log_bytes: u64,
 
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
     #[arg(
@@ -172,6 +187,14 @@ pub enum FlushChoice {
     Inline,
     Beside,
     Auto,
+}
+
+/// `--pin-overflow`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum PinOverflowChoice {
+    Slow,
+    Drop,
 }
 
 /// `--log-level`.
@@ -241,6 +264,7 @@ impl Flags {
         in_range("--insync-timeout-ms", self.insync_timeout_ms, 10, 600_000)?;
         in_range("--heartbeat-ms", self.heartbeat_ms, 1, 1_000)?;
         in_range("--segment-bytes", self.segment_bytes, SEGMENT_SIZE_MIN, SEGMENT_SIZE_MAX)?;
+        in_range("--pin-log-bytes", self.pin_log_bytes, PIN_LOG_BYTES_MIN, u64::MAX)?;
         in_range("--connections-max", self.connections_max as u64, 1, CONNECTIONS_MAX as u64)?;
         in_range("--min-insync", self.min_insync as u64, 1, (PEERS_MAX + 1) as u64)?;
         if role == RoleFlag::Leader && !peers.is_empty() && self.min_insync > peers.len() + 1 {
@@ -253,6 +277,7 @@ impl Flags {
         }
         in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
+        let snapshot = self.snapshot_config()?;
         let node = NodeConfig {
             port: self.port,
             own_address,
@@ -268,6 +293,14 @@ impl Flags {
             insync_timeout_ms: self.insync_timeout_ms,
             heartbeat_ms: self.heartbeat_ms,
             feed: crate::node::FeedLimits::default(),
+            pin: PinConfig {
+                log_bytes: self.pin_log_bytes,
+                overflow: match self.pin_overflow {
+                    PinOverflowChoice::Slow => PinOverflow::Slow,
+                    PinOverflowChoice::Drop => PinOverflow::Drop,
+                },
+            },
+            snapshot,
             receipts: !self.no_receipts,
             flush: match self.flush {
                 FlushChoice::Inline => FlushMode::Inline,
@@ -293,6 +326,15 @@ impl Flags {
             strace_marks: self.strace_marks,
             beyond_loopback,
         })
+    }
+
+    fn snapshot_config(&self) -> Result<SnapshotConfig, String> {
+        let bytes = self.snapshot_log_bytes.unwrap_or(u64::MAX);
+        in_range("--snapshot-log-bytes", bytes, SNAPSHOT_LOG_BYTES_FLAG_MIN, u64::MAX)?;
+        // A person who watches wants to see that it goes on; a log file, that it went.
+        let progress_ms = if std::io::IsTerminal::is_terminal(&std::io::stderr()) { 1_000 } else { 5_000 };
+        let (log_bytes, retain_log_bytes) = (self.snapshot_log_bytes, self.retain_log_bytes);
+        Ok(SnapshotConfig { log_bytes, retain_log_bytes, progress_ms, ..SnapshotConfig::default() })
     }
 
     /// What this node tells others: `--advertise`, else where it listens, else (listening everywhere) only
@@ -391,59 +433,4 @@ fn is_loopback(host: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn validate(arguments: &[&str]) -> Result<Config, String> {
-        Flags::try_parse_from(["kvstore"].iter().chain(arguments))
-            .map_err(|error| error.to_string())?
-            .validate()
-    }
-
-    #[test]
-    fn without_arguments_it_is_a_usable_single_node() {
-        let config = validate(&[]).unwrap();
-        assert_eq!((config.node.role, config.listen_address.as_str()), (RoleFlag::Leader, "127.0.0.1:9001"));
-        assert_eq!(config.promise(), "an acknowledged write is on disk (fdatasync) on this node");
-        assert!(!config.beyond_loopback);
-    }
-
-    #[test]
-    fn a_follower_promises_nothing_in_its_leaders_place() {
-        let config = validate(&["--role=follower", "--leader=9001", "--port=9002"]).unwrap();
-        assert!(!config.promise().contains("acknowledged write is on disk"), "{}", config.promise());
-        assert!(config.promise().contains("on disk (fdatasync)"), "{}", config.promise());
-    }
-
-    #[test]
-    fn peers_are_ports_or_addresses() {
-        let config = validate(&["--peers=9002,db2:9003,[::1]:9004"]).unwrap();
-        assert_eq!(config.node.peers, ["127.0.0.1:9002", "db2:9003", "[::1]:9004"]);
-    }
-
-    #[test]
-    fn what_cannot_work_is_refused_in_words() {
-        for (arguments, words) in [
-            (&["--role=auto"][..], "not available yet"),
-            (&["--peers=9001"], "itself"),
-            (&["--peers=9002,9002"], "twice"),
-            (&["--peers=nowhere"], "--peers"),
-            (&["--leader=9002"], "--role=follower"),
-            (&["--min-insync=4", "--peers=9002,9003"], "can never hold"),
-            (&["--segment-bytes=1"], "allowed are"),
-            (&["--insync-timeout-ms=1"], "allowed are"),
-        ] {
-            let error = validate(arguments).unwrap_err();
-            assert!(error.contains(words), "{arguments:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_node_that_listens_everywhere_tells_its_port_alone() {
-        let config = validate(&["--listen=0.0.0.0", "--port=7000"]).unwrap();
-        assert_eq!(config.node.own_address, ":7000");
-        assert!(config.beyond_loopback);
-        let config = validate(&["--listen=0.0.0.0", "--advertise=db1", "--port=7000"]).unwrap();
-        assert_eq!(config.node.own_address, "db1:7000");
-    }
-}
+mod tests;

@@ -86,6 +86,55 @@ pub const SNAPSHOT_READ_SIZE: usize = 1 << 20;
 pub const SNAPSHOT_BUFFER_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a snapshot in one chunk of its transfer, at most.
 pub const SNAPSHOT_CHUNK_SIZE_MAX: usize = 1 << 20;
+/// Bytes of log since the last snapshot after which the next is made, by default at least. Twice the size of the last
+/// one if that is more: then a key costs at most half a write of a snapshot per write.
+pub const SNAPSHOT_LOG_BYTES_MIN: u64 = 256 << 20;
+/// The value of `--snapshot-log-bytes`, at least.
+pub const SNAPSHOT_LOG_BYTES_FLAG_MIN: u64 = 64 << 10;
+/// Bytes of log kept for a connected follower that has not acknowledged them, at most, by default.
+pub const RETAIN_LOG_BYTES_DEFAULT: u64 = 1 << 30;
+/// Bytes of snapshot and log up to which a state is loaded before the node serves anybody; a larger one is loaded in
+/// slices of the loop. 4 MiB take about 10 ms.
+pub const LOAD_AT_ONCE_BYTES: u64 = 4 << 20;
+/// Microseconds of a turn that loads.
+pub const LOAD_SLICE_US: u64 = 5_000;
+/// Microseconds of a slice of a snapshot while nobody asks for anything.
+pub const SNAPSHOT_SLICE_IDLE_US: u64 = 2_000;
+/// Microseconds of a slice of a snapshot in a turn with work, at most; and one of so many parts of that turn.
+pub const SNAPSHOT_SLICE_LOADED_US: u64 = 200;
+/// See [`SNAPSHOT_SLICE_LOADED_US`].
+pub const SNAPSHOT_TURN_SHARE: u64 = 10;
+/// Milliseconds without work after which a node counts as idle. A client that waits for each answer is back earlier.
+pub const SNAPSHOT_IDLE_AFTER_MS: u64 = 20;
+/// Bytes of a snapshot written per second while there is load: a third of what the slowest disk in mind takes, so that
+/// what is dirty stays a few writes.
+pub const SNAPSHOT_RATE_LOADED: u64 = 48 << 20;
+/// The same while there is none.
+pub const SNAPSHOT_RATE_IDLE: u64 = 192 << 20;
+/// Milliseconds between the last write of a snapshot and its sync, in which writeback ends by itself.
+pub const SNAPSHOT_SETTLE_MS: u64 = 300;
+/// Milliseconds before a snapshot that failed is tried again: the first and the largest step.
+pub const SNAPSHOT_RETRY_MS_MIN: u64 = 1_000;
+/// See [`SNAPSHOT_RETRY_MS_MIN`].
+pub const SNAPSHOT_RETRY_MS_MAX: u64 = 300_000;
+/// Milliseconds between looks at how much log there is.
+pub const SNAPSHOT_CHECK_MS: u64 = 100;
+/// Slots scanned between two looks at the clock: about 10 us.
+pub const SNAPSHOT_SLOTS_PER_STEP: u32 = 64;
+/// Snapshots that are kept.
+pub const SNAPSHOTS_KEPT: usize = 2;
+
+/// Bytes of log kept for a follower that gets a snapshot, at most, by default.
+pub const PIN_LOG_BYTES_DEFAULT: u64 = 8 << 30;
+/// The value of `--pin-log-bytes`, at least.
+pub const PIN_LOG_BYTES_MIN: u64 = 1 << 20;
+/// Milliseconds without a sign of a follower that gets a snapshot after which it is taken for gone. Giving up a
+/// state of many GiB, and making a file of that size durable, take seconds in which it answers nothing.
+pub const TRANSFER_SILENCE_MS: u64 = 15_000;
+/// Milliseconds that a transfer waits for a lost connection, on both sides.
+pub const TRANSFER_RESUME_MS: u64 = 60_000;
+/// Milliseconds in which a client's connection gets one request while a follower must catch up.
+pub const SLOW_WINDOW_MS: u64 = 10;
 
 /// Milliseconds in which a connection must finish a frame it began (C1).
 pub const FRAME_DEADLINE_MS: u64 = 30_000;
@@ -128,6 +177,8 @@ const _: () = {
     assert!(IN_FLIGHT_SIZE_MAX >= 2 * BATCH_SIZE_MAX);
     assert!(INPUT_BUDGET >= 2 * FRAME_SIZE_MAX);
     assert!(SNAPSHOT_BLOCK_SIZE <= SNAPSHOT_WRITE_SIZE && SNAPSHOT_WRITE_SIZE <= SNAPSHOT_BUFFER_SIZE_MAX);
+    assert!(SNAPSHOT_RETRY_MS_MIN < SNAPSHOT_RETRY_MS_MAX && SNAPSHOT_RATE_LOADED < SNAPSHOT_RATE_IDLE);
+    assert!(SNAPSHOT_LOG_BYTES_FLAG_MIN <= SNAPSHOT_LOG_BYTES_MIN && SNAPSHOTS_KEPT >= 2);
     assert!(SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");

@@ -75,7 +75,11 @@ fn serve(mut config: Config, mut disk: RealDisk) -> Result<(), FatalReason> {
         random_seed().map_err(|source| FatalReason::Net { doing: "get random bytes".to_owned(), source })?;
     let marks = marks_of(&config)?;
     let mut node = Node::open(Box::new(disk), Box::new(clock), seed, config.node)?;
-    info!("[node] ready: {} in term {}, node id {}", node.role_name(), node.term(), node.node_id());
+    if node.is_loading() {
+        info!("[node] answers ping and status; it takes its role when its state is loaded");
+    } else {
+        info!("[node] {}", node.ready_text());
+    }
     node.set_marks(marks);
     run(bound, node, clock, options)
 }

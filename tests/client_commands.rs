@@ -223,8 +223,8 @@ fn every_status_has_its_exit_code() {
         (Status::OutcomeUnknown, 6, "outcome_unknown"),
         (Status::Refused, 5, "refused"),
         (Status::ShuttingDown, 7, "shutting_down"),
-        (Status::Loading, 7, "loading"),
-        (Status::Repairing, 7, "repairing"),
+        (Status::Loading, 8, "loading"),
+        (Status::Repairing, 8, "repairing"),
     ];
     for (status, exit_code, name) in cases {
         let node = FakeNode::start(move |_| Answer::Reply(status, 42, Vec::new()));

@@ -269,6 +269,7 @@ fn a_peer_that_knows_the_last_term_of_all_stops_a_promotion_and_not_the_node() {
             commit_lsn: Lsn::ZERO,
             leads: false,
             repair: (Term::ZERO, Lsn::ZERO),
+            complete: true,
         };
         assert_eq!(lone.send(conn, &bytes_of(|out| reply.encode(out))).fenced, None);
         let said = lone.said(operator);

@@ -1,12 +1,12 @@
 //! Every message type with arbitrary contents: there and back, cut short, longer than known, and random.
 
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, PEERS_MAX};
+use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, PEERS_MAX, SNAPSHOT_CHUNK_SIZE_MAX};
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::wire::client::{Inspect, Reply, Request, Status};
 use kvstore::wire::peer::{
     Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply,
-    PROTOCOL_VERSIONS, Refuse, RefuseCode,
+    PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
 };
 use kvstore::wire::{Effect, MESSAGE_TYPES, MessageType, Record};
 use proptest::prelude::*;
@@ -97,7 +97,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 }
 
 fn request() -> impl Strategy<Value = Sample> {
-    (0..9_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+    (0..10_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
         |(kind, key, value, flag, address, inspect)| {
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
@@ -108,6 +108,7 @@ fn request() -> impl Strategy<Value = Sample> {
                 5 => Request::Promote { force: flag },
                 6 => Request::Inspect(inspect),
                 7 => Request::PutExplained { key: &key, value: &value },
+                8 => Request::Snapshot { wait: flag },
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };
@@ -262,9 +263,10 @@ fn fence() -> impl Strategy<Value = Sample> {
 }
 
 fn fence_reply() -> impl Strategy<Value = Sample> {
-    (any::<(bool, bool)>(), term(), term(), lsn(), lsn(), (term(), lsn())).prop_map(
-        |((accepted, leads), term, last_term, last_lsn, commit_lsn, repair)| {
-            let reply = FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads, repair };
+    (any::<(bool, bool, bool)>(), term(), term(), lsn(), lsn(), (term(), lsn())).prop_map(
+        |((accepted, leads, complete), term, last_term, last_lsn, commit_lsn, repair)| {
+            let reply =
+                FenceReply { accepted, term, last_term, last_lsn, commit_lsn, leads, repair, complete };
             let sample = Sample::new(EMPTY_TRAILER + 16, |out| reply.encode(out)).with_optional_trailer();
             assert_eq!(FenceReply::decode(sample.body()), Ok(reply));
             sample
@@ -311,6 +313,61 @@ fn ack() -> impl Strategy<Value = Sample> {
     })
 }
 
+fn tag() -> impl Strategy<Value = SnapshotTag> {
+    (1..=u64::MAX, any::<u64>(), any::<u32>()).prop_map(|(s, more, crc)| SnapshotTag {
+        s: Lsn(s),
+        e: Lsn(s.saturating_add(more)),
+        crc,
+    })
+}
+
+fn snapshot_offer() -> impl Strategy<Value = Sample> {
+    (term(), tag(), any::<u64>(), any::<u64>()).prop_map(|(term, tag, bytes, entries)| {
+        let offer = SnapshotOffer { term, tag, bytes, entries };
+        let sample = Sample::new(EMPTY_TRAILER, |out| offer.encode(out));
+        assert_eq!(SnapshotOffer::decode(sample.body()), Ok(offer));
+        sample
+    })
+}
+
+fn snapshot_chunk() -> impl Strategy<Value = Sample> {
+    (term(), tag(), any::<u64>(), bytes(SNAPSHOT_CHUNK_SIZE_MAX)).prop_map(|(term, tag, offset, bytes)| {
+        let chunk = SnapshotChunk { term, tag, offset, bytes: &bytes };
+        let sample = Sample::new(EMPTY_TRAILER, |out| chunk.encode(out));
+        assert_eq!(SnapshotChunk::decode(sample.body()), Ok(chunk));
+        sample
+    })
+}
+
+fn snapshot_ack() -> impl Strategy<Value = Sample> {
+    (term(), tag(), any::<u64>(), prop::option::of((lsn(), chain()))).prop_map(
+        |(term, tag, offset, installed)| {
+            let ack = SnapshotAck { term, tag, offset, installed };
+            let fields_size = if installed.is_some() { 8 + 4 } else { 0 };
+            let mut sample = Sample::new(EMPTY_TRAILER + fields_size, |out| ack.encode(out));
+            sample.trailer_needed = true;
+            assert_eq!(SnapshotAck::decode(sample.body()), Ok(ack));
+            sample
+        },
+    )
+}
+
+#[test]
+fn a_snapshot_that_ends_before_it_begins_and_a_chunk_beyond_the_limit_are_refused() {
+    let encoded = |s: u64, e: u64| {
+        let mut out = Vec::new();
+        let tag = SnapshotTag { s: Lsn(s), e: Lsn(e), crc: 1 };
+        SnapshotChunk { term: Term::ZERO, tag, offset: 0, bytes: &[1; 10] }.encode(&mut out);
+        out
+    };
+    assert!(SnapshotChunk::decode(&encoded(7, 7)[5..]).is_ok());
+    assert_eq!(SnapshotChunk::decode(&encoded(8, 7)[5..]).unwrap_err().field, "snapshot e");
+    assert_eq!(SnapshotChunk::decode(&encoded(0, 7)[5..]).unwrap_err().field, "snapshot e");
+    let mut huge = encoded(7, 7)[5..].to_vec();
+    huge[36..40].copy_from_slice(&(SNAPSHOT_CHUNK_SIZE_MAX as u32 + 1).to_be_bytes());
+    assert_eq!(SnapshotChunk::decode(&huge).unwrap_err().field, "chunk");
+}
+
 /// Any message; each kind asserts its own round trip while it is made.
 fn sample() -> impl Strategy<Value = Sample> {
     prop_oneof![
@@ -324,6 +381,9 @@ fn sample() -> impl Strategy<Value = Sample> {
         1 => fence_reply(),
         1 => append_entries(),
         1 => ack(),
+        1 => snapshot_offer(),
+        1 => snapshot_chunk(),
+        1 => snapshot_ack(),
     ]
 }
 

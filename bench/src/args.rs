@@ -45,6 +45,14 @@ pub enum Command {
     /// An echo through epoll.
     #[command(hide = true)]
     FloorPong,
+    /// A file through one loopback socket to a disk, as plain as it gets.
+    #[command(hide = true)]
+    FloorCopy {
+        /// The file.
+        from: PathBuf,
+        /// Where the copy goes, and is removed again.
+        directory: PathBuf,
+    },
     /// An echo through two pipes.
     #[command(hide = true)]
     FloorWake,

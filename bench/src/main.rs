@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Some(Command::FloorFollower(args)) => floor::follower_main(args),
         Some(Command::FloorSync(args)) => floor::sync_main(args),
         Some(Command::FloorPong) => floor::pong_main(),
+        Some(Command::FloorCopy { from, directory }) => floor::copy_main(from, directory),
         Some(Command::FloorWake) => floor::wake_main(),
     };
     match result {

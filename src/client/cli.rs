@@ -21,6 +21,9 @@ use crate::address::{join_address, parse_address};
 use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
 
+/// A snapshot takes as long as it takes: this is for a node that has gone.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -30,8 +33,9 @@ Exit codes:
   4  a condition failed: nothing was written
   5  no leader, not enough replicas, or refused: nothing was written
   6  timed out or connection lost after sending: for a write the outcome is unknown
-  7  server error: busy, disk full, loading, shutting down, no sensible answer;
+  7  server error: busy, disk full, shutting down, no sensible answer;
      or the command was done and its result cannot be printed; doctor did not measure
+  8  the node is loading its state: nothing was done, try again when `ping` says no more of it
 
 Examples:
   kv_client put hello world
@@ -139,6 +143,12 @@ enum Command {
         #[arg(long)]
         discard: bool,
     },
+    /// Make a snapshot, so that the log before it can go; done when it is durable.
+    Snapshot {
+        /// Only begin it; `status` shows how it goes on.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Print the receipt of one of the leader's last 4096 writes; exit 1 if it has none.
     Explain {
         /// The write, by the LSN in its reply.
@@ -224,6 +234,7 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         _ => None,
     };
     let mut client = client_of(&global)?;
+    let timeout = Duration::from_millis(global.timeout_ms.into());
     Ok(match command {
         Command::Put { key, value, explain } => {
             let value = stdin_value.as_deref().unwrap_or(value.as_bytes());
@@ -238,6 +249,12 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Status => output::status(&client.status()?.value, format),
         Command::Promote { force } => output::account(&client.promote(force)?, format),
         Command::Follow { address, discard } => output::account(&client.follow(&address, discard)?, format),
+        Command::Snapshot { no_wait } => {
+            if !no_wait {
+                client.set_timeout(SNAPSHOT_TIMEOUT.max(timeout));
+            }
+            output::account(&client.snapshot(!no_wait)?, format)
+        }
         Command::Explain { lsn } => output::receipt(&client.explain(Lsn(lsn))?, format),
         Command::Slowest { count } => output::slowest(&client.slowest(count)?.value, format),
         Command::Tail { percentile } => output::tail(&client.tail(percentile.0)?.value, format),

@@ -191,7 +191,7 @@ fn owned_reply(frame: &Frame<'_>) -> Result<OwnedReply, Loss> {
 fn changes_something(request: &Request<'_>) -> bool {
     match request {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
-        Request::Promote { .. } | Request::Follow { .. } => true,
+        Request::Promote { .. } | Request::Follow { .. } | Request::Snapshot { .. } => true,
         Request::Get { .. } | Request::Ping | Request::Status | Request::Inspect(_) => false,
     }
 }

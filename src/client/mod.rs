@@ -60,6 +60,15 @@ pub struct Explained {
     pub sent_on_to: Option<String>,
 }
 
+/// The answer to a ping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// How long it took, connecting not counted.
+    pub round_trip: Duration,
+    /// What the node says besides: how far it is with loading its state. Else empty.
+    pub note: String,
+}
+
 /// A client of one node, and of the leader that node names.
 ///
 /// A write that was sent on to the leader leaves the client there: later calls, reads too, go to
@@ -129,14 +138,14 @@ impl Client {
     }
 
     /// Asks whether the node is there; says how long the answer took, connecting not counted.
-    pub fn ping(&mut self) -> Result<Served<Duration>, ClientError> {
+    pub fn ping(&mut self) -> Result<Served<Pong>, ClientError> {
         let deadline = Deadline::after(self.timeout);
         self.connected(deadline)?;
         let started = Instant::now();
         let reply = self.call_by(&Request::Ping, deadline)?;
         let round_trip = started.elapsed();
         self.expect(&[Status::Ok], &reply)?;
-        Ok(served(round_trip, &reply))
+        Ok(served(Pong { round_trip, note: reply.payload_text() }, &reply))
     }
 
     /// Sets a key, and returns where the time went.
@@ -201,6 +210,13 @@ impl Client {
     pub fn reset_measurements(&mut self) -> Result<Served<()>, ClientError> {
         let reset = self.inspect(Inspect::Reset, "the answer")?;
         Ok(Served { value: (), lsn: reset.lsn, term: reset.term })
+    }
+
+    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable. Returns the node's account.
+    pub fn snapshot(&mut self, wait: bool) -> Result<Served<Value>, ClientError> {
+        let reply = self.call(&Request::Snapshot { wait })?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(account(&reply), &reply))
     }
 
     /// Makes the node fence, compare, then lead; with `force` even where writes may be lost by it. Returns

@@ -4,7 +4,6 @@
 //! result and not an error, so it has no words on stderr there.
 
 use std::io::{self, Write};
-use std::time::Duration;
 
 use base64::Engine;
 use serde_json::{Map, Value, json};
@@ -13,7 +12,7 @@ use super::cli::Format;
 use super::error::printable;
 use super::measured_text::Ledger;
 use super::table::micros;
-use super::{ClientError, Explained, Loss, Served, measured_text, receipt_text, status_text, watch};
+use super::{ClientError, Explained, Loss, Pong, Served, measured_text, receipt_text, status_text, watch};
 use crate::wire::client::Status;
 
 /// Exit code: done.
@@ -32,6 +31,8 @@ pub const EXIT_NO_LEADER: u8 = 5;
 pub const EXIT_OUTCOME_UNKNOWN: u8 = 6;
 /// Exit code: the node is there and cannot do it, or makes no sense; or the result cannot be printed.
 pub const EXIT_SERVER_ERROR: u8 = 7;
+/// Exit code: the node loads its state; the same command works when that is done.
+pub const EXIT_LOADING: u8 = 8;
 
 /// Characters of a key shown in a message.
 const KEY_SHOWN_MAX: usize = 200;
@@ -110,12 +111,14 @@ pub fn got(key: &[u8], served: Served<Option<Vec<u8>>>, format: Format) -> Print
 }
 
 /// The answer to a ping.
-pub fn pong(served: &Served<Duration>, format: Format) -> Printed {
-    let round_trip_us = u64::try_from(served.value.as_micros()).unwrap_or(u64::MAX);
+pub fn pong(served: &Served<Pong>, format: Format) -> Printed {
+    let Pong { round_trip, note } = &served.value;
+    let round_trip_us = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
     match format {
-        Format::Text => Printed::text(format!("PONG {round_trip_us} us")),
+        Format::Text if note.is_empty() => Printed::text(format!("PONG {round_trip_us} us")),
+        Format::Text => Printed::text(format!("PONG {round_trip_us} us ({})", printable(note))),
         Format::Json => Printed::json(&json!({
-            "ok": true, "round_trip_us": round_trip_us,
+            "ok": true, "round_trip_us": round_trip_us, "note": note,
             "lsn": served.lsn.0, "term": served.term.as_u64(),
         })),
     }
@@ -347,12 +350,8 @@ pub fn exit_code(error: &ClientError) -> u8 {
             Status::ConditionFailed => EXIT_CONDITION_FAILED,
             Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
             Status::OutcomeUnknown => EXIT_OUTCOME_UNKNOWN,
-            Status::Ok
-            | Status::Busy
-            | Status::DiskFull
-            | Status::ShuttingDown
-            | Status::Loading
-            | Status::Repairing => EXIT_SERVER_ERROR,
+            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown => EXIT_SERVER_ERROR,
+            Status::Loading | Status::Repairing => EXIT_LOADING,
         },
     }
 }

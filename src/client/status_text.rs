@@ -26,6 +26,12 @@ const FIELDS_KNOWN: &[&str] = &[
     "keys",
     "data_bytes",
     "memory_bytes",
+    "overhead_bytes",
+    "bytes_per_key",
+    "log_bytes",
+    "snapshot",
+    "loading",
+    "complete",
     "state_hash",
     "leader",
     "leader_id",
@@ -188,14 +194,19 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
                 count("committed ", "commit_lsn"),
                 count("applied ", "applied_lsn"),
                 with("generation ", status.number("log_generation").map(plain)),
+                bytes("log_bytes", "on disk"),
             ],
         ),
+        line("loading", vec![loading_text(status)]),
+        line("snapshot", vec![snapshot_text(status)]),
         line(
             "data",
             vec![
                 status.number("keys").map(|keys| format!("{} key{}", grouped(keys), plural(keys))),
                 bytes("data_bytes", "of keys and values"),
                 bytes("memory_bytes", "of memory"),
+                bytes("bytes_per_key", "per key"),
+                bytes("overhead_bytes", "beside the data"),
             ],
         ),
         line("state hash", vec![status.text("state_hash")]),
@@ -216,6 +227,37 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn loading_text(status: Status<'_>) -> Option<String> {
+    let loading = Status(status.0.get("loading").filter(|loading| loading.is_object())?);
+    let left = loading.number("eta_s").map_or_else(String::new, |eta_s| format!(", about {eta_s} s left"));
+    Some(format!("{} %{left}", loading.number("progress")?))
+}
+
+fn snapshot_text(status: Status<'_>) -> Option<String> {
+    let snapshot = Status(status.0.get("snapshot").filter(|snapshot| snapshot.is_object())?);
+    let lsns = (snapshot.number("s").zip(snapshot.number("e")))
+        .map_or_else(String::new, |(s, e)| format!(" of LSN {} to {}", grouped(s), grouped(e)));
+    let size = snapshot.number("bytes").map_or_else(String::new, |bytes| format!(", {}", sized(bytes)));
+    let text = match snapshot.text("state").as_deref() {
+        Some("running") if snapshot.flag("waits_for_commit") == Some(true) => {
+            format!("written{lsns}{size}; waits for its last LSN to be committed")
+        }
+        Some("running") => {
+            let eta = snapshot.number("eta_s").map_or_else(String::new, |s| format!(", about {s} s left"));
+            format!("running, {} %{eta}{size}", snapshot.number("progress").unwrap_or(0))
+        }
+        Some("done") => format!("newest{lsns}{size}"),
+        _ => "none yet".to_owned(),
+    };
+    let since = snapshot.number("log_bytes_since").zip(snapshot.number("log_bytes_next"));
+    let since = since.map_or_else(String::new, |(since, next)| {
+        format!("; {} of log since, the next at {}", sized(since), sized(next))
+    });
+    let error =
+        snapshot.text("last_error").map_or_else(String::new, |error| format!("; last error: {error}"));
+    Some(format!("{text}{since}{error}"))
 }
 
 fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {
@@ -246,7 +288,7 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     let last_ack = peer.number("last_ack_ms_ago").map(|ms| format!("{} ago", lasting_ms(ms)));
     [
         peer.text("address"),
-        peer.text("state").map(|state| state.replace('_', " ")),
+        peer.text("state").map(|state| state_text(peer, &state)),
         in_sync,
         peer.number("match_lsn").map(grouped),
         peer.number("lag").map(grouped),
@@ -257,6 +299,18 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
     ]
     .map(|cell| cell.unwrap_or_else(|| "-".to_owned()))
     .to_vec()
+}
+
+/// A follower that gets a snapshot: how much of it it has.
+fn state_text(peer: Status<'_>, state: &str) -> String {
+    let snapshot = peer.0.get("snapshot").map(Status);
+    let number = |name| snapshot.as_ref().and_then(|snapshot| snapshot.number(name));
+    match (number("percent"), number("received_bytes"), number("bytes")) {
+        (Some(percent), Some(received), Some(bytes)) => {
+            format!("snapshot {percent} % ({} of {})", sized(received), sized(bytes))
+        }
+        _ => state.replace('_', " "),
+    }
 }
 
 /// Where the time went, in microseconds; stages in which nothing was measured are left out.
@@ -298,6 +352,14 @@ fn section<'a>(heading: &str, entries: impl Iterator<Item = (&'a String, &'a Val
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_follower_that_gets_a_snapshot_shows_how_much_of_it_it_has() {
+        let snapshot = serde_json::json!({"percent": 43, "received_bytes": 45_088_768, "bytes": 104_857_600});
+        let peer = serde_json::json!({"address": "n:1", "state": "snapshot", "snapshot": snapshot});
+        let text = render(&serde_json::json!({"peers": [peer]}));
+        assert!(text.contains("snapshot 43 % (43.0 MiB of 100.0 MiB)"), "{text}");
+    }
 
     #[test]
     fn latencies_are_a_table_of_what_was_measured() {

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::meta::MetaError;
+use crate::snapshot::SnapshotError;
 use crate::wal::{OpenError, ReadError, WalError};
 
 /// The reason.
@@ -18,6 +19,29 @@ pub enum FatalReason {
     Wal(WalError),
     /// The log cannot be read back.
     Read(ReadError),
+    /// No snapshot can be used, and the log alone does not reach back to its beginning.
+    NoState {
+        /// Why each snapshot is not used.
+        tried: Vec<String>,
+        /// Why the log is not enough.
+        error: OpenError,
+    },
+    /// The old state was given up for a snapshot that did not come, and cannot be made anew from the disk.
+    StateLost {
+        /// The end of the log.
+        last: crate::ids::Lsn,
+    },
+    /// The snapshots of the data directory cannot be listed.
+    NoSnapshots {
+        /// The directory.
+        directory: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A snapshot that was whole cannot be read any more.
+    Snapshot(crate::snapshot::ReadError),
+    /// A snapshot could not be removed, or the names in the directory not be made durable.
+    SnapshotFile(SnapshotError),
     /// The identity record cannot be read or written.
     Meta(MetaError),
     /// The flags contradict the data directory.
@@ -40,9 +64,14 @@ impl FatalReason {
     pub fn exit_code(&self) -> u8 {
         match self {
             FatalReason::Role(_) => 2,
-            FatalReason::Open(_) | FatalReason::Read(_) => 11,
+            FatalReason::Open(_)
+            | FatalReason::Read(_)
+            | FatalReason::NoState { .. }
+            | FatalReason::StateLost { .. }
+            | FatalReason::NoSnapshots { .. }
+            | FatalReason::Snapshot(_) => 11,
             FatalReason::Meta(_) => 12,
-            FatalReason::Wal(_) => 13,
+            FatalReason::Wal(_) | FatalReason::SnapshotFile(_) => 13,
             FatalReason::NoRoom(_) => 14,
             FatalReason::Net { .. } => 15,
             FatalReason::TermsExhausted => 16,
@@ -55,6 +84,21 @@ impl fmt::Display for FatalReason {
         match self {
             FatalReason::Open(error) => error.fmt(f),
             FatalReason::Wal(error) => error.fmt(f),
+            FatalReason::NoState { tried, error } => write!(
+                f,
+                "no state can be loaded. Snapshots that are not used: {}. Without one: {error}",
+                tried.join("; ")
+            ),
+            FatalReason::StateLost { last } => write!(
+                f,
+                "a leader's snapshot did not come to its end, and no snapshot of this node leads to the state at LSN \
+                 {last}; start it again: what its leader sends takes the place of all it has"
+            ),
+            FatalReason::NoSnapshots { directory, source } => {
+                write!(f, "cannot list {directory}: {source}; {}", crate::disk::advice(source))
+            }
+            FatalReason::Snapshot(error) => error.fmt(f),
+            FatalReason::SnapshotFile(error) => error.fmt(f),
             FatalReason::Read(error) => error.fmt(f),
             FatalReason::Meta(error) => error.fmt(f),
             FatalReason::Role(text) => f.write_str(text),
@@ -77,6 +121,12 @@ impl std::error::Error for FatalReason {}
 impl From<WalError> for FatalReason {
     fn from(error: WalError) -> FatalReason {
         FatalReason::Wal(error)
+    }
+}
+
+impl From<SnapshotError> for FatalReason {
+    fn from(error: SnapshotError) -> FatalReason {
+        FatalReason::SnapshotFile(error)
     }
 }
 

@@ -5,6 +5,7 @@ use super::flush::ReserveOutcome;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Lsn, Term};
+use crate::sabotage::Variant;
 use crate::time::Time;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, RefuseCode};
 use crate::wire::{DecodeError, DecodeProblem, Effect};
@@ -72,6 +73,11 @@ impl Session {
         }
     }
 
+    /// The term that it was opened in.
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
     /// The number of the newest frame heard.
     pub fn round(&self) -> u64 {
         self.round
@@ -114,7 +120,8 @@ impl Node {
             && let Some(session) = follower.session.take()
         {
             log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-            if !crate::sabotage::is(crate::sabotage::Variant::DeadSessionFrames) {
+            let stays = [Variant::DeadSessionFrames, Variant::OldTransferChunk];
+            if !stays.into_iter().any(crate::sabotage::is) {
                 self.close(io, session.conn, Close::Now);
             }
         }
@@ -135,6 +142,9 @@ impl Node {
                 self.counters.dead_session_frames += 1;
                 return Ok(());
             }
+        }
+        if self.install.is_some() && !crate::sabotage::is(Variant::OldTransferChunk) {
+            return fence("APPEND_ENTRIES in the middle of a snapshot transfer");
         }
         let (first, kept) = (self.wal.last_lsn().next(), self.inflight.current().len());
         let frame = match self.check_records(body) {
@@ -159,6 +169,7 @@ impl Node {
             self.wal.append_checked(bytes, chain);
         }
         self.commit = self.commit.max(frame.tail.commit_lsn);
+        self.had_work |= frame.record_count > 0;
         self.hear_in_sync(frame.tail.in_sync)?;
         let decode_ns = saturate(self.clock.now().since(begin));
         let Some(session) = self.session_mut(conn) else { return Ok(()) };
@@ -213,7 +224,7 @@ impl Node {
         self.refuse(io, conn, RefuseCode::Other, why);
     }
 
-    fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
+    pub(super) fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
         let in_sync = in_sync && self.repair_due().is_none();
         // Remembered over a restart, because a promotion asks for it; it changes rarely.
         if self.meta.get().in_sync != in_sync {

@@ -7,7 +7,7 @@ use crate::conn::{Close, ConnId, Io};
 use crate::ids::{ClusterId, NodeId, Term};
 use crate::meta::StoredRole;
 use crate::wire::CMD_TYPES_KNOWN;
-use crate::wire::peer::{Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
+use crate::wire::peer::{FEATURES_KNOWN, Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
 use crate::{log_debug, log_info, log_warn};
 
 /// A node that dialled us and said hello.
@@ -31,7 +31,7 @@ impl Node {
         let meta = self.meta.get();
         Hello {
             versions: PROTOCOL_VERSIONS,
-            features: 0,
+            features: FEATURES_KNOWN,
             cmd_types: CMD_TYPES_KNOWN,
             cluster_id: meta.cluster_id,
             node_id: meta.node_id,
@@ -59,6 +59,11 @@ impl Node {
         remote_ip: &str,
         body: &[u8],
     ) -> Result<(), Stop> {
+        if self.is_loading() {
+            let why = format!("{}; it takes part once that is done", self.incomplete_text());
+            self.refuse(io, conn, RefuseCode::Other, why);
+            return Ok(());
+        }
         let hello = match self.checked_hello(body)? {
             Ok(hello) => hello,
             Err((code, why)) => {
@@ -109,6 +114,9 @@ impl Node {
         let refuse = Refuse::decode(body).map_err(malformed("REFUSE"))?;
         let Some(Conn::PeerOut(peer)) = self.conns.get(conn) else { return Ok(()) };
         let purpose = peer.purpose;
+        if let (RefuseCode::SnapshotDamaged, DialPurpose::Session(index)) = (refuse.code, purpose) {
+            self.note_damaged_snapshot(index);
+        }
         self.close(io, conn, Close::Now);
         if refuse.term > self.meta.get().term && self.leader().is_some() {
             self.depose(io, refuse.term, refuse.leader, &refuse.leader_address)?;
@@ -268,6 +276,10 @@ impl Node {
 
     /// Leaves the leader's role: what waits is answered, every session closed.
     pub(super) fn step_down(&mut self, io: &mut dyn Io, why: &str) -> Result<(), FatalReason> {
+        for index in 0..self.leader().map_or(0, |leader| leader.peers.len()) {
+            self.keep_nothing_for(index);
+        }
+        self.slowness = None;
         let Role::Leader(leader) = std::mem::replace(&mut self.role, Role::Deposed) else { return Ok(()) };
         for conn in leader.connections() {
             self.close(io, conn, Close::Now);

@@ -2,19 +2,20 @@
 
 use std::collections::VecDeque;
 
-use super::fatal::{fence, malformed};
-use super::{DialPurpose, FatalReason, Node, NodeConfig, Role, Stop};
+use super::keep::Kept;
+use super::transfer::Transfer;
+use super::{DialPurpose, FatalReason, Node, NodeConfig, Role};
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
-use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS, SESSION_SILENCE_MS};
+use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS, SESSION_SILENCE_MS, TRANSFER_SILENCE_MS};
 use crate::replication::commit::{CommitRule, FollowerState};
 use crate::replication::link::Backoff;
 use crate::replication::progress::Progress;
+use crate::snapshot::SnapshotId;
 use crate::time::Time;
 use crate::wal::{Cursor, ReserveError};
-use crate::wire::peer::{Hello, Open, OpenReply, RefuseCode};
-use crate::wire::{CMD_TYPES_KNOWN, Effect, record_size};
-use crate::{log_debug, log_info, log_warn};
+use crate::wire::{Effect, record_size};
+use crate::{log_debug, log_warn};
 
 /// What only a leader has.
 #[derive(Debug)]
@@ -48,9 +49,15 @@ pub struct Peer {
     pub last_error: Option<String>,
     /// When its last ACK came.
     pub last_ack: Option<Time>,
-    backoff: Backoff,
+    /// What is kept for it from the moment it was offered a snapshot until it has caught up.
+    pub(super) kept: Option<Kept>,
+    /// The snapshot of which it last said that it is damaged, and how often in a row.
+    pub(super) damaged: Option<(SnapshotId, u32)>,
+    /// Whether its hello says that it takes snapshots.
+    pub(super) takes_snapshots: bool,
+    pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
-    down_told: bool,
+    pub(super) down_told: bool,
 }
 
 /// The connection to a follower.
@@ -84,6 +91,8 @@ pub enum Link {
         /// Given up at this time.
         deadline: Time,
     },
+    /// The log begins behind what it has: it gets a snapshot first.
+    Sending(Transfer),
     /// The session stands.
     Streaming(Stream),
 }
@@ -116,6 +125,9 @@ impl Leader {
             progress: Progress::new(),
             last_error: None,
             last_ack: None,
+            kept: None,
+            damaged: None,
+            takes_snapshots: false,
             backoff: Backoff::default(),
             down_told: false,
         };
@@ -159,6 +171,7 @@ impl Peer {
         match &self.link {
             Link::Down { .. } | Link::Dialing { .. } => None,
             Link::Greeting { conn, .. } | Link::Opening { conn, .. } => Some(*conn),
+            Link::Sending(transfer) => Some(transfer.conn),
             Link::Streaming(stream) => Some(stream.conn),
         }
     }
@@ -170,6 +183,7 @@ impl Peer {
             Link::Down { .. } => "down",
             Link::Dialing { .. } if self.down_told => "down",
             Link::Dialing { .. } | Link::Greeting { .. } | Link::Opening { .. } => "connecting",
+            Link::Sending(_) => "snapshot",
             Link::Streaming(stream) if stream.behind.is_some() => "catching_up",
             Link::Streaming(_) => "streaming",
         }
@@ -214,7 +228,7 @@ impl Node {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
         let peer = &mut leader.peers[index];
-        let streamed = matches!(peer.link, Link::Streaming(_));
+        let streamed = matches!(peer.link, Link::Streaming(_) | Link::Sending(_));
         let conn = peer.conn();
         let backoff = peer.backoff.on_failure(now, &mut self.rng);
         let retry_at = if refused { backoff.max(now.after_ms(REFUSED_RETRY_MS)) } else { backoff };
@@ -239,140 +253,6 @@ impl Node {
         }
     }
 
-    /// The peer's hello is good: open the session.
-    pub(super) fn open_session(&mut self, io: &mut dyn Io, conn: ConnId, index: usize, hello: &Hello) {
-        let now = self.now;
-        let Role::Leader(leader) = &mut self.role else { return self.close(io, conn, Close::Now) };
-        let twin = leader.peers.iter().position(|peer| peer.node_id == Some(hello.node_id));
-        if let Some(twin) = twin.filter(|twin| *twin != index && leader.peers[*twin].conn().is_some()) {
-            let why = format!(
-                "node id {} is at {} too: two names for one node, or a copied data directory",
-                hello.node_id, leader.peers[twin].address
-            );
-            self.refuse(io, conn, RefuseCode::Identity, why.clone());
-            return self.peer_refused(io, index, &why);
-        }
-        if hello.cmd_types & CMD_TYPES_KNOWN != CMD_TYPES_KNOWN {
-            let why = format!(
-                "it can apply record types {:#x} and not all of {CMD_TYPES_KNOWN:#x}: update it first",
-                hello.cmd_types
-            );
-            self.refuse(io, conn, RefuseCode::CmdType, why.clone());
-            return self.peer_refused(io, index, &why);
-        }
-        let peers = leader.peers.iter().map(|peer| peer.address.clone()).collect();
-        self.note_identity(index, hello);
-        let Role::Leader(leader) = &mut self.role else { return };
-        let peer = &mut leader.peers[index];
-        peer.link = Link::Opening { conn, deadline: now.after_ms(HANDSHAKE_DEADLINE_MS) };
-        let meta = self.meta.get();
-        let open = Open {
-            term: meta.term,
-            leader: meta.node_id,
-            your_address: peer.address.clone(),
-            peers,
-            first_lsn: self.wal.first_lsn(),
-            last_lsn: self.wal.last_lsn(),
-            last_chain: self.wal.last_chain(),
-            history: self.wal.history().clone(),
-            heard_lsn: peer.progress.heard_lsn(),
-        };
-        open.encode(io.output(conn).bytes_mut());
-    }
-
-    pub(super) fn on_open_reply(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
-        let reply = OpenReply::decode(body).map_err(malformed("OPEN_REPLY"))?;
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let opening =
-            |peer: &Peer| matches!(peer.link, Link::Opening { conn: opening, .. } if opening == conn);
-        let Some(index) = leader.peers.iter().position(opening) else {
-            return fence("OPEN_REPLY that was not asked for");
-        };
-        if reply.term != self.meta.get().term || reply.match_lsn > self.wal.last_lsn() {
-            return fence(format!("OPEN_REPLY for term {} and LSN {}", reply.term, reply.match_lsn));
-        }
-        let address = leader.peers[index].address.clone();
-        if reply.match_lsn.next() < self.wal.first_lsn() {
-            let why = format!(
-                "it needs the log from LSN {}, and it begins at {} here",
-                reply.match_lsn.next(),
-                self.wal.first_lsn()
-            );
-            self.refuse(io, conn, RefuseCode::LogTooShort, why.clone());
-            self.peer_refused(io, index, &why);
-            return Ok(());
-        }
-        self.write_batch_for_reading()?;
-        let mine = self.wal.chain_at(self.disk.as_mut(), reply.match_lsn)?;
-        if mine != Some(reply.match_chain) {
-            let why = format!(
-                "chain checksums differ at shared LSN {}: {} there, {} here; one of the logs is damaged, nothing \
-                 was cut here",
-                reply.match_lsn,
-                reply.match_chain,
-                mine.map_or_else(|| "none".to_owned(), |chain| chain.to_string())
-            );
-            self.refuse(io, conn, RefuseCode::Disagreement, why.clone());
-            self.peer_refused(io, index, &why);
-            return Ok(());
-        }
-        let (last, loop_now, now) = (self.wal.last_lsn(), self.loop_clock.now(), self.now);
-        let (commit, awaited) = (self.commit, self.awaited_lsn());
-        let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let peer = &mut leader.peers[index];
-        let next_lsn = reply.match_lsn.next();
-        // Records of this turn are sent from the batch; what is older is read back from the log.
-        let current_first =
-            if self.inflight.current().is_empty() { last.next() } else { self.inflight.current().first() };
-        let behind = (next_lsn < current_first).then(Cursor::default);
-        io.output(conn).expect_bulk();
-        peer.link = Link::Streaming(Stream {
-            conn,
-            next_lsn,
-            behind,
-            last_sent: now,
-            last_heard: now,
-            round_heard: 0,
-            told_in_sync: false,
-            waiting_bytes: 0,
-        });
-        peer.progress.on_session(reply.match_lsn, awaited, loop_now);
-        if reply.match_lsn < commit {
-            // It was out of sync when this leader started, or has lost its disk.
-            peer.progress.leave();
-        }
-        peer.backoff.on_success();
-        peer.down_told = false;
-        peer.last_error = None;
-        self.counters.sessions += 1;
-        let cut = if reply.cut_from > Lsn::ZERO {
-            format!(", which cut its log from LSN {}", reply.cut_from)
-        } else {
-            String::new()
-        };
-        log_info!(
-            "replication",
-            "session with follower {address}{cut}: match LSN {}, {} record(s) behind",
-            reply.match_lsn,
-            last.0 - reply.match_lsn.0
-        );
-        self.note_repair(index, &reply);
-        self.rejoin(index);
-        if crate::sabotage::is(crate::sabotage::Variant::ApplyTwice) && !self.inflight.current().is_empty() {
-            self.append_again();
-        }
-        Ok(())
-    }
-
-    /// The log file must hold what a chain checksum or a follower is asked for.
-    fn write_batch_for_reading(&mut self) -> Result<(), FatalReason> {
-        if self.wal.batch_bytes() > 0 {
-            let commit = self.effective_commit();
-            self.wal.write(self.disk.as_mut(), commit)?;
-        }
-        Ok(())
-    }
-
     /// Dials, heartbeats, deadlines. `input_left`: frames of peers are still unread, so nobody is judged
     /// for what they did not say.
     pub(super) fn leader_timers(&mut self, io: &mut dyn Io, input_left: bool) {
@@ -390,6 +270,10 @@ impl Node {
                 Link::Greeting { deadline, .. } | Link::Opening { deadline, .. } if now >= *deadline => {
                     self.peer_down(io, index, "no answer to the hello in time");
                 }
+                Link::Sending(transfer) if !input_left && transfer.is_silent(now) => {
+                    let why = format!("no answer to a part of a snapshot for {TRANSFER_SILENCE_MS} ms");
+                    self.peer_down(io, index, &why);
+                }
                 Link::Streaming(stream)
                     if !input_left && now.since(stream.last_heard) > SESSION_SILENCE_MS * 1_000_000 =>
                 {
@@ -403,6 +287,8 @@ impl Node {
             }
         }
         self.send_heartbeats(io);
+        self.transfer_heartbeats(io);
+        self.watch_kept(io);
         if !input_left {
             self.expire_followers(io);
         }
@@ -429,6 +315,7 @@ impl Node {
                 Link::Dialing { deadline, .. }
                 | Link::Greeting { deadline, .. }
                 | Link::Opening { deadline, .. } => *deadline,
+                Link::Sending(transfer) => transfer.deadline(self.config.heartbeat_ms),
                 // One that is behind gets no heartbeats: what it is fed stands for them.
                 Link::Streaming(stream) if stream.behind.is_some() || stalled => {
                     stream.last_heard.after_ms(SESSION_SILENCE_MS + 1)
@@ -441,8 +328,8 @@ impl Node {
                 .progress
                 .expires_in(self.loop_clock.now(), timeout_ns)
                 .map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
-            [Some(link), expiry].into_iter().flatten()
+            [Some(link), expiry, peer.kept.as_ref().and_then(Kept::lapses_at)].into_iter().flatten()
         });
-        times.min()
+        times.chain(self.slow_window_end()).min()
     }
 }

@@ -19,6 +19,7 @@
 //! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
 //! - A write is in `inflight` from its append until it is applied.
 
+mod config;
 mod conn_table;
 mod fatal;
 mod flush;
@@ -26,98 +27,61 @@ pub mod follower;
 mod handshake;
 mod inflight;
 mod inspect;
+mod install;
+mod keep;
 pub mod leader;
+mod leader_open;
+mod load;
+mod pace;
 mod promote;
+mod rebuild;
 mod repair;
 mod replog;
 mod requests;
+mod retention;
 mod role;
 mod session_open;
+mod snapshot;
+mod snapshot_ask;
 mod start;
 mod status;
 mod stream;
 mod timers;
+mod transfer;
 mod turn;
 
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
-use crate::limits::{APPEND_BATCH_SIZE, BATCH_SIZE_MAX, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
+use crate::limits::BATCH_SIZE_MAX;
 use crate::marks::Marks;
 use crate::meta::MetaStore;
-use crate::replication::commit::AckPolicy;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock, Time};
 use crate::trace::Trace;
-use crate::wal::{Wal, WalConfig};
+use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
+pub use config::{FeedLimits, NodeConfig};
 use conn_table::ConnTable;
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
 pub use flush::FlushMode;
 use handshake::{PeerIn, PeerOut};
 use inflight::Inflight;
+use install::Install;
+use keep::Slowness;
+pub use keep::{PinConfig, PinOverflow};
+use load::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
+pub use retention::PinId;
+use retention::{Pins, Removal};
 pub use role::{Role, RoleFlag};
+pub use snapshot::SnapshotConfig;
+use snapshot::Snapshots;
 pub use status::Observed;
-
-/// What a node is told when it starts. Validated; nothing in it is checked again.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// The port clients and peers reach it at (for messages to the operator).
-    pub port: u16,
-    /// Where it says it listens; an empty host means "where you see me".
-    pub own_address: String,
-    /// The role a new data directory takes.
-    pub role: RoleFlag,
-    /// The followers of a leader, as `HOST:PORT`.
-    pub peers: Vec<String>,
-    /// The leader of a follower, or empty: where to send writers before the first session.
-    pub leader: String,
-    /// When a write is acknowledged.
-    pub ack: AckPolicy,
-    /// How many nodes in sync must have a write.
-    pub min_insync: usize,
-    /// When a follower leaves the in-sync set.
-    pub insync_timeout_ms: u64,
-    /// Between heartbeats.
-    pub heartbeat_ms: u64,
-    /// Whether receipts are kept (on; off only to measure what they cost).
-    pub receipts: bool,
-    /// The log.
-    pub wal: WalConfig,
-    /// Whether the loop waits for its disk.
-    pub flush: FlushMode,
-    /// Why it does although it was told not to, if that is so.
-    pub flush_refused: Option<String>,
-    /// What a follower's connection may cost.
-    pub feed: FeedLimits,
-}
-
-/// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the
-/// simulator makes them small, so that a log of a few KiB takes every path that one of many MiB does.
-#[derive(Clone, Copy, Debug)]
-pub struct FeedLimits {
-    /// Bytes of records in one frame before the next is begun.
-    pub frame_bytes: usize,
-    /// Bytes waiting to be sent above which a follower is fed from the log files.
-    pub high_water: usize,
-    /// Bytes waiting to be sent below which it is fed again.
-    pub low_water: usize,
-}
-
-impl Default for FeedLimits {
-    fn default() -> FeedLimits {
-        FeedLimits {
-            frame_bytes: APPEND_BATCH_SIZE,
-            high_water: PEER_OUTPUT_HIGH_WATER,
-            low_water: PEER_OUTPUT_LOW_WATER,
-        }
-    }
-}
 
 /// Counts of what happened, for `status`.
 #[derive(Debug, Default)]
@@ -138,6 +102,16 @@ pub struct Counters {
     pub disk_full: u64,
     /// Followers that left the in-sync set.
     pub insync_left: u64,
+    /// Snapshots that a follower has installed.
+    pub snapshots_sent: u64,
+    /// Transfers that ended because too much log was kept for them.
+    pub transfers_dropped: u64,
+    /// Transfers that went on behind the first byte, with another connection.
+    pub transfers_resumed: u64,
+    /// Snapshots of a leader's that took the place of state and log.
+    pub snapshots_installed: u64,
+    /// Snapshots of a leader's that were not taken: damaged, or no room.
+    pub snapshots_refused: u64,
     /// Log syncs.
     pub syncs: u64,
     /// Writes acknowledged.
@@ -146,6 +120,12 @@ pub struct Counters {
     pub reads: u64,
     /// Connections refused for want of descriptors or slots.
     pub accepts_refused: u64,
+    /// Whether the state came from a snapshot when the node started: 1 or 0.
+    pub loaded_from_snapshot: u64,
+    /// Snapshots that got their name.
+    pub snapshots: u64,
+    /// Segments of the log removed.
+    pub segments_removed: u64,
 }
 
 /// What this node knows of the other side of a connection.
@@ -172,7 +152,17 @@ pub struct Node {
     keyspace: Keyspace,
     inflight: Inflight,
     applied: Lsn,
+    /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
+    complete_at: Lsn,
     commit: Lsn,
+    /// The state is being loaded; until that is done there is no role but a follower's without a session.
+    load: Option<Box<Loading>>,
+    snapshots: Snapshots,
+    pins: Pins,
+    removal: Removal,
+    /// Requests or records came in this turn; and the last turn in which some did.
+    had_work: bool,
+    last_work: Time,
     role: Role,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,
@@ -186,6 +176,12 @@ pub struct Node {
     ack_lines: LineLimit,
     shutdown: Option<Time>,
     spare_retry_at: Time,
+    /// A snapshot of the leader's on its way in.
+    install: Option<Install>,
+    /// The keyspace holds a part of a snapshot, or nothing, and not the state of `applied`.
+    state_is_given_up: bool,
+    /// Writers wait for a follower that is catching up.
+    slowness: Option<Slowness>,
     trace: Option<Trace>,
     marks: Marks,
     /// The last refusal that was logged as a warning.
@@ -269,12 +265,15 @@ impl Node {
             }
             (Conn::PeerIn(_), MessageType::Open) => self.on_open(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::AppendEntries) => self.on_append_entries(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::SnapshotOffer) => self.on_snapshot_offer(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::SnapshotAck) => self.on_snapshot_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
             (Conn::New(_), _) => fence(format!("{message_type:?} before a hello")),
             (Conn::PeerIn(_) | Conn::PeerOut(_), _) => {
@@ -289,7 +288,10 @@ impl Node {
             return false;
         }
         match self.conns.get(conn) {
-            Some(Conn::Client(client)) => client.takes_more(),
+            Some(Conn::Client(client)) => {
+                let waits_for_follower = self.slow_window().is_some_and(|window| client.had_turn(window));
+                client.takes_more() && !waits_for_follower
+            }
             _ => true,
         }
     }
@@ -307,6 +309,11 @@ impl Node {
     /// The role's word.
     pub fn role_name(&self) -> &'static str {
         self.role.name()
+    }
+
+    /// What an operator waits for at a start.
+    pub fn ready_text(&self) -> String {
+        format!("ready: {} in term {}, node id {}", self.role_name(), self.term(), self.node_id())
     }
 
     /// The name that this process should go by now: `kv-leader:9001`. The kernel keeps 15 bytes, so that a

@@ -161,6 +161,7 @@ impl Node {
             commit_lsn: self.effective_commit().max(repair_commit),
             leads,
             repair,
+            complete: self.is_complete(),
         };
         reply.encode(io.output(conn).bytes_mut());
         Ok(())
@@ -201,6 +202,7 @@ impl Node {
             },
             leads: reply.leads,
             repair: Some(reply.repair).filter(|(_, until)| *until > Lsn::ZERO),
+            complete: reply.complete,
         };
         Ok(self.promotion_step(io)?)
     }

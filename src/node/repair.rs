@@ -28,7 +28,7 @@ use crate::ids::{Lsn, Term};
 use crate::meta::{MetaStore, Repair};
 use crate::replication::promotion::Objections;
 use crate::wal::{Base, Damage, OpenError, Opened, Wal, highest_seen};
-use crate::wire::peer::{Hello, Open, OpenReply};
+use crate::wire::peer::{Hello, Open};
 use crate::{log_info, log_warn};
 
 /// Opens the log; a follower's damaged one as far as it is whole.
@@ -229,10 +229,10 @@ impl Node {
     }
 
     /// A follower's answer to OPEN: one that repairs, or has less than it acknowledged, is a newcomer.
-    pub(super) fn note_repair(&mut self, index: usize, reply: &OpenReply) {
+    pub(super) fn note_repair(&mut self, index: usize, match_lsn: Lsn, repair_until: Lsn) {
         let Some(leader) = self.leader_mut() else { return };
         let peer = &mut leader.peers[index];
-        let (address, match_lsn, heard) = (&peer.address, reply.match_lsn, peer.progress.heard_lsn());
+        let (address, heard) = (&peer.address, peer.progress.heard_lsn());
         if heard > match_lsn {
             log_warn!(
                 "replication",
@@ -240,7 +240,7 @@ impl Node {
                  replaced, restored from an older copy, or damaged (or, with --durability=os, its machine crashed)"
             );
         }
-        let until = heard.max(reply.repair_until);
+        let until = heard.max(repair_until);
         if until > match_lsn {
             peer.progress.repair(until);
             log_warn!(

@@ -22,6 +22,8 @@ pub(super) struct ClientConn {
     waiting: VecDeque<Waiting>,
     /// Bytes that the answers of those that wait will have, at most. All of them may become due in one moment.
     owed_bytes: usize,
+    /// While writers are slowed: the window in which it had its request.
+    slow_window: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -62,6 +64,11 @@ impl ClientConn {
         self.owed_bytes -= waiting.owed_bytes();
         Some(waiting)
     }
+
+    /// Whether it had its request in this window.
+    pub(super) fn had_turn(&self, window: u64) -> bool {
+        self.slow_window == Some(window)
+    }
 }
 
 impl Waiting {
@@ -86,8 +93,18 @@ impl Node {
             Some(request) => request,
             None => return fence(format!("{message_type:?} is not a request")),
         };
+        let window = self.slow_window();
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.slow_window = window;
+        }
         if let Some(problem) = request.size_problem() {
             self.reply(io, conn, Status::TooLarge, problem.to_string().as_bytes());
+            return Ok(());
+        }
+        self.had_work |= !matches!(request, Request::Ping | Request::Status);
+        if self.bars(&request) {
+            let text = self.incomplete_text();
+            self.reply(io, conn, Status::Loading, text.as_bytes());
             return Ok(());
         }
         match request {
@@ -101,15 +118,32 @@ impl Node {
                 let (status, text) = self.inspect(inspect);
                 self.reply(io, conn, status, text.as_bytes());
             }
-            Request::Ping => self.reply(io, conn, Status::Ok, b""),
+            Request::Ping => {
+                let note = if self.is_complete() { String::new() } else { self.incomplete_text() };
+                self.reply(io, conn, Status::Ok, note.as_bytes());
+            }
             Request::Status => {
                 let document = self.status_document(io);
                 self.reply(io, conn, Status::Ok, document.as_bytes());
             }
             Request::Promote { force } => return Ok(self.on_promote(io, conn, force)?),
+            Request::Snapshot { wait } => return Ok(self.on_snapshot(io, conn, wait)?),
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
         }
         Ok(())
+    }
+
+    /// Whether this is not done before the state is that of an LSN: reads would be of none, and who leads must be
+    /// read. Before there is a role nothing but looking at the node is.
+    fn bars(&self, request: &Request<'_>) -> bool {
+        match request {
+            Request::Ping | Request::Status | Request::Inspect(_) => false,
+            Request::Get { .. } if crate::sabotage::is(crate::sabotage::Variant::ReadsBeforeComplete) => {
+                false
+            }
+            Request::Get { .. } | Request::Promote { .. } => !self.is_complete(),
+            _ => self.is_loading(),
+        }
     }
 
     fn on_get(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
@@ -153,6 +187,15 @@ impl Node {
     ) -> Result<(), Stop> {
         if let Some((status, message)) = self.write_refusal() {
             self.reply(io, conn, status, message.as_bytes());
+            return Ok(());
+        }
+        if self.is_stopped_by_pin() {
+            self.counters.busy += 1;
+            let bound = self.config.pin.log_bytes;
+            let message = format!(
+                "a follower gets a snapshot, and the log kept for it has reached --pin-log-bytes={bound}; try again"
+            );
+            self.reply(io, conn, Status::Busy, message.as_bytes());
             return Ok(());
         }
         let size = record_size(&effect);

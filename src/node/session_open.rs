@@ -6,15 +6,28 @@
 use super::fatal::{fence, malformed};
 use super::follower::{Follower, Session};
 use super::handshake::PeerIn;
-use super::start::replay;
+use super::rebuild::NoSource;
 use super::{Conn, FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
+use crate::snapshot::SnapshotInfo;
+use crate::wal::Base;
 use crate::wire::peer::{Open, OpenReply, RefuseCode};
 use crate::{log_info, log_warn};
 
 /// Why a session is not opened.
 struct Refusal(RefuseCode, String);
+
+/// What is to be cut, and from what the state is made anew.
+#[derive(Debug, PartialEq, Eq)]
+enum CutPlan {
+    /// The log ends where it should.
+    Nothing,
+    /// The records behind the match LSN; the state comes from this snapshot, or from the whole log.
+    Behind { source: Option<SnapshotInfo> },
+    /// All of it: there is no state to be had at the match LSN.
+    Everything,
+}
 
 impl Node {
     pub(super) fn on_open(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
@@ -74,9 +87,23 @@ impl Node {
         if let Err(refusal) = self.may_cut(match_lsn) {
             return Ok(Err(refusal));
         }
-        self.accept_leader(open, leader, match_lsn)?;
+        let complete_at = self.complete_at;
+        let contradicted = self.contradicts_state(open, match_lsn);
+        let plan = match self.plan_cut(match_lsn) {
+            _ if contradicted => CutPlan::Everything,
+            Ok(plan) => plan,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let match_lsn = if plan == CutPlan::Everything { Lsn::ZERO } else { match_lsn };
+        self.make_way(io, &plan, match_lsn)?;
+        self.accept_leader(open, leader, match_lsn, &plan)?;
         self.tell_set_back(open, match_lsn);
-        let cut_from = self.cut_behind(match_lsn)?;
+        let cut_from = self.cut_behind(&plan, match_lsn)?;
+        if contradicted {
+            // Nobody reads the empty state that is left.
+            self.complete_at = complete_at;
+        }
+        self.session_opened_with_log_from(open.first_lsn)?;
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");
@@ -149,8 +176,9 @@ impl Node {
             Err(disagreement) => return Ok(Err(Refusal(RefuseCode::Disagreement, disagreement.to_string()))),
         };
         if match_lsn == open.last_lsn && match_lsn > Lsn::ZERO {
-            let mine = self.wal.chain_at(self.disk.as_mut(), match_lsn)?.unwrap_or(Chain::ZERO);
-            if mine != open.last_chain {
+            // Below the first record held there is nothing to compare.
+            let mine = self.wal.chain_at(self.disk.as_mut(), match_lsn)?;
+            if let Some(mine) = mine.filter(|mine| *mine != open.last_chain) {
                 let theirs = open.last_chain;
                 let why =
                     crate::replication::history::Disagreement { lsn: match_lsn, mine, theirs }.to_string();
@@ -158,6 +186,16 @@ impl Node {
             }
         }
         Ok(Ok(match_lsn))
+    }
+
+    /// Whether the state came from a snapshot that goes beyond this log, and the leader's log may be another one there.
+    /// It was committed when it got its name, so that is the work of a forced promotion. What was loaded is no state
+    /// of that leader's at any LSN, and all records here are its own too: everything is fetched anew.
+    fn contradicts_state(&self, open: &Open, match_lsn: Lsn) -> bool {
+        let e = self.complete_at;
+        let parts_within = |first_lsn: Lsn| first_lsn > match_lsn && first_lsn <= e;
+        e > self.wal.last_lsn()
+            && (open.last_lsn < e || open.history.starts().iter().any(|start| parts_within(start.first_lsn)))
     }
 
     /// A cut below what is known to be committed never happens by itself.
@@ -177,10 +215,17 @@ impl Node {
     }
 
     /// Makes the term, the leader, and a cut that is due durable, in one record.
-    fn accept_leader(&mut self, open: &Open, leader: &PeerIn, match_lsn: Lsn) -> Result<(), FatalReason> {
-        let cut = match_lsn < self.wal.last_lsn();
+    fn accept_leader(
+        &mut self,
+        open: &Open,
+        leader: &PeerIn,
+        match_lsn: Lsn,
+        plan: &CutPlan,
+    ) -> Result<(), FatalReason> {
+        let cut = *plan != CutPlan::Nothing;
         // A cut of all records leaves no segment that says behind which LSN the log begins.
         let base = match cut && match_lsn.next() == self.wal.first_lsn() {
+            _ if *plan == CutPlan::Everything => Some((Lsn::ZERO, Chain::ZERO)),
             true => self.wal.chain_at(self.disk.as_mut(), match_lsn)?.map(|chain| (match_lsn, chain)),
             false => None,
         };
@@ -212,23 +257,64 @@ impl Node {
         Ok(())
     }
 
+    /// What a cut behind `keep` takes: the state there must be found again, so a snapshot that ends by then, or all of
+    /// the log. With neither nothing is left, and only where an operator gave up what was committed.
+    fn plan_cut(&mut self, keep: Lsn) -> Result<CutPlan, Refusal> {
+        if keep == self.wal.last_lsn() {
+            return Ok(CutPlan::Nothing);
+        }
+        match self.source_for(keep) {
+            Ok(source) => Ok(CutPlan::Behind { source }),
+            Err(NoSource) if self.meta.get().discard_allowed => Ok(CutPlan::Everything),
+            Err(NoSource) => {
+                let why = format!(
+                    "the logs agree up to LSN {keep} only, and no snapshot here leads to the state there; nothing was \
+                     cut. `kv_client --port {} follow ADDR --discard` there gives up all that the node has (it is kept \
+                     aside in a file) and starts it anew",
+                    self.config.port
+                );
+                Err(Refusal(RefuseCode::CutBelowCommit, why))
+            }
+        }
+    }
+
+    /// Removes the snapshots that hold what is cut. Before the cut, so that a crash between leaves a log that reaches
+    /// every snapshot; only if nothing is left of the log it is the other way round, because a log that begins further
+    /// on without a snapshot is nothing that a node can start with.
+    fn make_way(&mut self, io: &mut dyn Io, plan: &CutPlan, keep: Lsn) -> Result<(), FatalReason> {
+        if *plan != CutPlan::Nothing {
+            self.abort_snapshot_behind(io, keep);
+        }
+        if let CutPlan::Behind { .. } = plan {
+            self.drop_snapshots_behind(keep)?;
+        }
+        Ok(())
+    }
+
     /// Cuts the log behind `keep`, durably; the generation is durable already. Returns the first LSN cut.
-    fn cut_behind(&mut self, keep: Lsn) -> Result<Lsn, FatalReason> {
+    fn cut_behind(&mut self, plan: &CutPlan, keep: Lsn) -> Result<Lsn, FatalReason> {
         let last = self.wal.last_lsn();
-        if keep == last || crate::sabotage::is(crate::sabotage::Variant::NoCut) {
+        if *plan == CutPlan::Nothing || crate::sabotage::is(crate::sabotage::Variant::NoCut) {
             return Ok(Lsn::ZERO);
         }
         let generation = self.meta.get().log_generation;
-        let kept = self.wal.cut(self.disk.as_mut(), keep, generation)?;
+        let (kept, source) = match plan {
+            CutPlan::Everything => {
+                self.drop_snapshots_behind(keep)?;
+                (self.wal.reset(self.disk.as_mut(), &Base::default(), generation)?, None)
+            }
+            CutPlan::Behind { source } => {
+                (self.wal.cut(self.disk.as_mut(), keep, generation)?, source.as_ref())
+            }
+            CutPlan::Nothing => unreachable!("looked at above"),
+        };
         self.counters.cuts += 1;
         self.counters.cut_records += last.0 - keep.0;
         self.commit = self.commit.min(keep);
         let aside = kept.map_or_else(String::new, |kept| format!("; {kept}"));
         log_warn!("wal", "cut records {} to {last}, which the leader does not have{aside}", keep.next());
         if self.applied > keep {
-            self.keyspace.clear();
-            replay(&mut self.keyspace, &mut self.wal, self.disk.as_mut())?;
-            self.applied = keep;
+            self.rebuild_state(source)?;
             log_warn!(
                 "node",
                 "reads went back from LSN {last} to LSN {keep}: the keyspace was rebuilt from the log"

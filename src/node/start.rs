@@ -2,10 +2,12 @@
 
 use super::follower::Follower;
 use super::leader::Leader;
-use super::repair::open_log;
+use super::load::Sources;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
-use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
+use super::{
+    ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Pins, Removal, Role, RoleFlag, Snapshots,
+};
 use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
@@ -14,7 +16,7 @@ use crate::meta::{Meta, MetaStore, Repair, StoredRole};
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
 use crate::trace::Trace;
-use crate::wal::{Base, Identity, Opened, RecoveryReport, Wal};
+use crate::wal::{Identity, Opened, RecoveryReport};
 use crate::{log_info, log_warn};
 
 /// The first log generation of a data directory.
@@ -37,13 +39,13 @@ impl Node {
             log_warn!("node", "{warning}");
         }
         let salt = rng.next_u64();
-        let Opened { mut wal, report } =
-            open_log(disk.as_mut(), &mut meta, start == StartRole::Follow, &Base::default(), &config, salt)?;
+        let mut sources = Sources::find(disk.as_mut(), &log_identity(meta.get()))?;
+        let follows = start == StartRole::Follow;
+        let Opened { wal, report } = sources.open_log(disk.as_mut(), &mut meta, follows, &config, salt)?;
         log_recovery(&report);
-        let mut keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
-        replay(&mut keyspace, &mut wal, disk.as_mut())?;
+        let keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
         let (now, last) = (clock.now(), wal.last_lsn());
-        log_info!("node", "loaded {} key(s) up to LSN {last}", keyspace.len());
+        let published_e = sources.chosen().map_or(Lsn::ZERO, |info| info.id.e);
         let credit_max_ns = (config.heartbeat_ms.min(config.insync_timeout_ms / 4)).max(1) * 1_000_000;
         let mut node = Node {
             disk,
@@ -55,8 +57,16 @@ impl Node {
             last_read: None,
             keyspace,
             inflight: Inflight::default(),
-            applied: last,
-            commit: report.commit_lsn.min(last),
+            applied: Lsn::ZERO,
+            complete_at: Lsn::ZERO,
+            // What has its name was committed, whatever the marks of the log that was read can tell.
+            commit: report.commit_lsn.max(published_e).min(last),
+            load: None,
+            snapshots: Snapshots::default(),
+            pins: Pins::default(),
+            removal: Removal::default(),
+            had_work: false,
+            last_work: now,
             role: Role::Follower(Follower::default()),
             conns: ConnTable::new(),
             dials: Vec::new(),
@@ -70,6 +80,9 @@ impl Node {
             ack_lines: LineLimit::default(),
             shutdown: None,
             spare_retry_at: now,
+            install: None,
+            state_is_given_up: false,
+            slowness: None,
             trace: config.receipts.then(|| Trace::new(0, last.next())),
             marks: Marks::default(),
             last_refusal: String::new(),
@@ -77,12 +90,20 @@ impl Node {
             counters: Counters::default(),
             config,
         };
-        match start {
-            StartRole::Follow => node.start_following()?,
-            StartRole::Deposed => node.role = Role::Deposed,
-            StartRole::Lead => node.start_leading()?,
+        if node.begin_load(sources, start)? <= node.config.snapshot.load_at_once_bytes {
+            node.load_to_end()?;
         }
         Ok(node)
+    }
+
+    /// The state is loaded: the node takes the role that flags and directory give it.
+    pub(super) fn take_role(&mut self, start: StartRole) -> Result<(), FatalReason> {
+        match start {
+            StartRole::Follow => self.start_following()?,
+            StartRole::Deposed => self.role = Role::Deposed,
+            StartRole::Lead => self.start_leading()?,
+        }
+        Ok(())
     }
 
     fn start_following(&mut self) -> Result<(), FatalReason> {
@@ -186,18 +207,7 @@ pub(super) fn log_identity(meta: &Meta) -> Identity {
     }
 }
 
-/// Brings an empty keyspace to the end of the log.
-pub(super) fn replay(keyspace: &mut Keyspace, wal: &mut Wal, disk: &mut dyn Disk) -> Result<(), FatalReason> {
-    let (first, last) = (wal.first_lsn(), wal.last_lsn());
-    if last >= first {
-        wal.replay(disk, first, last, &mut |record| {
-            let _existed = keyspace.apply(&record.effect);
-        })?;
-    }
-    Ok(())
-}
-
-fn log_recovery(report: &RecoveryReport) {
+pub(super) fn log_recovery(report: &RecoveryReport) {
     if let Some(kept) = &report.completed_cut {
         log_warn!("wal", "completed a cut that was interrupted: {kept}");
     }

@@ -23,6 +23,8 @@ pub struct Observed {
     pub commit: Lsn,
     /// Last LSN in the keyspace.
     pub applied: Lsn,
+    /// Whether the state is that of `applied`, and not a part of a snapshot or a mixture before its end.
+    pub complete: bool,
     /// Log generation.
     pub generation: u64,
     /// A cut below the commit LSN is allowed by an operator.
@@ -59,6 +61,7 @@ impl Node {
             durable: self.wal.durable().lsn(),
             commit: self.effective_commit(),
             applied: self.applied,
+            complete: self.is_complete(),
             generation: self.wal.generation(),
             discard_allowed: meta.discard_allowed,
             in_sync: meta.in_sync,
@@ -85,7 +88,7 @@ impl Node {
             crate::wal::Durability::Fsync => "fsync",
             crate::wal::Durability::Os => "os",
         };
-        json!({
+        let node = json!({
             "node_id": meta.node_id.to_string(),
             "cluster_id": (!meta.cluster_id.is_none()).then(|| meta.cluster_id.to_string()),
             "address": self.config.own_address,
@@ -96,17 +99,29 @@ impl Node {
             "leader_id": leader_id,
             "in_sync": in_sync,
             "in_sync_nodes": self.leader().map(super::leader::Leader::in_sync_count),
+        });
+        let log = json!({
             "first_lsn": self.wal.first_lsn().0,
             "last_lsn": self.wal.last_lsn().0,
             "durable_lsn": self.wal.durable().lsn().0,
             "commit_lsn": self.effective_commit().0,
             "applied_lsn": self.applied.0,
             "log_generation": self.wal.generation(),
+            "log_bytes": self.wal.log_bytes_from(self.wal.first_lsn()),
+            "snapshot": self.snapshot_document(),
+            "loading": self.loading_document(),
+            "complete": self.is_complete(),
+        });
+        let state = json!({
             "keys": self.keyspace.len(),
             "data_bytes": self.keyspace.data_bytes(),
             "memory_bytes": self.keyspace.memory_bytes(),
+            "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),
+            "bytes_per_key": self.keyspace.memory_bytes().checked_div(self.keyspace.len()),
             "state_hash": format!("{:032x}", self.keyspace.state_hash()),
             "in_flight_bytes": self.inflight.size(),
+        });
+        let rest = json!({
             "ack": self.config.ack.name(),
             "min_insync": self.config.min_insync,
             "insync_timeout_ms": self.config.insync_timeout_ms,
@@ -126,11 +141,20 @@ impl Node {
             "counters": self.counters_document(),
             "peers": self.peers_document(io),
             "latency": self.latency_document(),
-        })
-        .to_string()
+        });
+        joined([node, log, state, rest]).to_string()
+    }
+
+    fn loading_document(&self) -> Value {
+        let Some(loading) = &self.load else { return Value::Null };
+        let (percent, eta_s) = loading.progress(self.now);
+        json!({"progress": percent, "eta_s": eta_s, "text": self.incomplete_text()})
     }
 
     fn read_only_reason(&self) -> Option<String> {
+        if self.is_loading() {
+            return Some(self.incomplete_text());
+        }
         match &self.role {
             Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
             Role::Leader(_) => None,
@@ -151,6 +175,11 @@ impl Node {
             "writes_acked": counters.writes_acked,
             "reads": counters.reads,
             "syncs": counters.syncs,
+            "snapshots_sent": counters.snapshots_sent,
+            "snapshots_installed": counters.snapshots_installed,
+            "snapshots_refused": counters.snapshots_refused,
+            "transfers_resumed": counters.transfers_resumed,
+            "transfers_dropped": counters.transfers_dropped,
             "sessions": counters.sessions,
             "cuts": counters.cuts,
             "cut_records": counters.cut_records,
@@ -160,6 +189,9 @@ impl Node {
             "busy": counters.busy,
             "disk_full": counters.disk_full,
             "accepts_refused": counters.accepts_refused,
+            "snapshots": counters.snapshots,
+            "segments_removed": counters.segments_removed,
+            "loaded_from_snapshot": counters.loaded_from_snapshot,
         })
     }
 
@@ -173,7 +205,12 @@ impl Node {
         let match_lsn = peer.progress.match_lsn();
         let buffered_bytes = match &peer.link {
             Link::Streaming(stream) => io.output(stream.conn).len(),
+            Link::Sending(transfer) => io.output(transfer.conn).len(),
             _ => 0,
+        };
+        let snapshot = match &peer.link {
+            Link::Sending(transfer) => transfer.document(),
+            _ => Value::Null,
         };
         json!({
             "address": peer.address,
@@ -187,6 +224,7 @@ impl Node {
             "buffered_bytes": buffered_bytes,
             "last_ack_ms_ago": peer.last_ack.map(|time| self.now.since(time) / 1_000_000),
             "last_error": peer.last_error,
+            "snapshot": snapshot,
         })
     }
 }
@@ -194,4 +232,13 @@ impl Node {
 fn own_pid() -> u32 {
     count(Syscall::Getpid);
     std::process::id()
+}
+
+/// The fields of all of them in one document, in order.
+fn joined<const N: usize>(parts: [Value; N]) -> Value {
+    let fields = parts.into_iter().filter_map(|part| match part {
+        Value::Object(fields) => Some(fields),
+        _ => None,
+    });
+    Value::Object(fields.flatten().collect())
 }

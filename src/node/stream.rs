@@ -185,12 +185,18 @@ impl Node {
         let now = self.now;
         let Some(leader) = self.leader_mut() else { return };
         for peer in &mut leader.peers {
-            let Link::Streaming(stream) = &mut peer.link else { continue };
-            let waiting_bytes = io.output_if_open(stream.conn).map_or(0, OutBuf::len);
-            if waiting_bytes < stream.waiting_bytes {
-                stream.last_heard = now;
+            let (conn, known_bytes, last_heard) = match &mut peer.link {
+                Link::Streaming(stream) => (stream.conn, &mut stream.waiting_bytes, &mut stream.last_heard),
+                Link::Sending(transfer) => {
+                    (transfer.conn, &mut transfer.waiting_bytes, &mut transfer.last_heard)
+                }
+                _ => continue,
+            };
+            let waiting_bytes = io.output_if_open(conn).map_or(0, OutBuf::len);
+            if waiting_bytes < *known_bytes {
+                *last_heard = now;
             }
-            stream.waiting_bytes = waiting_bytes;
+            *known_bytes = waiting_bytes;
         }
     }
 
@@ -263,7 +269,7 @@ impl Node {
                     Link::Streaming(stream) => {
                         stream.behind.is_some() && output_len(stream.conn) <= self.config.feed.low_water
                     }
-                    _ => false,
+                    link => self.wants_chunk(link, &output_len),
                 })
             })
     }

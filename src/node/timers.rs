@@ -13,6 +13,7 @@ impl Node {
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
+        self.install_timers()?;
         self.promotion_timers(io)?;
         self.flush_timers();
         self.summarize_lines();
@@ -21,15 +22,17 @@ impl Node {
 
     /// When [`Node::on_timers`] wants to run again. Now, while something waits for a sync.
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.needs_sync() {
+        if self.needs_sync() || self.load.is_some() {
             return Some(self.now);
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
         let deadlines = [
             self.leader_deadline(),
             self.follower_deadline(),
+            self.install_deadline(),
             self.promotion_deadline(),
             self.flush_deadline(),
+            self.snapshot_deadline(),
         ];
         deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
     }
@@ -102,6 +105,7 @@ impl Node {
 
     /// The last words to the disk: a mark, so that the next start knows how much of the log is durable.
     pub fn close_log(&mut self) -> Result<(), FatalReason> {
+        self.abandon_snapshot();
         let commit = self.effective_commit();
         if self.wal.last_lsn() > crate::ids::Lsn::ZERO {
             match self.wal.write_mark(self.disk.as_mut(), commit) {

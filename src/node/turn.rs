@@ -105,6 +105,12 @@ impl Node {
     /// Feeds followers that are behind, and prepares the next segment when there is time for it.
     pub fn after_sync(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         self.feed_followers(io)?;
+        self.feed_transfers(io);
+        if self.load.is_some() {
+            return self.load_step();
+        }
+        let had_work = std::mem::take(&mut self.had_work);
+        self.snapshot_step(io, had_work)?;
         if self.wal.wants_spare() && self.now >= self.spare_retry_at {
             // A full disk shows when a record needs the room; trying early is only a courtesy.
             self.spare_retry_at = self.now.after_ms(SPARE_RETRY_MS);

@@ -44,6 +44,8 @@ pub enum Answer {
         leads: bool,
         /// It repairs: term and LSN up to which it once held everything.
         repair: Option<(Term, Lsn)>,
+        /// Whether its state is exact, so that it could be promoted.
+        complete: bool,
     },
 }
 
@@ -104,7 +106,7 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
                 position.last_lsn
             ))
         }
-        Answer::Position { position, leads, .. } if position.has_more_than(me) => {
+        Answer::Position { position, leads, complete, .. } if position.has_more_than(me) => {
             let theirs = position.last_lsn.max(position.commit_lsn);
             let lost = if theirs > me.last_lsn {
                 format!("records {} to {theirs}", me.last_lsn.next())
@@ -112,9 +114,13 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
                 format!("its records of term {}", position.last_term)
             };
             let standing = if *leads { "leads and has" } else { "has" };
+            let instead = match complete {
+                true => format!("promote {address} instead"),
+                false => format!("promote {address} instead, once its state is restored"),
+            };
             Some(format!(
                 "{address} {standing} more (last LSN {} of term {}, commit LSN {}; here last LSN {} of term {}): \
-                 {lost} would be lost; promote {address} instead",
+                 {lost} would be lost; {instead}",
                 position.last_lsn, position.last_term, position.commit_lsn, me.last_lsn, me.last_term
             ))
         }
@@ -150,6 +156,7 @@ mod tests {
             position,
             leads: false,
             repair: None,
+            complete: true,
         };
         PeerAnswer { address: "127.0.0.1:9003".into(), is_old_leader: false, answer }
     }

@@ -153,6 +153,14 @@ impl Wal {
         Ok(Opened { wal, report })
     }
 
+    /// Lets go of a log that nothing was appended to, so that it can be opened again with another base.
+    pub fn close(mut self, disk: &mut dyn Disk) {
+        assert!(self.batch_bytes() == 0 && self.in_flight.is_none(), "a log with work under way stays open");
+        self.read_files.close_from(disk, Lsn::ZERO);
+        let spare = self.spare.map(|spare| spare.file);
+        self.active.into_iter().chain(spare).for_each(|file| disk.close(file));
+    }
+
     fn surveyed(
         disk: &mut dyn Disk,
         identity: &Identity,

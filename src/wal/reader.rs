@@ -144,6 +144,18 @@ impl Wal {
         })
     }
 
+    /// As [`Wal::replay`], a part at a time: until `each` turns a record down. The cursor then stands before that one,
+    /// from which the next call goes on.
+    pub fn replay_some(
+        &mut self,
+        disk: &mut dyn Disk,
+        cursor: &mut Cursor,
+        (from, to): (Lsn, Lsn),
+        each: &mut dyn FnMut(&Record<'_>) -> bool,
+    ) -> Result<(), ReadError> {
+        self.walk(disk, cursor, (from, to), CHUNK_SIZE, &mut |record, _, _| each(record))
+    }
+
     /// Walks over `from ..= to`, over segment boundaries, until `each` turns a record down. The cursor then
     /// stands before that one.
     fn walk(

@@ -33,6 +33,7 @@ use crate::disk::{Disk, FileId};
 use crate::ids::{Chain, ClusterId, Lsn};
 use crate::replication::history::TermHistory;
 
+use super::Wal;
 use super::error::{Damage, OpenError, WalError, path};
 use super::mark::Claims;
 use super::segment::{HeaderFault, RawHeader, Segment, parse_segment_name, segment_name};
@@ -70,6 +71,11 @@ pub struct Identity {
 impl Identity {
     pub(super) fn claims(&self) -> Claims {
         Claims { generation: self.generation, cut_lsn: self.cut_lsn }
+    }
+
+    /// Whether the generation began with a cut of everything: what was there before is in no state that counts.
+    pub fn was_emptied(&self) -> bool {
+        self.generation > 1 && self.cut_lsn == Lsn::ZERO && self.base_lsn == Lsn::ZERO
     }
 
     /// Whether the generation began with a snapshot in the place of the log, and not with a cut.
@@ -211,6 +217,24 @@ impl Found {
             self.drop_file(segment.name, BEHIND_A_GAP);
         }
         Ok(())
+    }
+}
+
+impl Wal {
+    /// Whether a segment of the current generation was begun, or may have been: a header that does not read counts.
+    ///
+    /// # Errors
+    /// If the directory or a file cannot be read, or a file is of another cluster or version.
+    pub fn has_generation(disk: &mut dyn Disk, identity: &Identity) -> Result<bool, OpenError> {
+        let names = disk.list().map_err(|error| WalError::new(disk, "list", "", 0, error))?;
+        for first_lsn in names.iter().filter_map(|name| parse_segment_name(name)) {
+            match read_segment(disk, first_lsn, identity.cluster_id) {
+                Ok(segment) if segment.header.generation < identity.generation => {}
+                Ok(_) | Err(OpenError::Damaged(_)) => return Ok(true),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -9,13 +9,14 @@
 //! PROMOTE = [force u8] options
 //! FOLLOW  = [discard u8][address_len u16][address] options
 //! INSPECT = [what u8][argument u64] options
+//! SNAPSHOT = [wait u8] options
 //! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt.
-//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, a PUT with its receipt), an
-//! address (NOT_LEADER), else a message.
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, a PUT with its receipt), an
+//! address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
@@ -69,6 +70,11 @@ pub enum Request<'a> {
     },
     /// Where time and system calls went.
     Inspect(Inspect),
+    /// Make a snapshot.
+    Snapshot {
+        /// Answer when it is durable, not when it is begun.
+        wait: bool,
+    },
 }
 
 /// The flag of a PUT's options that asks for its receipt.
@@ -147,7 +153,7 @@ pub enum Status {
     Refused = 10,
     /// The node is about to end. Nothing was written.
     ShuttingDown = 11,
-    /// The node is loading its state.
+    /// The node's state is not complete yet; payload says how far it is. Nothing was written.
     Loading = 12,
     /// The node held more than it holds now and fetches the rest from its leader: it answers no reads. The payload says
     /// how far it is.
@@ -226,6 +232,7 @@ impl<'a> Request<'a> {
                 Request::Follow { address: reader.text16("address", ADDRESS_SIZE_MAX)?, discard }
             }
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
+            MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
             _ => return Ok(None),
         };
         // A client of a later version may send options that are not known here.
@@ -257,7 +264,7 @@ impl<'a> Request<'a> {
                 out.put_u64(argument);
             }
             Request::Ping | Request::Status => {}
-            Request::Promote { force } => out.put_u8((*force).into()),
+            Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
             Request::Follow { address, discard } => {
                 out.put_u8((*discard).into());
                 out.put_bytes16(address.as_bytes());
@@ -289,6 +296,7 @@ impl<'a> Request<'a> {
             Request::Status => MessageType::Status,
             Request::Promote { .. } => MessageType::Promote,
             Request::Follow { .. } => MessageType::Follow,
+            Request::Snapshot { .. } => MessageType::Snapshot,
         }
     }
 }
@@ -362,6 +370,7 @@ mod tests {
         through_the_wire(Request::Ping);
         through_the_wire(Request::Status);
         through_the_wire(Request::Promote { force: true });
+        through_the_wire(Request::Snapshot { wait: true });
         through_the_wire(Request::Follow { address: "127.0.0.1:9001", discard: false });
     }
 

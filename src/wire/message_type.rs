@@ -57,6 +57,8 @@ message_types! {
     Follow = 0x09, Operator;
     /// Request: where time and system calls went.
     Inspect = 0x0a, Client;
+    /// Request: make a snapshot.
+    Snapshot = 0x0b, Operator;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.
@@ -71,6 +73,12 @@ message_types! {
     Fence = 0x15, Peer;
     /// The answer to that.
     FenceReply = 0x16, Peer;
+    /// The leader offers a snapshot in the place of the log that it does not have any more.
+    SnapshotOffer = 0x17, Peer;
+    /// A part of it.
+    SnapshotChunk = 0x18, Peer;
+    /// The follower says how much of it it has, and that it is installed.
+    SnapshotAck = 0x19, Peer;
     /// The answer to any request; requests are answered in order.
     Reply = 0x20, Client;
 }
@@ -92,6 +100,7 @@ mod tests {
         );
         assert_eq!(MessageType::Promote.authority(), Authority::Operator);
         assert_eq!(MessageType::Follow.authority(), Authority::Operator);
+        assert_eq!(MessageType::Snapshot.authority(), Authority::Operator);
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub enum Seen {
     Ping,
     Status,
     Promote(bool),
+    Snapshot(bool),
     Follow(String, bool),
 }
 
@@ -125,6 +126,7 @@ fn owned(request: &Request<'_>) -> Seen {
         Request::Ping => Seen::Ping,
         Request::Status => Seen::Status,
         Request::Promote { force } => Seen::Promote(force),
+        Request::Snapshot { wait } => Seen::Snapshot(wait),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
     }
 }

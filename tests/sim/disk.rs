@@ -9,6 +9,8 @@ use std::io;
 use std::rc::Rc;
 
 use kvstore::disk::{Disk, FileId, Flush};
+use kvstore::ids::Chain;
+use kvstore::snapshot;
 use kvstore::time::{Clock, Time};
 
 use crate::core::{MS, Shared};
@@ -50,6 +52,8 @@ pub struct SimDisk {
     /// When the flush under way ends, in virtual time.
     pub flush_due: Rc<Cell<Option<u64>>>,
     pub name: String,
+    /// The file of the snapshot that is being made or received: what fails there is no failure of the log.
+    pub snapshot: Option<FileId>,
 }
 
 impl SimDisk {
@@ -95,6 +99,9 @@ impl Disk for SimDisk {
         let result = self.mem.create(name, size);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
             self.core.borrow_mut().stats.count("disk: ENOSPC");
+        }
+        if [snapshot::NEW_NAME, snapshot::RECEIVED_NAME].contains(&name) {
+            self.snapshot = result.as_ref().ok().copied();
         }
         result
     }
@@ -160,7 +167,7 @@ impl Disk for SimDisk {
             Err(_) if self.mem.has_crashed() => {}
             Err(error) if !crate::mem_disk::is_simulated_crash(error) => {
                 self.core.borrow_mut().stats.count("disk: sync failed");
-                self.mirror.borrow_mut().lost = true;
+                self.mirror.borrow_mut().lost |= self.snapshot != Some(file);
             }
             Err(_) => {}
         }
@@ -215,7 +222,16 @@ impl Disk for SimDisk {
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         self.takes(5_000);
-        self.mem.rename(from, to)
+        let installing =
+            (from == snapshot::RECEIVED_NAME).then(|| self.mem.raw(from)).flatten().and_then(|raw| {
+                let chain = u32::from_be_bytes(raw.get(64..68)?.try_into().expect("4 bytes"));
+                Some((snapshot::parse_snapshot_name(to)?.s.0, Chain(chain)))
+            });
+        let result = self.mem.rename(from, to);
+        if result.is_ok() && installing.is_some() {
+            self.mirror.borrow_mut().installing = installing;
+        }
+        result
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {

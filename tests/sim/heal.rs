@@ -132,7 +132,9 @@ impl World {
                 let lost = lost.filter(|write| !mirror.holds(write.lsn, write.chain)).count();
                 (std::cmp::Reverse(lost), mirror.entries.last().map(|entry| (entry.term, entry.lsn)))
             };
-            (0..self.hosts.len()).max_by_key(missing).expect("there are hosts")
+            let complete = |site: &usize| self.hosts[*site].seen.as_ref().is_some_and(|seen| seen.complete);
+            let whole = (0..self.hosts.len()).filter(complete).max_by_key(missing);
+            whole.expect("what is acknowledged is in sync somewhere, and no mixture")
         });
         self.core.borrow_mut().trace(|| format!("operator chooses host {chosen}"));
         chosen

@@ -10,8 +10,9 @@ use kvstore::ids::Chain;
 use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use kvstore::meta::MetaStore;
 use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
+use kvstore::snapshot::{self, Listed};
 use kvstore::time::{Clock, Time};
-use kvstore::wal::Wal;
+use kvstore::wal::{Base, OpenError, Wal};
 
 use crate::core::Shared;
 use crate::disk::{HostClock, SimDisk};
@@ -77,6 +78,10 @@ pub struct Host {
     pub rotten: bool,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
+    /// What keeps the log of this process.
+    pub pin: Option<kvstore::node::PinId>,
+    /// The state that this process loaded was compared with the log.
+    pub load_checked: bool,
 }
 
 /// How a turn ended.
@@ -102,6 +107,7 @@ impl Host {
             mirror: self.mirror.clone(),
             flush_due: self.flush_due.clone(),
             name: format!("host{}", self.site),
+            snapshot: None,
         }
     }
 
@@ -117,7 +123,10 @@ impl Host {
         if self.mem.has_crashed() {
             return Err(TurnEnd::Crashed);
         }
-        let node = opened.map_err(TurnEnd::Fatal)?;
+        let mut node = opened.map_err(TurnEnd::Fatal)?;
+        let transfers = self.core.borrow().knobs.transfers;
+        self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
+        self.load_checked = false;
         let durable =
             read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
@@ -215,6 +224,10 @@ impl Host {
         let process = self.process.as_mut()?;
         if process.is_runnable() {
             return Some(now_global);
+        }
+        if process.node.is_loading() {
+            // A slice takes as long as one of a real size: so there are clients that ask meanwhile.
+            return Some(now_global + 2_000_000);
         }
         let deadlines = [process.node.next_deadline(), process.sweep_at, process.node.shutdown_deadline()];
         let now = self.clock.now();
@@ -376,7 +389,7 @@ impl Process {
 }
 
 /// Everything that a restart would find on this disk, after `kill -9`, read by the product's own recovery on
-/// a copy.
+/// a copy. What the log has lost at its front is what somebody wrote who had the same history.
 pub fn read_log(mem: &MemDisk) -> Result<Mirror, String> {
     let copy = mem.fork();
     copy.kill_process();
@@ -390,22 +403,15 @@ pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
     let Some(meta) = MetaStore::load(&mut copy).map_err(|error| error.to_string())? else {
         return Ok(Mirror::default());
     };
-    let meta = meta.get().clone();
-    let config =
-        kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
-    let identity = kvstore::wal::Identity {
-        cluster_id: meta.cluster_id,
-        generation: meta.log_generation,
-        cut_lsn: meta.cut_lsn,
-        base_lsn: meta.base_lsn,
-        base_chain: meta.base_chain,
-    };
-    let opened = Wal::open(&mut copy, identity, &kvstore::wal::Base::default(), 1, config);
-    let mut wal = opened.map_err(|error| error.to_string())?.wal;
+    let mut wal = open_log(&mut copy, &meta)?;
     let (first, last) = (wal.first_lsn(), wal.last_lsn());
     let mut mirror = Mirror::default();
-    let mut chain = Chain::ZERO;
     let file = copy.create("probe", 1).map_err(|error| error.to_string())?;
+    let mut chain =
+        wal.chain_at(&mut copy, first.prev()).map_err(|error| error.to_string())?.unwrap_or_default();
+    let front = crate::library::front(first.0 - 1, chain);
+    let unknown = || format!("the log begins behind LSN {} with a history that nobody wrote", first.0 - 1);
+    mirror.take_front(front.ok_or_else(unknown)?, file);
     let mut bytes = Vec::new();
     wal.replay(&mut copy, first, last, &mut |record| {
         bytes.clear();
@@ -415,4 +421,35 @@ pub fn read_log_of(mut copy: MemDisk) -> Result<Mirror, String> {
     })
     .map_err(|error| error.to_string())?;
     Ok(mirror)
+}
+
+/// The log as a node opens it: behind the newest snapshot that it agrees with, or from its beginning.
+fn open_log(copy: &mut MemDisk, meta: &MetaStore) -> Result<Wal, String> {
+    let meta = meta.get();
+    let config =
+        kvstore::wal::WalConfig { segment_bytes: 64 << 10, durability: kvstore::wal::Durability::Fsync };
+    let identity = kvstore::wal::Identity {
+        cluster_id: meta.cluster_id,
+        generation: meta.log_generation,
+        cut_lsn: meta.cut_lsn,
+        base_lsn: meta.base_lsn,
+        base_chain: meta.base_chain,
+    };
+    let listed = snapshot::list(copy, None).map_err(|error| error.to_string())?;
+    let bases = listed.into_iter().filter_map(|file| match file {
+        Listed::Snapshot(info) => {
+            Some(Base { lsn: info.id.s, chain: info.chain, history: info.history, durable_lsn: info.id.s })
+        }
+        Listed::Unreadable { .. } => None,
+    });
+    for base in bases.chain([Base::default()]) {
+        match Wal::open(copy, identity, &base, 1, config) {
+            Ok(opened) => return Ok(opened.wal),
+            Err(OpenError::BaseDisagrees { .. }) => {}
+            // A leader's snapshot that was not installed: the log does not reach it.
+            Err(OpenError::Damaged(_)) if base.lsn > identity.base_lsn => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err("the log agrees with no beginning".to_owned())
 }

@@ -1,7 +1,7 @@
 //! Swarm testing: every probability of a run is drawn from its seed, and about half of the faults are off
 //! in any one run, so that rare combinations are not drowned by common ones (Groce and others, 2012).
 
-use kvstore::node::FeedLimits;
+use kvstore::node::{FeedLimits, PinConfig, PinOverflow, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::rng::Rng;
 
@@ -52,6 +52,12 @@ pub struct Knobs {
     pub follower_read_ppm: u64,
     pub force_ppm: u64,
     pub discard_ppm: u64,
+    pub snapshot: SnapshotConfig,
+    /// Segments that snapshots cover go, as far as all logs are equal: who falls behind that has no way back here.
+    pub removal: bool,
+    /// The log goes wherever snapshots let it go: who falls behind gets one.
+    pub transfers: bool,
+    pub pin: PinConfig,
     /// One out of so many acknowledgements is proved on a copy of the disk.
     pub fork_check_every: u64,
 }
@@ -85,6 +91,23 @@ impl Knobs {
             1 => AckPolicy::Quorum,
             _ => AckPolicy::Leader,
         };
+        // Every few seconds, or never.
+        let snapshot_log_bytes = pick(&[u64::MAX, u64::MAX, 4_000, 20_000, 60_000]);
+        let with_snapshots = snapshot_log_bytes < u64::MAX;
+        let removal = with_snapshots && pick(&[0, 1, 1]) == 1;
+        let transfers = removal && pick(&[0, 1]) == 1;
+        let pin = PinConfig {
+            log_bytes: pick(&[3_000, 30_000, 1 << 30]),
+            overflow: if pick(&[0, 1]) == 1 { PinOverflow::Slow } else { PinOverflow::Drop },
+        };
+        let snapshot = SnapshotConfig {
+            log_bytes: Some(snapshot_log_bytes),
+            retain_log_bytes: pick(&[0, 10_000, 1 << 20]),
+            load_at_once_bytes: pick(&[0, 4_000, 1 << 20]),
+            slice_bytes: pick(&[300, 2_000, 20_000]),
+            settle_ms: pick(&[0, 5, 50]),
+            progress_ms: 1_000,
+        };
         let weights = FaultWeights {
             power_loss: pick(&[0, 1, 4]),
             kill: pick(&[0, 1, 4]),
@@ -97,9 +120,10 @@ impl Knobs {
             sync_error: pick(&[0, 0, 1, 3]),
             disk_full: pick(&[0, 0, 2, 4]),
             flap: pick(&[0, 0, 2]),
-            wipe: pick(&[0, 0, 0, 0, 0, 1]),
+            wipe: if removal && !transfers { 0 } else { pick(&[0, 0, 0, 0, 0, 1]) },
             shutdown: pick(&[0, 1, 2]),
-            rot: pick(&[0, 0, 0, 1]),
+            // Below the base of a log nothing is read, and nothing refused.
+            rot: if with_snapshots { 0 } else { pick(&[0, 0, 0, 1]) },
         };
         let feed = match pick(&[0, 1, 2]) {
             0 => FeedLimits::default(),
@@ -146,8 +170,13 @@ impl Knobs {
             think_ns: pick(&[MS / 2, 2 * MS, 20 * MS, 100 * MS]),
             lazy_reader_ppm: pick(&[0, 0, 5_000]),
             follower_read_ppm: pick(&[0, 50_000, 300_000]),
-            force_ppm: pick(&[0, 0, 300_000]),
+            // A cut below both snapshots leaves nothing that a log without its beginning could feed.
+            force_ppm: if removal { 0 } else { pick(&[0, 0, 300_000]) },
             discard_ppm: pick(&[0, 100_000, 500_000]),
+            snapshot,
+            removal,
+            transfers,
+            pin,
             fork_check_every: 150,
         }
     }

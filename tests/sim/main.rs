@@ -23,6 +23,7 @@ mod faults;
 mod heal;
 mod host;
 mod knobs;
+mod library;
 #[path = "../support/mem_disk.rs"]
 mod mem_disk;
 mod mirror;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
 /// Runs a seed; what went wrong, if something did.
 fn run(seed: u64, verbose: bool, hash_trace: bool) -> Result<Outcome, String> {
     trace::begin_run();
+    library::clear();
     let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, verbose, hash_trace).run()));
     result.map_err(|_| trace::panic_text())
 }

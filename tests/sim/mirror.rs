@@ -11,6 +11,8 @@ use kvstore::ids::{Chain, NodeId, Term};
 use kvstore::wal::{ENTRY_HEADER_SIZE, MARK_SIZE};
 use kvstore::wire::{Effect, Reader, Record};
 
+use crate::library;
+
 /// What a record does, as far as checks need it. A value begins with the number of the write that made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -53,6 +55,9 @@ pub struct Mirror {
     pub lost: bool,
     /// The flush under way: of which file, up to which record, and the commit LSN in its newest mark.
     flushing: Option<(FileId, u64, u64)>,
+    /// A leader's snapshot has its name here: with the next batch, or the end of the turn, it is the log up to this
+    /// LSN, with this checksum there.
+    pub installing: Option<(u64, Chain)>,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
 }
@@ -142,9 +147,53 @@ impl Mirror {
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
         let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
+        library::note(&entry, chain_before);
         self.entries.push(entry.clone());
         self.file_of.push(file);
         self.fresh.push(entry);
+    }
+
+    /// The snapshot that was received is what the log goes on from.
+    pub fn install(&mut self) {
+        let Some((s, chain)) = self.installing.take() else { return };
+        let front = library::front(s, chain).expect("a snapshot goes on from a history that somebody wrote");
+        assert!(s > self.last(), "a snapshot of LSN {s} takes the place of a log up to LSN {}", self.last());
+        if let Some(last) = self.entries.last() {
+            let same = front[last.lsn as usize - 1].chain == last.chain;
+            assert!(same, "LSN {} was durable here and is another record in the snapshot's log", last.lsn);
+        }
+        let before = std::mem::take(self);
+        *self = Mirror {
+            synced: s,
+            on: before.on,
+            fresh: before.fresh,
+            shrunk_to: before.shrunk_to,
+            ..Mirror::default()
+        };
+        self.take_front(front, FileId(u32::MAX));
+    }
+
+    /// Begins with records that are not in the files any more.
+    pub fn take_front(&mut self, front: Vec<Rc<Entry>>, file: FileId) {
+        for entry in front {
+            match &entry.kind {
+                Kind::Put { key, id } => {
+                    self.ids.insert(*id, entry.lsn);
+                    self.keys.entry(key.clone()).or_default().push((entry.lsn, Some(*id)));
+                }
+                Kind::Delete { key } => {
+                    self.keys.entry(key.clone()).or_default().push((entry.lsn, None));
+                }
+                Kind::Term => {}
+            }
+            self.entries.push(entry);
+            self.file_of.push(file);
+        }
+    }
+
+    /// The keys that are there at an LSN.
+    pub fn keys_at(&self, lsn: u64) -> usize {
+        self.keys.keys().filter(|key| self.value_at(key, lsn).is_some()).count()
     }
 
     /// The node wrote these bytes; if they are a batch, its records are read.
@@ -154,6 +203,7 @@ impl Mirror {
         if !self.on || !is_batch {
             return;
         }
+        self.install();
         let commit = u64::from_be_bytes(bytes[16..24].try_into().expect("8 bytes"));
         let mut rest = &bytes[MARK_SIZE..];
         while rest.len() > ENTRY_HEADER_SIZE {

@@ -74,9 +74,16 @@ impl Oracle {
     ) {
         let host = &mut hosts[site];
         let Some(process) = &mut host.process else { return };
-        let seen = process.node.observe();
+        let mut seen = process.node.observe();
+        if process.node.is_loading() {
+            // Its role is still to come: until then it counts as what it was.
+            seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+        }
         let emitted = std::mem::take(&mut process.socks.emitted);
         let told = process.socks.told;
+        if !crashed {
+            host.mirror.borrow_mut().install();
+        }
         if !crashed && seen.last.0 < host.mirror.borrow().last() {
             host.mirror.borrow_mut().cut(seen.last.0);
         }
@@ -86,6 +93,7 @@ impl Oracle {
         }
         if !crashed {
             self.check_positions(core, host, &seen);
+            check_loaded(core, host, &seen, true);
         }
         let shrunk = host.mirror.borrow_mut().shrunk_to.take();
         {
@@ -211,7 +219,7 @@ impl Oracle {
                 seen.commit
             );
         }
-        if let Some(entry) = mirror.get(seen.applied.0) {
+        if let Some(entry) = mirror.get(seen.applied.0).filter(|_| seen.complete) {
             let hash = process.node.keyspace().state_hash();
             let known = *self.hashes.entry((entry.lsn, entry.chain.0)).or_insert(hash);
             assert!(known == hash, "host {site}: the state at LSN {} differs between nodes", entry.lsn);
@@ -290,7 +298,12 @@ impl Oracle {
     pub fn after_start(&mut self, core: &mut Core, hosts: &mut [Host], site: usize) {
         let host = &mut hosts[site];
         host.waits.clear();
-        let seen = host.process.as_ref().expect("it has started").node.observe();
+        let process = host.process.as_ref().expect("it has started");
+        let mut seen = process.node.observe();
+        if process.node.is_loading() {
+            seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+        }
+        check_loaded(core, host, &seen, false);
         let mirror = host.mirror.borrow();
         core.stats.count("check: restart compared with what was told");
         assert!(
@@ -335,6 +348,39 @@ impl Oracle {
             self.on_promoted(core, hosts, site, &seen);
         }
         hosts[site].seen = Some(seen);
+    }
+}
+
+/// A state that came from a snapshot is what the log says at its LSN, key by key.
+fn check_loaded(core: &mut Core, host: &mut Host, seen: &Observed, in_slices: bool) {
+    let process = host.process.as_ref().expect("it runs");
+    if host.load_checked || process.node.is_loading() {
+        return;
+    }
+    host.load_checked = true;
+    // The state of an installed snapshot is none before its end.
+    if process.node.counters.loaded_from_snapshot == 0 || !seen.complete {
+        return;
+    }
+    let (mirror, keyspace, lsn) = (host.mirror.borrow(), process.node.keyspace(), seen.applied.0);
+    for (key, value) in (0..keyspace.slot_count()).filter_map(|slot| keyspace.entry(slot)) {
+        let id = value.get(..8).map(|raw| u64::from_be_bytes(raw.try_into().expect("8 bytes")));
+        assert!(
+            mirror.value_at(key, lsn) == id,
+            "host {}: {} has another value in the state loaded at LSN {lsn} than in the log",
+            host.site,
+            String::from_utf8_lossy(key)
+        );
+    }
+    assert!(
+        mirror.keys_at(lsn) as u64 == keyspace.len(),
+        "host {}: keys at LSN {lsn} are missing",
+        host.site
+    );
+    core.stats.count("check: state from a snapshot is that of the log");
+    core.stats.count("snapshot: state loaded at a start");
+    if in_slices {
+        core.stats.count("snapshot: state loaded in slices");
     }
 }
 

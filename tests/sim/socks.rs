@@ -12,7 +12,7 @@ use kvstore::conn::{Close, ConnId, DialId, Intake, Io, OutBuf, Wire};
 use kvstore::time::Time;
 use kvstore::wire::MessageType;
 use kvstore::wire::client::{Reply, Status};
-use kvstore::wire::peer::{Ack, FenceReply, OpenReply};
+use kvstore::wire::peer::{Ack, FenceReply, OpenReply, SnapshotAck};
 
 use crate::core::Shared;
 use crate::mirror::Mirror;
@@ -185,6 +185,8 @@ impl Socks {
         else {
             return;
         };
+        // Nothing is said between a snapshot's name and its place as the log.
+        self.mirror.borrow_mut().install();
         let pending = sock.output.pending();
         let mut at = sock.seen;
         while at < pending.len() {
@@ -202,6 +204,12 @@ impl Socks {
             match MessageType::from_u8(kind).expect("a node sends known types") {
                 MessageType::AppendEntriesAck => {
                     tells(Ack::decode(body).expect("well formed").last_lsn.0, "an ACK");
+                }
+                MessageType::SnapshotAck => {
+                    let ack = SnapshotAck::decode(body).expect("well formed");
+                    if let Some((lsn, _)) = ack.installed {
+                        tells(lsn.0, "a SNAPSHOT_ACK");
+                    }
                 }
                 MessageType::OpenReply => {
                     tells(OpenReply::decode(body).expect("well formed").match_lsn.0, "an OPEN_REPLY");

@@ -198,6 +198,12 @@ impl World {
         if let Some(process) = &self.hosts[site].process {
             let counters = &process.node.counters;
             core.stats.add("node: session", counters.sessions);
+            core.stats.add("snapshot: published", counters.snapshots);
+            core.stats.add("snapshot: segments removed", counters.segments_removed);
+            core.stats.add("transfer: installed", counters.snapshots_installed);
+            core.stats.add("transfer: refused by the follower", counters.snapshots_refused);
+            core.stats.add("transfer: dropped at the bound", counters.transfers_dropped);
+            core.stats.add("transfer: gone on with", counters.transfers_resumed);
             core.stats.add("node: in-sync set left", counters.insync_left);
             core.stats.add("node: dead session frames", counters.dead_session_frames);
         }
@@ -283,12 +289,35 @@ impl World {
                 if core.stats.0.get("node: cut below commit allowed").copied() != cuts_allowed {
                     self.oracle.on_discard(&mut core, &self.hosts);
                 }
+                let removal = core.knobs.removal;
                 drop(core);
+                if removal {
+                    self.let_log_go(site);
+                }
                 self.start_dials(site);
                 if let Some(time) = self.hosts[site].wants_turn_at() {
                     self.schedule(site, time);
                 }
             }
+        }
+    }
+
+    /// The log may go as far as it is equal and durable everywhere: no cut and no follower ever needs it again.
+    fn let_log_go(&mut self, site: usize) {
+        let mirrors: Vec<_> = self.hosts.iter().map(|host| host.mirror.borrow()).collect();
+        let equal_at = |lsn: u64| {
+            let chain = |mirror: &crate::mirror::Mirror| mirror.get(lsn).map(|entry| entry.chain);
+            mirrors.iter().all(|mirror| chain(mirror).is_some() && chain(mirror) == chain(&mirrors[0]))
+        };
+        let (mut low, mut high) = (0, mirrors.iter().map(|mirror| mirror.synced).min().unwrap_or(0));
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            (low, high) = if equal_at(middle) { (middle, high) } else { (low, middle - 1) };
+        }
+        drop(mirrors);
+        let host = &mut self.hosts[site];
+        if let (Some(process), Some(pin)) = (&mut host.process, host.pin) {
+            process.node.move_pin(pin, kvstore::ids::Lsn(low));
         }
     }
 
@@ -386,6 +415,8 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         flush_refused: None,
         receipts: true,
         feed: knobs.feed,
+        snapshot: knobs.snapshot,
+        pin: knobs.pin,
     };
     Host {
         site,
@@ -414,5 +445,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         ending: false,
         rotten: false,
         waits: Vec::new(),
+        pin: None,
+        load_checked: false,
     }
 }

@@ -5,7 +5,10 @@ use std::fmt::Write;
 
 use kvstore::ids::{ClusterId, NodeId};
 use kvstore::wire::client::{Reply, Request};
-use kvstore::wire::peer::{Ack, AppendEntries, Fence, FenceReply, Hello, Open, OpenReply, Refuse};
+use kvstore::wire::peer::{
+    Ack, AppendEntries, Fence, FenceReply, Hello, Open, OpenReply, Refuse, SnapshotAck, SnapshotChunk,
+    SnapshotOffer,
+};
 use kvstore::wire::{Effect, Frame, MessageType, Record};
 
 /// Who has which node id.
@@ -65,8 +68,9 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             let reply = FenceReply::decode(body)?;
             let accepted = if reply.accepted { "accepted" } else { "not accepted" };
             let leads = if reply.leads { ", leads" } else { "" };
+            let incomplete = if reply.complete { "" } else { ", state not complete" };
             format!(
-                "{accepted}, term {}, last {} of term {}, commit {}{leads}",
+                "{accepted}, term {}, last {} of term {}, commit {}{leads}{incomplete}",
                 reply.term, reply.last_lsn, reply.last_term, reply.commit_lsn
             )
         }
@@ -86,6 +90,22 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
         Type::AppendEntriesAck => {
             let ack = Ack::decode(body)?;
             format!("last {}, round {}", ack.last_lsn, ack.round)
+        }
+        Type::SnapshotOffer => {
+            let offer = SnapshotOffer::decode(body)?;
+            format!("term {}, lsn {}..{}, {} entries", offer.term, offer.tag.s, offer.tag.e, offer.entries)
+        }
+        Type::SnapshotChunk => {
+            let chunk = SnapshotChunk::decode(body)?;
+            let (from, to) = (chunk.offset, chunk.offset + chunk.bytes.len() as u64);
+            format!("term {}, lsn {}..{}, bytes {from}..{to}", chunk.term, chunk.tag.s, chunk.tag.e)
+        }
+        Type::SnapshotAck => {
+            let ack = SnapshotAck::decode(body)?;
+            let installed = ack
+                .installed
+                .map_or_else(String::new, |(lsn, chain)| format!(", installed: match {lsn}, chain {chain}"));
+            format!("term {}, lsn {}..{}, has {}{installed}", ack.term, ack.tag.s, ack.tag.e, ack.offset)
         }
         Type::Reply => {
             let Reply { status, lsn, term, payload } = Reply::decode(body)?;
@@ -134,6 +154,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::Inspect(inspect) => format!("{inspect:?}"),
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
         Request::Ping | Request::Status => String::new(),
+        Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
         Request::Follow { address, discard } => {
             format!("{address}{}", if discard { " --discard" } else { "" })

@@ -61,6 +61,11 @@ impl LoneNode {
         LoneNode::open(Box::new(disk.clone()), clock, config).expect("the disk is well")
     }
 
+    /// A node with this disk and this configuration, if it starts.
+    pub fn with(disk: &MemDisk, config: NodeConfig) -> Result<LoneNode, FatalReason> {
+        LoneNode::open(Box::new(disk.clone()), VirtualClock::at_ms(1), config)
+    }
+
     /// A node with this disk, clock and configuration, if it starts.
     pub fn open(
         disk: Box<dyn Disk>,
@@ -71,7 +76,7 @@ impl LoneNode {
         let node = Node::open(disk, Box::new(clock.clone()), 7, config)?;
         let (io, intakes) = (NodeIo::default(), BTreeMap::new());
         let mut lone = LoneNode { node, io, intakes, clock, next_conn: 0, dialled };
-        lone.finish_turn();
+        lone.try_finish_turn()?;
         Ok(lone)
     }
 
@@ -84,9 +89,27 @@ impl LoneNode {
 
     /// One turn in which these bytes arrive.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) -> Answer {
-        let fenced = self.send_all(&[(conn, bytes)]).pop().expect("of one connection");
+        self.try_send(conn, bytes).expect("the disk is well")
+    }
+
+    /// As [`LoneNode::send`], on a disk that may fail.
+    pub fn try_send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<Answer, FatalReason> {
+        let now = self.clock.now();
+        self.node.begin_turn(now);
+        let mut fenced = None;
+        if let Some(mut intake) = self.intakes.remove(&conn) {
+            let delivered = push(&mut intake, bytes, &mut self.node, &mut self.io, conn, now);
+            if let Delivered::Fenced(why) = delivered? {
+                fenced = Some(why);
+            }
+            self.intakes.insert(conn, intake);
+        }
+        if let Some(why) = &fenced {
+            self.node.on_closed(&mut self.io, conn, why)?;
+        }
+        self.try_finish_turn()?;
         let closed = fenced.is_some() || !self.io.is_open(conn);
-        Answer { frames: self.take_frames(conn), fenced, closed }
+        Ok(Answer { frames: self.take_frames(conn), fenced, closed })
     }
 
     /// One turn in which bytes arrive on several connections; for each, why the node closed it.
@@ -108,7 +131,7 @@ impl LoneNode {
             }
             all.push(fenced);
         }
-        self.finish_turn();
+        self.try_finish_turn().expect("the disk is well");
         all
     }
 
@@ -127,10 +150,15 @@ impl LoneNode {
 
     /// One turn at the end of so many milliseconds, in which nothing arrives.
     pub fn pass_ms(&mut self, ms: u64) {
+        self.try_pass_ms(ms).expect("the disk is well");
+    }
+
+    /// As [`LoneNode::pass_ms`], on a disk that may fail.
+    pub fn try_pass_ms(&mut self, ms: u64) -> Result<(), FatalReason> {
         let now = self.clock.now().after_ms(ms);
         self.clock.set(now);
         self.node.begin_turn(now);
-        self.finish_turn();
+        self.try_finish_turn()
     }
 
     /// What the node said on a connection since it was asked last, whatever brought it about.
@@ -149,18 +177,18 @@ impl LoneNode {
         self.node.finish_turn(&mut self.io, false)
     }
 
-    fn finish_turn(&mut self) {
-        self.node.finish_turn(&mut self.io, false).expect("the disk is well");
+    fn try_finish_turn(&mut self) -> Result<(), FatalReason> {
+        self.node.finish_turn(&mut self.io, false)?;
         for (dial, address) in std::mem::take(&mut self.io.dials) {
             if self.dialled.is_some() {
                 let conn = self.new_conn();
                 self.node.on_dialed(&mut self.io, dial, conn);
                 self.dialled.as_mut().expect("looked at above").push((address, conn));
             } else {
-                self.node.on_dial_failed(&mut self.io, dial, "nobody there").expect("the disk is well");
+                self.node.on_dial_failed(&mut self.io, dial, "nobody there")?;
             }
         }
-        self.node.sync(&mut self.io).expect("the disk is well");
+        self.node.sync(&mut self.io)
     }
 
     fn take_frames(&mut self, conn: ConnId) -> Vec<(MessageType, Vec<u8>)> {
@@ -190,6 +218,8 @@ pub fn config(role: RoleFlag, peers: &[&str]) -> NodeConfig {
         flush_refused: None,
         receipts: true,
         feed: kvstore::node::FeedLimits::default(),
+        pin: kvstore::node::PinConfig::default(),
+        snapshot: kvstore::node::SnapshotConfig::default(),
         wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
     }
 }

@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
-use kvstore::node::{FatalReason, FlushMode, Node, NodeConfig, RoleFlag};
+use kvstore::node::{
+    FatalReason, FeedLimits, FlushMode, Node, NodeConfig, PinConfig, RoleFlag, SnapshotConfig,
+};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
 use kvstore::wal::{Durability, WalConfig};
@@ -60,6 +62,7 @@ struct Slot {
 }
 
 /// The nodes, by name. A node `a` listens at `a:1`.
+#[derive(Default)]
 pub struct MiniCluster {
     slots: BTreeMap<String, Slot>,
     names: Names,
@@ -73,6 +76,14 @@ pub struct MiniCluster {
     folded: BTreeMap<&'static str, usize>,
     state_told: Vec<String>,
     trace: Vec<String>,
+    /// Who had its turn last in [`MiniCluster::step`].
+    stepped: String,
+    /// For nodes that are started for the first time.
+    pub snapshot: SnapshotConfig,
+    /// As `snapshot`.
+    pub feed: FeedLimits,
+    /// As `snapshot`.
+    pub pin: PinConfig,
 }
 
 fn address(name: &str) -> String {
@@ -82,19 +93,7 @@ fn address(name: &str) -> String {
 impl MiniCluster {
     /// No nodes; the clock stands at one second.
     pub fn new() -> MiniCluster {
-        MiniCluster {
-            slots: BTreeMap::new(),
-            names: Names::new(),
-            clock: VirtualClock::at_ms(1_000),
-            next_conn: 0,
-            blocked: BTreeSet::new(),
-            muted: BTreeSet::new(),
-            acks_told: BTreeMap::new(),
-            folding: false,
-            folded: BTreeMap::new(),
-            state_told: Vec::new(),
-            trace: Vec::new(),
-        }
+        MiniCluster { clock: VirtualClock::at_ms(1_000), ..MiniCluster::default() }
     }
 
     /// What happened since the last call.
@@ -136,7 +135,9 @@ impl MiniCluster {
             flush: FlushMode::Inline,
             flush_refused: None,
             receipts: true,
-            feed: kvstore::node::FeedLimits::default(),
+            feed: self.feed,
+            pin: self.pin,
+            snapshot: self.snapshot,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {
@@ -292,6 +293,27 @@ impl MiniCluster {
             }
         }
         panic!("the nodes never come to rest: {:#?}", self.trace);
+    }
+
+    /// One turn of a node that has something to do; they take turns. If nobody has, a few milliseconds pass.
+    pub fn step(&mut self) {
+        let now = self.clock.now();
+        let mut busy: Vec<String> =
+            self.slots.iter().filter(|(_, slot)| slot.has_work(now)).map(|(name, _)| name.clone()).collect();
+        let later = busy.iter().position(|name| *name > self.stepped).unwrap_or(0);
+        let busy = (!busy.is_empty()).then(|| busy.swap_remove(later));
+        match busy {
+            Some(name) => {
+                self.turn(&name, None);
+                self.stepped = name;
+            }
+            None => self.clock.set(now.after_ms(5)),
+        }
+    }
+
+    /// Whether a node runs.
+    pub fn is_up(&self, name: &str) -> bool {
+        self.slots.get(name).is_some_and(|slot| slot.node.is_some())
     }
 
     /// Lets time pass. A node runs when something arrives and when a deadline of its own is there, as it would

@@ -11,7 +11,7 @@ use kvstore::node::{FatalReason, Node};
 use kvstore::time::{Clock, Time};
 
 /// A clock that a test moves. Its clones are the same clock.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct VirtualClock(Rc<Cell<u64>>);
 
 impl VirtualClock {

@@ -16,6 +16,7 @@
 mod bare_follower;
 mod bare_leader;
 mod child;
+mod copy;
 mod file;
 mod outbox;
 mod parts;
@@ -34,6 +35,7 @@ use crate::template::Random;
 
 pub use bare_follower::main as follower_main;
 pub use bare_leader::main as leader_main;
+pub use copy::main as copy_main;
 pub use parts::{Parts, pong_main, sync_main, wake_main};
 
 use child::Child;

@@ -5,12 +5,17 @@ use crate::ids::{ClusterId, NodeId, Term};
 use crate::limits::AUTH_SIZE_MAX;
 use crate::wire::{DecodeError, MessageType, Reader, Writer};
 
+/// The feature bit of a node that takes SNAPSHOT_OFFER.
+pub const FEATURE_SNAPSHOTS: u64 = 1;
+/// The feature bits of this program.
+pub const FEATURES_KNOWN: u64 = FEATURE_SNAPSHOTS;
+
 /// A node introduces itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// Lowest and highest protocol version it speaks.
     pub versions: (u16, u16),
-    /// Feature bits; none is defined yet, unknown ones are ignored.
+    /// Feature bits, as [`FEATURE_SNAPSHOTS`]; unknown ones are ignored.
     pub features: u64,
     /// Bit n: it can apply `cmd_type` n.
     pub cmd_types: u64,
@@ -60,6 +65,8 @@ pub enum RefuseCode {
     ShuttingDown = 12,
     /// The leader's log ends before records of its own term that are here: its data directory is an older one.
     RolledBack = 13,
+    /// What came of a snapshot is none, or not the one that was offered.
+    SnapshotDamaged = 14,
     /// Anything a later version adds.
     Other = 0xffff,
 }
@@ -165,6 +172,7 @@ impl RefuseCode {
             LogTooShort,
             ShuttingDown,
             RolledBack,
+            SnapshotDamaged,
         ];
         all.into_iter().find(|code| *code as u16 == raw).unwrap_or(Other)
     }

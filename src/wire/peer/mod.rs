@@ -17,7 +17,15 @@
 //! APPEND_ENTRIES     = [num_records u32][record]... trailer(flags: bit 0 in sync)
 //!                      [commit_lsn u64][round u64][chain u32]
 //! APPEND_ENTRIES_ACK = [last_lsn u64] trailer [round u64][decode_ns u32][write_ns u32][sync_ns u32]
+//! SNAPSHOT_OFFER     = [term u64][tag][file bytes u64][entries u64] trailer       tag = [s u64][e u64][crc u32]
+//! SNAPSHOT_CHUNK     = [term u64][tag][offset u64][size u32][bytes of the file] trailer
+//! SNAPSHOT_ACK       = [term u64][tag][offset u64] trailer(flags: bit 0 installed) [match_lsn u64][match_chain u32]
 //! ```
+//!
+//! A leader whose log begins behind the follower's match LSN offers a snapshot on the session's connection, if the
+//! follower's hello has the feature bit for it. The ACK to the offer says at which byte to begin, which is not 0 for
+//! one that was interrupted. Chunks follow without a gap; each is acknowledged. The last ACK says that the snapshot
+//! is the follower's state, durably; APPEND_ENTRIES follow from S+1.
 //!
 //! `chain` in APPEND_ENTRIES is the chain checksum at the last record of the frame (of a heartbeat: at the
 //! last record sent). A follower compares it before it appends, so a frame that was damaged on its way, or
@@ -26,6 +34,7 @@
 mod append;
 mod hello;
 mod session;
+mod snapshot;
 
 use super::codec::{DecodeError, Reader};
 use super::frame::{begin_frame, end_frame};
@@ -33,8 +42,9 @@ use super::message_type::MessageType;
 use crate::limits::ADDRESS_SIZE_MAX;
 
 pub use append::{Ack, AckDurations, AppendEntries, AppendTail};
-pub use hello::{Hello, HelloError, Refuse, RefuseCode, common_version};
+pub use hello::{FEATURE_SNAPSHOTS, FEATURES_KNOWN, Hello, HelloError, Refuse, RefuseCode, common_version};
 pub use session::{Fence, FenceReply, Open, OpenReply};
+pub use snapshot::{SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};
 
 /// The oldest and newest version of the peer protocol spoken here.
 pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
@@ -47,11 +57,20 @@ fn framed(out: &mut Vec<u8>, message_type: MessageType, body: impl FnOnce(&mut V
 
 /// Ends a message whose trailer has u64 fields; those that its sender did not know are 0.
 fn finish_with<const N: usize>(
-    mut reader: Reader<'_>,
+    reader: Reader<'_>,
     names: [&'static str; N],
 ) -> Result<[u64; N], DecodeError> {
-    let mut values = [0; N];
-    if let Some((_, mut fields)) = reader.trailer()? {
+    finish_with_flags(reader, names).map(|(_, values)| values)
+}
+
+/// The same, for a trailer whose flags say something.
+fn finish_with_flags<const N: usize>(
+    mut reader: Reader<'_>,
+    names: [&'static str; N],
+) -> Result<(u16, [u64; N]), DecodeError> {
+    let (mut flags, mut values) = (0, [0; N]);
+    if let Some((trailer_flags, mut fields)) = reader.trailer()? {
+        flags = trailer_flags;
         for (value, name) in values.iter_mut().zip(names) {
             if fields.left() > 0 {
                 *value = fields.u64(name)?;
@@ -59,7 +78,7 @@ fn finish_with<const N: usize>(
         }
     }
     reader.finish()?;
-    Ok(values)
+    Ok((flags, values))
 }
 
 fn finish(mut reader: Reader<'_>) -> Result<(), DecodeError> {

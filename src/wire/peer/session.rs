@@ -1,6 +1,6 @@
 //! Opening a session, and asking everybody before a promotion.
 
-use super::{decode_address, finish, finish_with, framed};
+use super::{decode_address, finish, finish_with, finish_with_flags, framed};
 use crate::ids::{Chain, Lsn, NodeId, Term};
 use crate::limits::{PEERS_MAX, TERM_HISTORY_ENTRY_SIZE, TERM_HISTORY_MAX};
 use crate::replication::history::{TermHistory, TermStart};
@@ -78,7 +78,13 @@ pub struct FenceReply {
     pub leads: bool,
     /// It repairs: once it held everything up to here, in no higher a term than this. Or 0 in term 0.
     pub repair: (Term, Lsn),
+    /// Whether its state is exact. One that came from a snapshot is from the snapshot's end on, and before that it is
+    /// nobody to promote.
+    pub complete: bool,
 }
+
+/// The flag in the trailer of FENCE_REPLY of a node whose state is not complete.
+const STATE_INCOMPLETE: u16 = 1;
 
 impl Open {
     /// Appends OPEN.
@@ -231,7 +237,7 @@ impl FenceReply {
             out.put_u64(self.last_lsn.0);
             out.put_u64(self.commit_lsn.0);
             out.put_u8(self.leads.into());
-            out.put_trailer(0, |fields| {
+            out.put_trailer(if self.complete { 0 } else { STATE_INCOMPLETE }, |fields| {
                 fields.put_u64(self.repair.1.0);
                 fields.put_u64(self.repair.0.as_u64());
             });
@@ -249,8 +255,10 @@ impl FenceReply {
             commit_lsn: Lsn(reader.u64("commit_lsn")?),
             leads: decode_bool(&mut reader, "leads")?,
             repair: (Term::ZERO, Lsn::ZERO),
+            complete: true,
         };
-        let [until, term] = finish_with(reader, ["repair_until", "repair_term"])?;
+        let (flags, [until, term]) = finish_with_flags(reader, ["repair_until", "repair_term"])?;
+        reply.complete = flags & STATE_INCOMPLETE == 0;
         reply.repair = (Term::from_u64(term), Lsn(until));
         Ok(reply)
     }

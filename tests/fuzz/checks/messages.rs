@@ -2,7 +2,8 @@
 
 use kvstore::wire::client::{Reply, Request};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, Fence, FenceReply, Hello, HelloError, Open, OpenReply, Refuse,
+    Ack, AppendEntries, Fence, FenceReply, Hello, HelloError, Open, OpenReply, Refuse, SnapshotAck,
+    SnapshotChunk, SnapshotOffer,
 };
 use kvstore::wire::{DecodeError, MessageType};
 
@@ -19,7 +20,8 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
         | Type::Status
         | Type::Promote
         | Type::Follow
-        | Type::Inspect => {
+        | Type::Inspect
+        | Type::Snapshot => {
             let request = Request::decode(message_type, body)?.expect("the type is a request's");
             // Whatever it says about sizes, it says so without a panic.
             let _problem = request.size_problem().map(|problem| problem.to_string());
@@ -52,6 +54,9 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
             assert_eq!(record_bytes, entries.records.len(), "every record was walked");
             entries.encode(&mut out);
         }
+        Type::SnapshotOffer => SnapshotOffer::decode(body)?.encode(&mut out),
+        Type::SnapshotChunk => SnapshotChunk::decode(body)?.encode(&mut out),
+        Type::SnapshotAck => SnapshotAck::decode(body)?.encode(&mut out),
         Type::AppendEntriesAck => Ack::decode(body)?.encode(&mut out),
     }
     Ok(out)

@@ -1,0 +1,65 @@
+//! What a node is told when it starts, and the sizes that a simulator makes small.
+
+use super::{FlushMode, PinConfig, RoleFlag, SnapshotConfig};
+use crate::limits::{APPEND_BATCH_SIZE, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
+use crate::replication::commit::AckPolicy;
+use crate::wal::WalConfig;
+
+/// What a node is told when it starts. Validated; nothing in it is checked again.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The port clients and peers reach it at (for messages to the operator).
+    pub port: u16,
+    /// Where it says it listens; an empty host means "where you see me".
+    pub own_address: String,
+    /// The role a new data directory takes.
+    pub role: RoleFlag,
+    /// The followers of a leader, as `HOST:PORT`.
+    pub peers: Vec<String>,
+    /// The leader of a follower, or empty: where to send writers before the first session.
+    pub leader: String,
+    /// When a write is acknowledged.
+    pub ack: AckPolicy,
+    /// How many nodes in sync must have a write.
+    pub min_insync: usize,
+    /// When a follower leaves the in-sync set.
+    pub insync_timeout_ms: u64,
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Whether receipts are kept (on; off only to measure what they cost).
+    pub receipts: bool,
+    /// The log.
+    pub wal: WalConfig,
+    /// Whether the loop waits for its disk.
+    pub flush: FlushMode,
+    /// Why it does although it was told not to, if that is so.
+    pub flush_refused: Option<String>,
+    /// What a follower's connection may cost.
+    pub feed: FeedLimits,
+    /// What the log may cost while a follower gets a snapshot.
+    pub pin: PinConfig,
+    /// When snapshots are made, and how they are loaded.
+    pub snapshot: SnapshotConfig,
+}
+
+/// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the
+/// simulator makes them small, so that a log of a few KiB takes every path that one of many MiB does.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedLimits {
+    /// Bytes of records in one frame before the next is begun.
+    pub frame_bytes: usize,
+    /// Bytes waiting to be sent above which a follower is fed from the log files.
+    pub high_water: usize,
+    /// Bytes waiting to be sent below which it is fed again.
+    pub low_water: usize,
+}
+
+impl Default for FeedLimits {
+    fn default() -> FeedLimits {
+        FeedLimits {
+            frame_bytes: APPEND_BATCH_SIZE,
+            high_water: PEER_OUTPUT_HIGH_WATER,
+            low_water: PEER_OUTPUT_LOW_WATER,
+        }
+    }
+}
