@@ -27,6 +27,8 @@ pub struct Sent {
     pub at: u64,
     /// Filled in when the node hands the reply to the network: whether a leader gave it.
     pub by_leader: bool,
+    /// The answer was that nobody knows whether it happened.
+    pub unknown: bool,
 }
 
 /// All requests of one connection; the n-th reply answers the n-th request.
@@ -58,6 +60,8 @@ pub struct Got {
     pub status: Status,
     pub lsn: u64,
     pub term: u64,
+    /// The number of the write whose value it is.
+    pub value_id: Option<u64>,
     pub text: String,
 }
 
@@ -151,6 +155,7 @@ impl Client {
                     status: reply.status,
                     lsn: reply.lsn.0,
                     term: reply.term.as_u64(),
+                    value_id: crate::mirror::value_id(reply.payload),
                     text: String::from_utf8_lossy(reply.payload).into_owned(),
                 });
             }

@@ -77,7 +77,7 @@ impl World {
             return;
         }
         client.push(&ask, Host::address);
-        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false });
+        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false, unknown: false });
     }
 
     pub fn client_writes(&mut self, index: usize) {
@@ -107,7 +107,9 @@ impl World {
             let sent = dialogue.sent[dialogue.received].clone();
             dialogue.received += 1;
             let site = dialogue.site;
+            dialogue.sent[dialogue.received - 1].unknown = got.status == Status::OutcomeUnknown;
             self.oracle.on_got(&mut core, site, &sent, &got);
+            self.oracle.histories.on_got(core.now, conn, site, &sent, &got);
             if index == self.clients.len() - 1 {
                 core.trace(|| {
                     format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)

@@ -21,6 +21,7 @@ mod crowd;
 mod disk;
 mod faults;
 mod heal;
+mod histories;
 mod host;
 mod knobs;
 #[path = "../support/mem_disk.rs"]
@@ -30,6 +31,7 @@ mod net;
 mod oracle;
 mod replies;
 mod sabotage;
+mod search;
 mod socks;
 mod stats;
 mod trace;

@@ -55,6 +55,11 @@ pub struct Mirror {
     pub shrunk_to: Option<u64>,
 }
 
+/// The number that a value begins with.
+pub fn value_id(value: &[u8]) -> Option<u64> {
+    value.first_chunk::<8>().map(|raw| u64::from_be_bytes(*raw))
+}
+
 impl Mirror {
     /// The number of records.
     pub fn last(&self) -> u64 {
@@ -109,7 +114,7 @@ impl Mirror {
         let mut leader = before.map_or(NodeId::NONE, |entry| entry.leader);
         let kind = match record.effect {
             Effect::Put { key, value } => {
-                let id = value.get(..8).map_or(0, |raw| u64::from_be_bytes(raw.try_into().expect("8 bytes")));
+                let id = value_id(value).unwrap_or(0);
                 if let Some(other) = self.ids.insert(id, lsn) {
                     panic!("write {id} is in one log at LSN {other} and again at LSN {lsn}");
                 }

@@ -9,6 +9,7 @@ use kvstore::replication::commit::AckPolicy;
 
 use crate::client::Dialogue;
 use crate::core::Core;
+use crate::histories::Histories;
 use crate::host::Host;
 use crate::mirror::Kind;
 
@@ -60,6 +61,7 @@ pub struct Oracle {
     /// A cut below a commit LSN happened before the second phase.
     pub discards_in_chaos: bool,
     pub acks_seen: u64,
+    pub histories: Histories,
 }
 
 impl Oracle {

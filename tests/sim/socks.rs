@@ -15,7 +15,7 @@ use kvstore::wire::client::{Reply, Status};
 use kvstore::wire::peer::{Ack, FenceReply, OpenReply};
 
 use crate::core::Shared;
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, value_id};
 
 /// Bytes of an APPEND_ENTRIES body around its records: the count before, the trailer behind.
 const APPEND_HEAD: usize = 4;
@@ -214,14 +214,12 @@ impl Socks {
                     if reply.status == Status::Ok {
                         tells(reply.lsn.0, "a reply");
                     }
-                    let value_id =
-                        reply.payload.get(..8).map(|raw| u64::from_be_bytes(raw.try_into().expect("8")));
                     self.emitted.push(Emitted {
                         conn: sock.conn,
                         status: reply.status,
                         lsn: reply.lsn.0,
                         term: reply.term.as_u64(),
-                        value_id,
+                        value_id: value_id(reply.payload),
                         text: if reply.status == Status::Ok && reply.payload.first() != Some(&b'{') {
                             String::new()
                         } else {

@@ -72,6 +72,7 @@ impl World {
             self.handle(event);
         }
         self.check_healed();
+        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues);
         let core = self.core.borrow();
         Outcome {
             stats: core.stats.clone(),
