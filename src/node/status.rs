@@ -31,6 +31,10 @@ pub struct Observed {
     pub in_sync: bool,
     /// The term and round of the newest frame of a leader's: sent, or heard in the session.
     pub round: (Term, u64),
+    /// Bytes of records appended and not applied.
+    pub in_flight_bytes: usize,
+    /// Connections that are neither closed nor about to be.
+    pub connections: usize,
     /// Of a leader: address, match LSN and whether it is in sync, for each follower.
     pub peers: Vec<(String, Lsn, bool)>,
 }
@@ -56,6 +60,8 @@ impl Node {
             discard_allowed: meta.discard_allowed,
             in_sync: meta.in_sync,
             round: (meta.term, round),
+            in_flight_bytes: self.inflight.size(),
+            connections: self.conns.len(),
             peers: self.leader().map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
         }
     }

@@ -109,6 +109,9 @@ impl World {
             let site = dialogue.site;
             dialogue.sent[dialogue.received - 1].unknown = got.status == Status::OutcomeUnknown;
             self.oracle.on_got(&mut core, site, &sent, &got);
+            if let (Ask::Put { .. }, Status::Ok) = (&sent.ask, got.status) {
+                self.clients[index].last_lsn = got.lsn;
+            }
             self.oracle.histories.on_got(core.now, conn, site, &sent, &got);
             if index == self.clients.len() - 1 {
                 core.trace(|| {

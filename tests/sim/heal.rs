@@ -163,6 +163,7 @@ impl World {
             for sock in process.socks.slots.iter().flatten() {
                 assert!(sock.output.is_empty(), "host {site}: {} bytes never left", sock.output.len());
             }
+            crate::bounds::check_relics(&self.core.borrow(), host);
             let dials = host.dials_made - self.heal.dials_before[site];
             let most = DIALS_MAX * self.hosts.len() as u64;
             assert!(dials <= most, "host {site} dialled {dials} times in the last ten seconds");

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 mod args;
+mod bounds;
 mod client;
 mod core;
 mod crowd;
@@ -29,6 +30,8 @@ mod mem_disk;
 mod mirror;
 mod net;
 mod oracle;
+mod proof;
+mod receipts;
 mod replies;
 mod sabotage;
 mod search;

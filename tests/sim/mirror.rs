@@ -28,6 +28,8 @@ pub struct Entry {
     pub term: Term,
     pub leader: NodeId,
     pub kind: Kind,
+    /// Bytes of all records up to it.
+    pub end: u64,
 }
 
 /// The log of one node.
@@ -49,6 +51,10 @@ pub struct Mirror {
     /// The commit LSN in the newest mark, written and synced.
     pub mark_commit: (u64, u64),
     mark_file: Option<FileId>,
+    /// TERM records that it has seen, those cut again included.
+    pub terms: usize,
+    /// Bytes of records that one turn has added, at most.
+    pub turn_max: u64,
     /// A sync failed: what it was to write is nowhere, whatever later ones say.
     pub lost: bool,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
@@ -81,6 +87,12 @@ impl Mirror {
         let versions = self.keys.get(key)?;
         let behind = versions.partition_point(|(at, _)| *at <= lsn);
         versions[..behind].last()?.1
+    }
+
+    /// Bytes of the records behind `after`.
+    pub fn bytes_behind(&self, after: u64) -> u64 {
+        let end = |entry: Option<&Rc<Entry>>| entry.map_or(0, |entry| entry.end);
+        end(self.entries.last()) - end(self.get(after))
     }
 
     /// Forgets what is behind `keep`.
@@ -127,6 +139,7 @@ impl Mirror {
             }
             Effect::Term { term: new, leader: who } => {
                 (term, leader) = (new, who);
+                self.terms += 1;
                 Kind::Term
             }
         };
@@ -139,7 +152,8 @@ impl Mirror {
             hasher.finalize() == chain.0,
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
-        let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
+        let end = before.map_or(0, |entry| entry.end) + bytes.len() as u64;
+        let entry = Rc::new(Entry { lsn, chain, term, leader, kind, end });
         self.entries.push(entry.clone());
         self.file_of.push(file);
         self.fresh.push(entry);

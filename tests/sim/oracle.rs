@@ -78,6 +78,7 @@ impl Oracle {
         let Some(process) = &mut host.process else { return };
         let seen = process.node.observe();
         let emitted = std::mem::take(&mut process.socks.emitted);
+        let acks = std::mem::take(&mut process.socks.acks);
         let told = process.socks.told;
         if !crashed && seen.last.0 < host.mirror.borrow().last() {
             host.mirror.borrow_mut().cut(seen.last.0);
@@ -100,6 +101,7 @@ impl Oracle {
             process.socks.told = 0;
         }
         let promoted = !crashed && seen.leads && host.seen.as_ref().is_some_and(|before| !before.leads);
+        self.check_acks(core, hosts, site, &seen, &acks);
         for reply in emitted {
             self.on_emitted(core, hosts, site, &seen, dialogues, &reply, shrunk.is_some());
         }
@@ -121,6 +123,10 @@ impl Oracle {
 
     fn take_fresh(&mut self, host: &Host) {
         let fresh = std::mem::take(&mut host.mirror.borrow_mut().fresh);
+        if let Some(first) = fresh.first() {
+            let mut mirror = host.mirror.borrow_mut();
+            mirror.turn_max = mirror.turn_max.max(mirror.bytes_behind((first.lsn - 1).min(mirror.last())));
+        }
         for entry in fresh {
             let key = (entry.lsn, entry.term.as_u64(), entry.leader);
             let known = *self.records.entry(key).or_insert(entry.chain);
@@ -214,13 +220,7 @@ impl Oracle {
             let known = *self.hashes.entry((entry.lsn, entry.chain.0)).or_insert(hash);
             assert!(known == hash, "host {site}: the state at LSN {} differs between nodes", entry.lsn);
         }
-        for sock in process.socks.slots.iter().flatten() {
-            assert!(
-                sock.output.len() <= 24 << 20,
-                "host {site}: {} bytes wait on one connection",
-                sock.output.len()
-            );
-        }
+        crate::bounds::check(core, host, seen);
     }
 
     /// A host leads by promotion: what it lacks is lost, and the promise must allow that.

@@ -3,15 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use kvstore::ids::Chain;
 use kvstore::node::Observed;
 use kvstore::replication::commit::AckPolicy;
 use kvstore::wire::client::Status;
 
 use crate::client::{Ask, Dialogue, Got, Sent};
 use crate::core::Core;
-use crate::host::{Host, read_log_of};
-use crate::mem_disk::Keep;
+use crate::host::Host;
 use crate::mirror::Kind;
 use crate::oracle::{Acked, Oracle};
 use crate::socks::Emitted;
@@ -34,6 +32,10 @@ impl Oracle {
         dialogue.emitted += 1;
         sent.by_leader = seen.leads && seen.term.as_u64() == reply.term;
         let sent = sent.clone();
+        let host = &hosts[site];
+        let asked_ns = core.now + host.ahead.get() - sent.at;
+        let host_ns = u128::from(asked_ns) * u128::from(host.clock.rate_ppm) / 1_000_000;
+        crate::receipts::check(core, site, &sent, reply, host_ns as u64);
         core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
         match (&sent.ask, reply.status) {
             (Ask::Put { .. } | Ask::Delete { .. }, Status::Ok | Status::NotFound) if shrunk => {}
@@ -137,7 +139,9 @@ impl Oracle {
                 !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)
             }) {
                 if core.knobs.ack == AckPolicy::InSync || *member == site {
-                    prove_on_copy(core, &hosts[*member], lsn, acked.chain);
+                    let host = &hosts[*member];
+                    crate::proof::on_copy(core, &host.mem, host.site, lsn, acked.chain);
+                    core.stats.count("check: acknowledgement proved on a copy of the disk");
                 }
             }
         }
@@ -207,17 +211,3 @@ impl Oracle {
     }
 }
 
-/// Crashes a copy of this disk, keeping nothing that was not synced, and reads its log.
-pub fn prove_on_copy(core: &mut Core, host: &Host, lsn: u64, chain: Chain) {
-    let copy = host.mem.fork();
-    copy.crash(Keep::None);
-    let log = read_log_of(copy)
-        .unwrap_or_else(|why| panic!("host {}: a copy of its disk after a power loss: {why}", host.site));
-    assert!(
-        log.holds(lsn, chain),
-        "host {} told LSN {lsn}; after a power loss its log ends at {}",
-        host.site,
-        log.last()
-    );
-    core.stats.count("check: acknowledgement proved on a copy of the disk");
-}
