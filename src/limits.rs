@@ -77,6 +77,9 @@ pub const SEGMENT_SIZE_MAX: u64 = 1 << 30;
 pub const FRAME_DEADLINE_MS: u64 = 30_000;
 /// Milliseconds in which a dialled peer must answer connect, hello and open.
 pub const HANDSHAKE_DEADLINE_MS: u64 = 5_000;
+/// Milliseconds in which a node that said hello must open a session or ask something, and again after each
+/// question: longer than a promotion is silent between its two.
+pub const PEER_IDLE_MS: u64 = 10_000;
 /// Milliseconds between heartbeats of a leader, by default.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
 /// Milliseconds without progress after which a follower leaves the in-sync set, by default.
@@ -110,5 +113,6 @@ const _: () = {
     assert!(IN_FLIGHT_SIZE_MAX >= 2 * BATCH_SIZE_MAX);
     assert!(INPUT_BUDGET >= 2 * FRAME_SIZE_MAX);
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
+    assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);
 };

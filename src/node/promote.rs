@@ -140,6 +140,7 @@ impl Node {
         let fence = Fence::decode(body).map_err(malformed("FENCE"))?;
         let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
         let address = peer.address.clone();
+        self.expect_more_of(conn);
         let leads = self.leader().is_some();
         let token = self.settle(io)?;
         let meta = self.meta.get();

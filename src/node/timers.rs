@@ -13,6 +13,7 @@ impl Node {
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
+        self.close_idle_peers(io, input_left);
         self.promotion_timers(io)?;
         self.summarize_lines();
         Ok(())
@@ -25,7 +26,8 @@ impl Node {
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
         let deadlines = [self.leader_deadline(), self.follower_deadline(), self.promotion_deadline()];
-        deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
+        let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
+        deadlines.into_iter().flatten().chain(greeted).chain(lines.into_iter().filter_map(|line| line.due())).min()
     }
 
     /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.
