@@ -33,6 +33,7 @@ impl World {
         });
         if waits && now >= client.lazy_until + Client::PATIENCE {
             self.client_lost(index);
+            self.clients[index].target = (self.clients[index].target + 1) % self.hosts.len();
         } else if wander && self.healed_at.is_none() {
             self.client_lost(index);
             self.clients[index].target = elsewhere;
@@ -112,12 +113,12 @@ impl World {
             if let (Ask::Put { .. }, Status::Ok) = (&sent.ask, got.status) {
                 self.clients[index].last_lsn = got.lsn;
             }
+            self.heal.on_got(site, &sent.ask, sent.at, got.status, self.healed_at);
             self.oracle.histories.on_got(core.now, conn, site, &sent, &got);
             if index == self.clients.len() - 1 {
                 core.trace(|| {
                     format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)
                 });
-                self.heal.on_reply(&sent.ask, got.status);
             } else if got.status == Status::NotLeader {
                 core.stats.count("client: redirected");
                 let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);

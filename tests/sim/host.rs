@@ -35,6 +35,10 @@ pub struct Told {
     pub chain: Chain,
     /// The term in force when something left last.
     pub term: u64,
+    /// The highest LSN at which a read was served.
+    pub read_lsn: u64,
+    /// As above, with this turn: connections are looked at one after the other, not in the order of their reads.
+    pub read_newest: u64,
     /// The commit LSN in the last synced mark.
     pub mark_commit: u64,
 }
@@ -73,6 +77,8 @@ pub struct Host {
     pub ending: bool,
     /// A durable bit of its log has flipped: it must refuse to start.
     pub rotten: bool,
+    /// What it warned of: what a forced promotion or a discard may lose.
+    pub printed: Vec<String>,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
 }
@@ -147,6 +153,7 @@ impl Host {
         self.ahead.set(0);
         self.next_turn = None;
         let result = self.run_turn();
+        self.printed.extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
         self.busy_until = self.core.borrow().now + self.ahead.get();
         if self.mem.has_crashed() {
             return TurnEnd::Crashed;

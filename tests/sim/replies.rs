@@ -44,6 +44,12 @@ impl Oracle {
             }
             (Ask::Get { key }, Status::Ok | Status::NotFound) if !shrunk => {
                 let mirror = hosts[site].mirror.borrow();
+                assert!(
+                    reply.lsn >= hosts[site].told.read_lsn,
+                    "host {site} serves a read at LSN {} behind one at LSN {}, and cut nothing",
+                    reply.lsn,
+                    hosts[site].told.read_lsn
+                );
                 assert!(reply.lsn <= mirror.last(), "host {site} serves a read at LSN {}", reply.lsn);
                 let expected = mirror.value_at(key, reply.lsn);
                 let value = if reply.status == Status::Ok { reply.value_id } else { None };
@@ -53,6 +59,8 @@ impl Oracle {
                     String::from_utf8_lossy(key),
                     reply.lsn
                 );
+                drop(mirror);
+                hosts[site].told.read_newest = hosts[site].told.read_newest.max(reply.lsn);
                 core.stats.count(if sent.by_leader {
                     "client: read checked"
                 } else {

@@ -130,6 +130,8 @@ impl World {
                     self.end_process(host, power);
                 }
             }
+            Event::Continue(site) if self.broken(site).is_some() => {}
+            Event::SpaceBack(site) if self.broken(site).is_some() => {}
             Event::Continue(site) => {
                 self.hosts[site].paused = false;
                 self.core.borrow_mut().stats.count("process: continue");
@@ -144,7 +146,7 @@ impl World {
     // ---- processes
 
     pub fn start(&mut self, site: usize) {
-        if self.hosts[site].process.is_some() {
+        if self.hosts[site].process.is_some() || !self.may_start(site) {
             return;
         }
         let mut core = self.core.borrow_mut();
@@ -162,6 +164,7 @@ impl World {
                 let (busy, seen) = (host.busy_until, host.seen.clone());
                 core.trace(|| format!("host {site} is up: {seen:?}"));
                 drop(core);
+                self.after_broken_start(site);
                 self.schedule(site, busy);
             }
             Err(TurnEnd::Crashed) => self.end_process(site, true),
@@ -401,5 +404,6 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         ending: false,
         rotten: false,
         waits: Vec::new(),
+        printed: Vec::new(),
     }
 }
