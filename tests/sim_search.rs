@@ -49,14 +49,14 @@ fn two_reads_behind_each_other_do_not_go_back_in_time() {
 
 #[test]
 fn a_stale_read_is_found() {
-    let calls = [
-        call(1, 0, 1, Op::Write(1)),
-        call(1, 2, 3, Op::Write(2)),
-        call(2, 4, 5, Op::Read(Some(1))),
-    ];
+    let calls = [call(1, 0, 1, Op::Write(1)), call(1, 2, 3, Op::Write(2)), call(2, 4, 5, Op::Read(Some(1)))];
     assert!(!has_order(EMPTY, &calls));
     let Verdict::Not { ordered, stuck, .. } = search(&calls, EMPTY, 100) else { panic!("it has no order") };
-    assert_eq!((ordered, stuck), (1, vec![calls[1]]), "the value that is read must not be overwritten before");
+    assert_eq!(
+        (ordered, stuck),
+        (1, vec![calls[1]]),
+        "the value that is read must not be overwritten before"
+    );
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl Node {
         self.greeted = others;
         let late: Vec<(ConnId, Time)> = late;
         for (conn, _) in late {
-            let idle = matches!(self.conns.get(conn), Some(Conn::PeerIn(_))) && self.session_mut(conn).is_none();
+            let idle =
+                matches!(self.conns.get(conn), Some(Conn::PeerIn(_))) && self.session_mut(conn).is_none();
             if idle {
                 log_debug!("peer", "a node that said hello asked for nothing in {PEER_IDLE_MS} ms");
                 self.close(io, conn, Close::Now);

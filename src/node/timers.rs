@@ -27,7 +27,12 @@ impl Node {
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
         let deadlines = [self.leader_deadline(), self.follower_deadline(), self.promotion_deadline()];
         let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
-        deadlines.into_iter().flatten().chain(greeted).chain(lines.into_iter().filter_map(|line| line.due())).min()
+        deadlines
+            .into_iter()
+            .flatten()
+            .chain(greeted)
+            .chain(lines.into_iter().filter_map(|line| line.due()))
+            .min()
     }
 
     /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.

@@ -41,7 +41,11 @@ pub fn check(core: &mut Core, host: &Host, seen: &Observed) {
         grown += extra;
         let most = output_max(core, host, process, id, frame);
         let length = sock.output.len();
-        assert!(length <= most, "host {}: {length} bytes wait on one connection, of {most} allowed", host.site);
+        assert!(
+            length <= most,
+            "host {}: {length} bytes wait on one connection, of {most} allowed",
+            host.site
+        );
         waiting = waiting.max(length);
     }
     assert!(grown <= INPUT_BUDGET, "host {}: {grown} bytes of grown input buffers", host.site);

@@ -1,6 +1,6 @@
-//! The second phase: nothing breaks any more (what is broken for good: `broken.rs`), an operator who knows what he does repairs the roles, and
-//! within bounded time everything must be well: requests answered, followers equal, buffers empty, nobody
-//! dialling in a tight loop, and every acknowledged write there.
+//! The second phase: nothing breaks any more (what is broken for good: `broken.rs`), an operator who knows what
+//! he does repairs the roles, and within bounded time everything must be well: requests answered, followers equal,
+//! buffers empty, nobody dialling in a tight loop, and every acknowledged write there.
 
 use std::collections::BTreeMap;
 
@@ -149,7 +149,9 @@ impl World {
                 let lost = lost.filter(|write| !mirror.holds(write.lsn, write.chain)).count();
                 (std::cmp::Reverse(lost), mirror.entries.last().map(|entry| (entry.term, entry.lsn)))
             };
-            (0..self.hosts.len()).max_by_key(missing).expect("there are hosts")
+            // A log that rots is found to be damaged, and thrown away, when its host starts.
+            let sound = (0..self.hosts.len()).filter(|site| !self.hosts[*site].rotten);
+            sound.max_by_key(missing).expect("the first host's log never rots")
         });
         self.core.borrow_mut().trace(|| format!("operator chooses host {chosen}"));
         chosen
@@ -185,7 +187,9 @@ impl World {
             for sock in process.socks.slots.iter().flatten().filter(to_healed) {
                 assert!(sock.output.is_empty(), "host {site}: {} bytes never left", sock.output.len());
             }
-            crate::bounds::check_relics(&self.core.borrow(), host, |site| self.broken(site) != Some(Broken::NoSync));
+            crate::bounds::check_relics(&self.core.borrow(), host, |site| {
+                self.broken(site) != Some(Broken::NoSync)
+            });
             let dials = host.dials_made - self.heal.dials_before[site];
             let most = DIALS_MAX * self.hosts.len() as u64;
             assert!(dials <= most, "host {site} dialled {dials} times in the last ten seconds");

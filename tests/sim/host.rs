@@ -123,7 +123,13 @@ impl Host {
         let durable =
             read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
-        let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone(), self.mem.clone());
+        let socks = Socks::new(
+            self.core.clone(),
+            self.site,
+            self.ahead.clone(),
+            self.mirror.clone(),
+            self.mem.clone(),
+        );
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
         self.busy_until = now + self.ahead.get();
         self.cuts = 0;
@@ -153,7 +159,8 @@ impl Host {
         self.ahead.set(0);
         self.next_turn = None;
         let result = self.run_turn();
-        self.printed.extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
+        self.printed
+            .extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
         self.busy_until = self.core.borrow().now + self.ahead.get();
         if self.mem.has_crashed() {
             return TurnEnd::Crashed;

@@ -135,7 +135,11 @@ impl Totals {
         println!("  {:>14.1}  simulated hours", self.virtual_ns as f64 / 3.6e12);
         println!("  {:>14}  turns of a node", self.turns);
         println!("  {:>14}  acknowledged writes", self.stats.of("client: acknowledged write"));
-        println!("  {:>14}  faults, of {} kinds", self.stats.sum(stats::FAULTS), self.stats.kinds(stats::FAULTS));
+        println!(
+            "  {:>14}  faults, of {} kinds",
+            self.stats.sum(stats::FAULTS),
+            self.stats.kinds(stats::FAULTS)
+        );
         println!("  {:>14}  checks of single events", self.stats.sum(&["check: "]));
         println!("  {:>14.1}  seconds", began.elapsed().as_secs_f64());
         missing

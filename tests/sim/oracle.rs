@@ -242,7 +242,8 @@ impl Oracle {
             if !mirror.holds(write.lsn, write.chain) {
                 let told = before.in_sync && hosts[site].heard > write.round;
                 // What was not said was not given up by force.
-                let forced = said.as_ref().is_some_and(|said| crate::promises::covers(core, said, hosts, site, write));
+                let forced =
+                    said.as_ref().is_some_and(|said| crate::promises::covers(core, said, hosts, site, write));
                 self.must_allow(core, &Promotion { forced, ..promotion.clone() }, write, told);
                 write.given_up = true;
             }

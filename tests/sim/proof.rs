@@ -50,7 +50,8 @@ impl Oracle {
     ) {
         for (conn, lsn, chain) in acks.iter().filter(|(_, lsn, _)| *lsn > 0) {
             let ends = core.net.conns[*conn].ends;
-            let leader = ends.iter().map(|end| end.site).find(|other| *other != site).expect("it has two ends");
+            let leader =
+                ends.iter().map(|end| end.site).find(|other| *other != site).expect("it has two ends");
             // One that was deposed meanwhile may have cut what it sent.
             let Some(leader) = hosts.get(leader) else { continue };
             if !leader.seen.as_ref().is_some_and(|theirs| theirs.leads && theirs.term == seen.term) {

@@ -83,6 +83,9 @@ fn adds_up(site: usize, receipt: &Value, lsn: Option<u64>) {
         let Some(ack) = follower["ack_us"].as_f64() else { continue };
         let own = number(follower, "decode_us") + number(follower, "sync_us");
         let network = number(follower, "network_us");
-        assert!(network <= ack + ROUNDING_US, "host {site}: {own} us of its own and {network} of {ack}: {receipt}");
+        assert!(
+            network <= ack + ROUNDING_US,
+            "host {site}: {own} us of its own and {network} of {ack}: {receipt}"
+        );
     }
 }

@@ -218,4 +218,3 @@ impl Oracle {
         order.done.push((core.now, highest));
     }
 }
-

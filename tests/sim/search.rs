@@ -55,7 +55,11 @@ pub enum Verdict {
     Linearizable,
     /// No order explains it. How many calls could be put in order, what the register held then, and the calls
     /// that could have been next and do not fit.
-    Not { ordered: usize, content: Content, stuck: Vec<Call> },
+    Not {
+        ordered: usize,
+        content: Content,
+        stuck: Vec<Call>,
+    },
     /// The steps were used up.
     Undecided,
 }
@@ -275,7 +279,8 @@ impl Search {
             moves.push(Move::SpareWrite);
         }
         let is_some = self.state.content != Content::Known(None);
-        if self.want_none > 0 && is_some && self.may_go() && began(&self.spare_removals, self.state.removals) {
+        if self.want_none > 0 && is_some && self.may_go() && began(&self.spare_removals, self.state.removals)
+        {
             moves.push(Move::SpareRemoval);
         }
         moves

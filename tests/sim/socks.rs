@@ -248,7 +248,9 @@ impl Socks {
                         lsn: reply.lsn.0,
                         term: reply.term.as_u64(),
                         value_id: value_id(reply.payload),
-                        text: if reply.status == Status::Ok && !matches!(reply.payload.first(), Some(b'{' | b'[')) {
+                        text: if reply.status == Status::Ok
+                            && !matches!(reply.payload.first(), Some(b'{' | b'['))
+                        {
                             String::new()
                         } else {
                             String::from_utf8_lossy(reply.payload).into_owned()
