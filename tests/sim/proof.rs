@@ -10,7 +10,7 @@ use crate::mem_disk::{Keep, MemDisk};
 use crate::oracle::Oracle;
 
 /// One out of so many ACKs is proved: reading a log takes as long as some hundred turns.
-const ACKS_PER_PROOF: u64 = 250;
+const ACKS_PER_PROOF: u64 = 400;
 
 /// An ACK, or another word about its disk, is handed to the network by this node in this moment.
 pub fn now_and_then(core: &Shared, mem: &MemDisk, site: usize, lsn: u64, chain: Chain) {

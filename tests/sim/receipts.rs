@@ -21,7 +21,7 @@ pub fn wants_receipt(id: u64) -> bool {
 /// What a client asks about its time, now and then: the write with this LSN, the slowest, or the histograms.
 pub fn draw(core: &mut Core, lsn: u64) -> Inspect {
     match core.rng.below(8) {
-        0 => Inspect::Slowest(64),
+        0 => Inspect::Slowest(16),
         1 => Inspect::Tail(900_000),
         2 => Inspect::Latency,
         3 => Inspect::Reset,
