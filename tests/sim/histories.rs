@@ -51,7 +51,7 @@ impl Histories {
             let mut calls = begin_of(done);
             let last_end = calls.iter().filter_map(|call| call.to).max().unwrap_or(0);
             let open = open.get(&(*site, key.clone())).unwrap_or(&none);
-            calls.extend(open.iter().filter(|(_, call)| call.from <= last_end).map(|(_, call)| *call));
+            calls.extend(open.iter().filter(|call| call.from <= last_end));
             // Both lists are in the order of each lane, and a lane's open calls may stand between its others.
             calls.sort_by_key(|call| call.from);
             let begin = if *term == 1 { Content::Known(None) } else { Content::Anything };
@@ -90,21 +90,22 @@ fn begin_of(done: &[Call]) -> Vec<Call> {
     calls
 }
 
-/// Writes that nobody heard the end of, by the host they were sent to and their key.
-fn open_writes(dialogues: &BTreeMap<usize, Dialogue>) -> BTreeMap<(usize, Vec<u8>), Vec<(usize, Call)>> {
-    let mut open: BTreeMap<(usize, Vec<u8>), Vec<(usize, Call)>> = BTreeMap::new();
+/// Calls by the host they were sent to and their key.
+type ByKey = BTreeMap<(usize, Vec<u8>), Vec<Call>>;
+
+/// Writes that nobody heard the end of.
+fn open_writes(dialogues: &BTreeMap<usize, Dialogue>) -> ByKey {
+    let mut open = ByKey::new();
     for (conn, dialogue) in dialogues {
-        for (index, sent) in dialogue.sent.iter().enumerate() {
-            if index < dialogue.received && !sent.unknown {
-                continue;
-            }
+        let unheard = |(index, sent): &(usize, &Sent)| *index >= dialogue.received || sent.unknown;
+        for (_, sent) in dialogue.sent.iter().enumerate().filter(unheard) {
             let (key, op) = match &sent.ask {
                 Ask::Put { key, id, .. } => (key, Op::Write(*id)),
                 Ask::Delete { key, .. } => (key, Op::Remove(None)),
                 _ => continue,
             };
             let call = Call { lane: *conn, from: sent.at, to: None, op };
-            open.entry((dialogue.site, key.clone())).or_default().push((index, call));
+            open.entry((dialogue.site, key.clone())).or_default().push(call);
         }
     }
     open
