@@ -84,7 +84,8 @@ impl World {
             let (hosts, sites) = (self.hosts.len(), self.core.borrow().net.alive.len());
             self.hosts[site].mem.heal();
             self.hosts[site].mem.set_capacity(None);
-            let leads = self.leads(site);
+            // Also one that is down just now, and will lead again.
+            let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
             let mut core = self.core.borrow_mut();
             // One that believes to lead would keep the clients that it still answers.
             let to_clients = leads || core.chance(500_000);

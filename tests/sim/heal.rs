@@ -17,6 +17,8 @@ use crate::world::World;
 pub const HEAL_NS: u64 = 50_000 * MS;
 /// Clients send nothing new in the last part of it.
 const QUIET_NS: u64 = 20_000 * MS;
+/// A connection may have lost its other side for so long: `PEER_IDLE_MS`, on a slow clock.
+const RELIC_NS: u64 = 14_000 * MS;
 /// By then the chosen host leads and serves.
 const SETTLED_NS: u64 = 20_000 * MS;
 /// Connects of one host in the last ten seconds, per other host, at most: a steady state needs none.
@@ -33,6 +35,8 @@ pub struct Heal {
     restarted: bool,
     last_follow: Vec<u64>,
     dials_before: Vec<u64>,
+    /// Connections without another side, longer ago than a node may wait for what comes next on one.
+    relics_before: Vec<usize>,
     steps: u64,
 }
 
@@ -98,6 +102,11 @@ impl World {
         self.heal.steps += 1;
         if since + QUIET_NS >= HEAL_NS {
             self.clients.iter_mut().for_each(|client| client.quiet = true);
+        }
+        if since + RELIC_NS <= HEAL_NS {
+            let core = self.core.borrow();
+            self.heal.relics_before =
+                self.hosts.iter().flat_map(|host| crate::bounds::relics(&core, host)).collect();
         }
         if since + 10_000 * MS <= HEAL_NS {
             self.heal.dials_before = self.hosts.iter().map(|host| host.dials_made).collect();
@@ -187,9 +196,12 @@ impl World {
             for sock in process.socks.slots.iter().flatten().filter(to_healed) {
                 assert!(sock.output.is_empty(), "host {site}: {} bytes never left", sock.output.len());
             }
-            crate::bounds::check_relics(&self.core.borrow(), host, |site| {
-                self.broken(site) != Some(Broken::NoSync)
-            });
+            let relics = crate::bounds::relics(&self.core.borrow(), host);
+            let old = relics.iter().find(|conn| self.heal.relics_before.contains(conn));
+            assert!(
+                old.is_none(),
+                "host {site} holds connection {old:?}, which has had no other side for long"
+            );
             let dials = host.dials_made - self.heal.dials_before[site];
             let most = DIALS_MAX * self.hosts.len() as u64;
             assert!(dials <= most, "host {site} dialled {dials} times in the last ten seconds");
