@@ -60,7 +60,8 @@ impl World {
             let target = client.target;
             let up = core.net.alive[target] > 0 && core.net.works(client.site, target);
             if !up {
-                client.target = (target + 1) % self.hosts.len();
+                // Any of them: the next one may name this one as its leader again, and so on.
+                client.target = core.some_host();
                 return;
             }
             let conn = core.connect(client.site, target);
