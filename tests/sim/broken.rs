@@ -84,20 +84,18 @@ impl World {
             let (hosts, sites) = (self.hosts.len(), self.core.borrow().net.alive.len());
             self.hosts[site].mem.heal();
             self.hosts[site].mem.set_capacity(None);
-            // Also one that is down just now, and will lead again.
-            let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
             let mut core = self.core.borrow_mut();
-            // One that believes to lead would keep the clients that it still answers.
-            let to_clients = leads || core.chance(500_000);
-            for other in (0..sites).filter(|other| *other != site && (*other < hosts || to_clients)) {
-                let (in_, out) = match kind {
-                    Broken::CutOff => (true, true),
-                    Broken::Deaf => (true, leads && other >= hosts),
+            for other in (0..sites).filter(|other| *other != site) {
+                let (heard, hears) = match kind {
+                    Broken::CutOff => (false, false),
+                    Broken::Deaf => (true, false),
                     Broken::Mute => (false, true),
-                    _ => (leads && other >= hosts, false),
+                    _ => (true, true),
                 };
-                core.net.cut(other, site, in_);
-                core.net.cut(site, other, out);
+                // One that believes to lead, or comes to, would keep the clients that reach it: with fixed roles it
+                // may. So none does.
+                core.net.cut(other, site, !hears || other >= hosts);
+                core.net.cut(site, other, !heard);
             }
             drop(core);
             match kind {
