@@ -59,6 +59,9 @@ pub const CLIENT_OUTPUT_LOW_WATER: usize = 256 << 10;
 pub const CLIENT_REQUESTS_IN_FLIGHT_MAX: usize = 16_384;
 /// Bytes waiting to be sent to a follower above which it is fed from the WAL files later.
 pub const PEER_OUTPUT_HIGH_WATER: usize = 4 << 20;
+/// Bytes of an empty output buffer to a follower that are kept for the next batch: a whole frame of records, with
+/// the room by which a growing buffer doubles.
+pub const PEER_OUTPUT_KEPT: usize = 2 * (APPEND_BATCH_SIZE + FRAME_SLACK);
 /// Bytes waiting to be sent to a follower below which it is fed again.
 pub const PEER_OUTPUT_LOW_WATER: usize = 1 << 20;
 /// Bytes of records appended and not yet applied on a leader; above it writes are refused as BUSY.

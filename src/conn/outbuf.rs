@@ -1,17 +1,33 @@
 //! Bytes that wait to be written to a socket.
 
+use crate::limits::PEER_OUTPUT_KEPT;
+
 /// An output buffer: filled at the end, emptied from the front. Memory of a burst is given back once the
 /// buffer runs empty.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct OutBuf {
     bytes: Vec<u8>,
     head: usize,
+    /// Bytes of capacity that an empty buffer keeps.
+    kept_capacity: usize,
 }
 
 /// Bytes of capacity an empty buffer keeps.
 const KEPT_CAPACITY: usize = 64 << 10;
 
+impl Default for OutBuf {
+    fn default() -> OutBuf {
+        OutBuf { bytes: Vec::new(), head: 0, kept_capacity: KEPT_CAPACITY }
+    }
+}
+
 impl OutBuf {
+    /// The other side is sent batches: to allocate for each one, and give it back, would be a page fault for
+    /// every 4 KiB of it.
+    pub fn expect_bulk(&mut self) {
+        self.kept_capacity = PEER_OUTPUT_KEPT;
+    }
+
     /// Where frames are appended.
     pub fn bytes_mut(&mut self) -> &mut Vec<u8> {
         if self.head == self.bytes.len() {
@@ -43,7 +59,7 @@ impl OutBuf {
         if self.is_empty() {
             self.head = 0;
             self.bytes.clear();
-            if self.bytes.capacity() > KEPT_CAPACITY {
+            if self.bytes.capacity() > self.kept_capacity {
                 self.bytes = Vec::new();
             }
         } else if self.head >= self.bytes.len() / 2 && self.head >= KEPT_CAPACITY {
@@ -83,5 +99,19 @@ mod tests {
         buffer.written(rest);
         assert_eq!(seen, expected);
         assert!(buffer.bytes.capacity() <= KEPT_CAPACITY);
+    }
+
+    #[test]
+    fn a_buffer_that_is_sent_batches_keeps_the_room_for_the_next_one() {
+        for (bulk, kept) in [(false, 0), (true, 1 << 20)] {
+            let mut buffer = OutBuf::default();
+            if bulk {
+                buffer.expect_bulk();
+            }
+            buffer.bytes_mut().reserve_exact(1 << 20);
+            buffer.bytes_mut().push(1);
+            buffer.written(1);
+            assert_eq!(buffer.bytes.capacity(), kept);
+        }
     }
 }

@@ -83,6 +83,12 @@ impl Index {
         self.tables[self.table_of(hash)].find(hash, is_key)
     }
 
+    /// Reads a word of the line where the search for a hash begins.
+    #[inline]
+    pub(super) fn touch(&self, hash: KeyHash) -> u32 {
+        self.tables[self.table_of(hash)].touch(hash)
+    }
+
     /// Adds an element that is not there yet.
     pub(super) fn insert(&mut self, hash: KeyHash, slot: u32) {
         if self.tables[self.table_of(hash)].is_full() {

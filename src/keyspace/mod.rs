@@ -9,17 +9,20 @@
 //! the slots ever move as a whole (see `index` and `slab`).
 //!
 //! On its way a lookup reads the directory and the list of chunks (both small, so cached), one or two cache
-//! lines of one table, one slot, and the entry. Hashes are SipHash-1-3 under a secret seed, so nobody can
-//! choose keys that collide.
+//! lines of one table, one slot, and the entry: three reads that each wait for the one before. Whoever has
+//! several records to apply lets those waits overlap ([`Keyspace::look_ahead`]). Hashes are SipHash-1-3 under a
+//! secret seed, so nobody can choose keys that collide.
 //!
 //! Left out on purpose: no expiry, no order of keys (nothing asks for ranges yet), and memory for slots and
 //! tables is kept for later keys after a mass deletion, until [`Keyspace::clear`].
 
+mod ahead;
 mod entry;
 mod index;
 mod slab;
 mod table;
 
+pub use ahead::{AHEAD_MAX, Ahead};
 pub use index::Growth;
 
 use siphasher::sip::SipHasher13;
@@ -70,9 +73,14 @@ impl Keyspace {
 
     /// Changes the state. Sizes were checked when the record was decoded or the request was taken.
     pub fn apply(&mut self, effect: &Effect<'_>) -> Applied {
+        self.apply_hashed(effect, self.hash_of(effect))
+    }
+
+    fn apply_hashed(&mut self, effect: &Effect<'_>, hash: KeyHash) -> Applied {
+        debug_assert_eq!(hash, self.hash_of(effect), "the hash of another effect's key");
         let existed = match effect {
-            Effect::Put { key, value } => self.put(key, value),
-            Effect::Delete { key } => self.delete(key),
+            Effect::Put { key, value } => self.put(hash, key, value),
+            Effect::Delete { key } => self.delete(hash, key),
             Effect::Term { .. } => false,
         };
         Applied { existed }
@@ -159,8 +167,7 @@ impl Keyspace {
         assert_eq!(indexed_count, self.len(), "an entry is not in the index");
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8]) -> bool {
-        let hash = self.hash(key);
+    fn put(&mut self, hash: KeyHash, key: &[u8], value: &[u8]) -> bool {
         if let Some(slot) = self.find(hash, key) {
             self.replace(slot, key, value);
             return true;
@@ -182,8 +189,7 @@ impl Keyspace {
         self.totals.add(entry);
     }
 
-    fn delete(&mut self, key: &[u8]) -> bool {
-        let hash = self.hash(key);
+    fn delete(&mut self, hash: KeyHash, key: &[u8]) -> bool {
         let Some(slot) = self.find(hash, key) else { return false };
         self.index.remove(hash, slot);
         self.totals.take_away(&self.slab.remove(slot));
@@ -197,6 +203,14 @@ impl Keyspace {
 
     fn hash(&self, key: &[u8]) -> KeyHash {
         KeyHash((self.hasher.hash(key) >> 32) as u32)
+    }
+
+    /// The hash of the key that an effect changes.
+    fn hash_of(&self, effect: &Effect<'_>) -> KeyHash {
+        match effect {
+            Effect::Put { key, .. } | Effect::Delete { key } => self.hash(key),
+            Effect::Term { .. } => KeyHash(0),
+        }
     }
 
     fn recompute_totals(&self) -> Totals {

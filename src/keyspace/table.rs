@@ -133,6 +133,12 @@ impl Table {
         }
     }
 
+    /// Reads a word of the line where the search for a hash begins, and nothing else.
+    #[inline]
+    pub(super) fn touch(&self, hash: KeyHash) -> u32 {
+        self.lines[self.home(hash)].hashes[0]
+    }
+
     /// Adds an element that is not there yet, to a table that is not full.
     pub(super) fn insert(&mut self, hash: KeyHash, slot: u32) {
         assert!(!self.is_full(), "a full table is split or grown first");

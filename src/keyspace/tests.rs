@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{NodeId, Term};
+use crate::ids::{Lsn, NodeId, Term};
+use crate::wire::Record;
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -106,6 +107,38 @@ proptest! {
         assert_equal(&keyspace, &model);
         prop_assert_eq!(keyspace.state_hash(), rebuilt(&model).state_hash());
         prop_assert_eq!(keyspace.recompute_hash(), keyspace.state_hash());
+    }
+
+    #[test]
+    fn records_looked_ahead_for_do_what_each_does_alone(
+        table_places in prop_oneof![Just(8), Just(64)],
+        operations in proptest::collection::vec(operation(), 1..800),
+        group_size in 1..=AHEAD_MAX,
+    ) {
+        let records: Vec<Record<'_>> = operations.iter().filter_map(effect).zip(1..)
+            .map(|(effect, lsn)| Record { lsn: Lsn(lsn), effect })
+            .collect();
+        let mut alone = Keyspace::with_table_places([5, 6], table_places);
+        let mut grouped = Keyspace::with_table_places([5, 6], table_places);
+        for group in records.chunks(group_size) {
+            let ahead = grouped.look_ahead(group);
+            for (index, record) in group.iter().enumerate() {
+                prop_assert_eq!(grouped.apply_ahead(&ahead, index), alone.apply(&record.effect));
+            }
+        }
+        grouped.invariants();
+        prop_assert_eq!(grouped.state_hash(), alone.state_hash());
+    }
+}
+
+fn effect(operation: &Operation) -> Option<Effect<'_>> {
+    match operation {
+        Operation::Put(key, value) => Some(Effect::Put { key, value }),
+        Operation::Delete(key) => Some(Effect::Delete { key }),
+        Operation::Term => {
+            Some(Effect::Term { term: Term { promotion: 1, start: 2 }, leader: NodeId([3; 16]) })
+        }
+        Operation::Get(_) | Operation::Clear => None,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::ids::{Chain, Lsn};
+use crate::keyspace::AHEAD_MAX;
 use crate::wire::{Reader, Record};
 
 /// Records of consecutive LSNs.
@@ -139,9 +140,9 @@ impl Inflight {
         }
     }
 
-    /// Gives each sealed record of `from..=to` to `apply`, and forgets the batches that are through.
-    /// `from` is the LSN after the last applied one.
-    pub fn apply(&mut self, from: Lsn, to: Lsn, mut apply: impl FnMut(Record<'_>)) {
+    /// Gives the sealed records of `from..=to` to `apply`, in groups of at most [`AHEAD_MAX`], and forgets the
+    /// batches that are through. `from` is the LSN after the last applied one.
+    pub fn apply(&mut self, from: Lsn, to: Lsn, mut apply: impl FnMut(&[Record<'_>])) {
         let mut next = from;
         while let Some(batch) = self.sealed.front() {
             if batch.first > to {
@@ -149,8 +150,14 @@ impl Inflight {
             }
             assert!(batch.first <= next && next <= batch.last().next(), "a record between was never kept");
             let end = batch.last().min(to);
-            for lsn in next.0..=end.0 {
-                apply(batch.record((lsn - batch.first.0) as usize));
+            let behind = (end.next().0 - batch.first.0) as usize;
+            let mut at = (next.0 - batch.first.0) as usize;
+            let mut group = Vec::with_capacity((behind - at).min(AHEAD_MAX));
+            while at < behind {
+                group.clear();
+                group.extend((at..behind.min(at + AHEAD_MAX)).map(|index| batch.record(index)));
+                apply(&group);
+                at += group.len();
             }
             next = end.next();
             if end < batch.last() {
@@ -183,7 +190,7 @@ mod tests {
 
     fn applied(inflight: &mut Inflight, from: u64, to: u64) -> Vec<u64> {
         let mut seen = Vec::new();
-        inflight.apply(Lsn(from), Lsn(to), |record| seen.push(record.lsn.0));
+        inflight.apply(Lsn(from), Lsn(to), |group| seen.extend(group.iter().map(|record| record.lsn.0)));
         seen
     }
 

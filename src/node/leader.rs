@@ -330,6 +330,7 @@ impl Node {
         let current_first =
             if self.inflight.current().is_empty() { last.next() } else { self.inflight.current().first() };
         let behind = (next_lsn < current_first).then(Cursor::default);
+        io.output(conn).expect_bulk();
         peer.link = Link::Streaming(Stream {
             conn,
             next_lsn,

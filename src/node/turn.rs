@@ -114,14 +114,17 @@ impl Node {
             return;
         }
         let mut inflight = std::mem::take(&mut self.inflight);
-        inflight.apply(self.applied.next(), to, |record| {
-            let existed = self.keyspace.apply(&record.effect).existed;
-            self.applied = record.lsn;
-            if matches!(self.role, Role::Leader(_)) {
-                let found = existed || !matches!(record.effect, Effect::Delete { .. });
-                self.answer_write(io, record.lsn, found);
-                // Now, and not after the loop: a write behind such a read may be applied in the same call.
-                self.release_barred_readers(io, record.lsn);
+        inflight.apply(self.applied.next(), to, |group| {
+            let ahead = self.keyspace.look_ahead(group);
+            for (index, record) in group.iter().enumerate() {
+                let existed = self.keyspace.apply_ahead(&ahead, index).existed;
+                self.applied = record.lsn;
+                if matches!(self.role, Role::Leader(_)) {
+                    let found = existed || !matches!(record.effect, Effect::Delete { .. });
+                    self.answer_write(io, record.lsn, found);
+                    // Now, and not after the loop: a write behind such a read may be applied in the same call.
+                    self.release_barred_readers(io, record.lsn);
+                }
             }
         });
         self.inflight = inflight;

@@ -2,6 +2,7 @@
 
 use super::framed;
 use crate::ids::{Chain, Lsn};
+use crate::limits::FRAME_SLACK;
 use crate::wire::{DecodeError, DecodeProblem, MessageType, Reader, Record, Writer};
 
 /// The frame around records, as the leader sends it. The records stand between head and tail.
@@ -53,6 +54,8 @@ pub struct AckDurations {
 impl<'a> AppendEntries<'a> {
     /// Appends the frame around records that are encoded already.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        // All of it at once: records and then a few bytes more would be copied a second time for those few.
+        out.reserve(self.records.len() + FRAME_SLACK);
         framed(out, MessageType::AppendEntries, |out| {
             out.put_u32(self.record_count);
             out.extend_from_slice(self.records);
