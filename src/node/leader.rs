@@ -163,6 +163,13 @@ impl Peer {
         }
     }
 
+    /// It holds more than before, or everything. A session that only stands proves nothing: a follower without room
+    /// on its disk opens one and ends it with the first record, again and again.
+    pub(super) fn makes_progress(&mut self) {
+        self.backoff.on_success();
+        self.down_told = false;
+    }
+
     /// The word for status.
     pub fn state_name(&self) -> &'static str {
         match &self.link {
@@ -341,8 +348,6 @@ impl Node {
             // It was out of sync when this leader started, or has lost its disk.
             peer.progress.leave();
         }
-        peer.backoff.on_success();
-        peer.down_told = false;
         peer.last_error = None;
         self.counters.sessions += 1;
         let cut = if reply.cut_from > Lsn::ZERO {

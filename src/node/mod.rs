@@ -176,6 +176,8 @@ pub struct Node {
     role: Role,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,
+    /// Nodes that said hello on a connection of theirs, and until when they must have said what they want.
+    greeted: Vec<(ConnId, Time)>,
     next_dial: u64,
     promotion: Option<PromotionRun>,
     loop_clock: LoopClock,

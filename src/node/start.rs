@@ -60,6 +60,7 @@ impl Node {
             role: Role::Follower(Follower::default()),
             conns: ConnTable::new(),
             dials: Vec::new(),
+            greeted: Vec::new(),
             next_dial: 1,
             promotion: None,
             loop_clock: LoopClock::new(now, credit_max_ns),

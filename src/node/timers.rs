@@ -13,6 +13,7 @@ impl Node {
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
+        self.close_idle_peers(io, input_left);
         self.promotion_timers(io)?;
         self.flush_timers();
         self.summarize_lines();
@@ -31,7 +32,9 @@ impl Node {
             self.promotion_deadline(),
             self.flush_deadline(),
         ];
-        deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
+        let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
+        let lines = lines.into_iter().filter_map(|line| line.due());
+        deadlines.into_iter().flatten().chain(greeted).chain(lines).min()
     }
 
     /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.

@@ -67,6 +67,9 @@ pub struct Core {
     pub knobs: Knobs,
     /// All connections.
     pub net: Net,
+    /// ACKs told and disks crashed on a copy so far, by all hosts.
+    pub acks_told: u64,
+    pub proofs: u64,
     /// Print every step.
     pub verbose: bool,
     /// Keep a checksum of the trace even if it is not printed.
@@ -87,6 +90,8 @@ impl Core {
             stats: Stats::default(),
             net: Net::new(sites),
             knobs,
+            acks_told: 0,
+            proofs: 0,
             verbose,
             hash_trace,
             trace_hash: 0,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
 use kvstore::disk::Disk;
-use kvstore::ids::Chain;
+use kvstore::ids::{Chain, Lsn};
 use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use kvstore::meta::MetaStore;
 use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
@@ -35,6 +35,10 @@ pub struct Told {
     pub chain: Chain,
     /// The term in force when something left last.
     pub term: u64,
+    /// The highest LSN at which a read was served.
+    pub read_lsn: u64,
+    /// As above, with this turn: connections are looked at one after the other, not in the order of their reads.
+    pub read_newest: u64,
     /// The commit LSN in the last synced mark.
     pub mark_commit: u64,
 }
@@ -75,6 +79,8 @@ pub struct Host {
     pub ending: bool,
     /// A durable bit of its log has flipped: it must refuse to start, or repair.
     pub rotten: bool,
+    /// What it warned of: what a forced promotion or a discard may lose.
+    pub printed: Vec<String>,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
 }
@@ -121,7 +127,13 @@ impl Host {
         let durable =
             read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
-        let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone());
+        let socks = Socks::new(
+            self.core.clone(),
+            self.site,
+            self.ahead.clone(),
+            self.mirror.clone(),
+            self.mem.clone(),
+        );
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
         self.busy_until = now + self.ahead.get();
         self.cuts = 0;
@@ -164,6 +176,8 @@ impl Host {
         self.ahead.set(0);
         self.next_turn = None;
         let result = self.run_turn();
+        self.printed
+            .extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
         self.busy_until = self.core.borrow().now + self.ahead.get();
         if self.mem.has_crashed() {
             return TurnEnd::Crashed;
@@ -200,6 +214,7 @@ impl Host {
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
+        process.node.end_turn();
         let late = process.node.shutdown_deadline().is_some_and(|deadline| self.clock.now() >= deadline);
         if self.ending && process.node.may_end() && (late || !process.has_unsent()) {
             process.node.close_log()?;
@@ -317,7 +332,9 @@ impl Process {
     fn deliver(&mut self, id: ConnId, now: Time) -> Result<bool, FatalReason> {
         let Some(sock) = self.socks.get_mut(id) else { return Ok(false) };
         let mut intake = std::mem::take(&mut sock.intake);
+        let before = self.node.positions().0;
         let delivered = intake.deliver(&mut self.node, &mut self.socks, id, now)?;
+        self.check_growth(id, before);
         if intake.deadline().is_some() && self.sweep_at.is_none() {
             self.sweep_at = Some(now.after_ms(1_000));
         }
@@ -338,6 +355,17 @@ impl Process {
                 Ok(false)
             }
         }
+    }
+
+    /// A follower's log grows by what comes in its session. Frames of one that is dead change nothing.
+    fn check_growth(&self, id: ConnId, before: Lsn) {
+        let last = self.node.positions().0;
+        assert!(
+            last <= before || self.socks.session == Some(id) || self.node.role_name() != "follower",
+            "host {}: records {} to {last} came on a connection that is not its session's",
+            self.socks.site,
+            before.next()
+        );
     }
 
     fn over(&mut self, id: ConnId, why: &str) -> Result<(), FatalReason> {

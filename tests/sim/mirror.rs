@@ -28,6 +28,8 @@ pub struct Entry {
     pub term: Term,
     pub leader: NodeId,
     pub kind: Kind,
+    /// Bytes of all records up to it.
+    pub end: u64,
 }
 
 /// The log of one node.
@@ -49,12 +51,21 @@ pub struct Mirror {
     /// The commit LSN in the newest mark, written and synced.
     pub mark_commit: (u64, u64),
     mark_file: Option<FileId>,
+    /// TERM records that it has seen, those cut again included.
+    pub terms: usize,
+    /// Bytes of records that one turn has added, at most.
+    pub turn_max: u64,
     /// A sync failed: what it was to write is nowhere, whatever later ones say.
     pub lost: bool,
     /// The flush under way: of which file, up to which record, and the commit LSN in its newest mark.
     flushing: Option<(FileId, u64, u64)>,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
+}
+
+/// The number that a value begins with.
+pub fn value_id(value: &[u8]) -> Option<u64> {
+    value.first_chunk::<8>().map(|raw| u64::from_be_bytes(*raw))
 }
 
 impl Mirror {
@@ -78,6 +89,12 @@ impl Mirror {
         let versions = self.keys.get(key)?;
         let behind = versions.partition_point(|(at, _)| *at <= lsn);
         versions[..behind].last()?.1
+    }
+
+    /// Bytes of the records behind `after`.
+    pub fn bytes_behind(&self, after: u64) -> u64 {
+        let end = |entry: Option<&Rc<Entry>>| entry.map_or(0, |entry| entry.end);
+        end(self.entries.last()) - end(self.get(after))
     }
 
     /// Forgets what is behind `keep`.
@@ -116,7 +133,7 @@ impl Mirror {
         let mut leader = before.map_or(NodeId::NONE, |entry| entry.leader);
         let kind = match record.effect {
             Effect::Put { key, value } => {
-                let id = value.get(..8).map_or(0, |raw| u64::from_be_bytes(raw.try_into().expect("8 bytes")));
+                let id = value_id(value).unwrap_or(0);
                 if let Some(other) = self.ids.insert(id, lsn) {
                     panic!("write {id} is in one log at LSN {other} and again at LSN {lsn}");
                 }
@@ -129,6 +146,7 @@ impl Mirror {
             }
             Effect::Term { term: new, leader: who } => {
                 (term, leader) = (new, who);
+                self.terms += 1;
                 Kind::Term
             }
         };
@@ -141,7 +159,8 @@ impl Mirror {
             hasher.finalize() == chain.0,
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
-        let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
+        let end = before.map_or(0, |entry| entry.end) + bytes.len() as u64;
+        let entry = Rc::new(Entry { lsn, chain, term, leader, kind, end });
         self.entries.push(entry.clone());
         self.file_of.push(file);
         self.fresh.push(entry);

@@ -72,6 +72,7 @@ impl World {
             self.handle(event);
         }
         self.check_healed();
+        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues);
         let core = self.core.borrow();
         Outcome {
             stats: core.stats.clone(),
@@ -129,6 +130,8 @@ impl World {
                     self.end_process(host, power);
                 }
             }
+            Event::Continue(site) if self.broken(site).is_some() => {}
+            Event::SpaceBack(site) if self.broken(site).is_some() => {}
             Event::Continue(site) => {
                 self.hosts[site].paused = false;
                 self.core.borrow_mut().stats.count("process: continue");
@@ -143,7 +146,7 @@ impl World {
     // ---- processes
 
     pub fn start(&mut self, site: usize) {
-        if self.hosts[site].process.is_some() {
+        if self.hosts[site].process.is_some() || !self.may_start(site) {
             return;
         }
         let mut core = self.core.borrow_mut();
@@ -165,6 +168,7 @@ impl World {
                 let (busy, seen) = (host.busy_until, host.seen.clone());
                 core.trace(|| format!("host {site} is up: {seen:?}"));
                 drop(core);
+                self.after_broken_start(site);
                 self.schedule(site, busy);
             }
             Err(TurnEnd::Crashed) => self.end_process(site, true),
@@ -414,5 +418,6 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         ending: false,
         rotten: false,
         waits: Vec::new(),
+        printed: Vec::new(),
     }
 }
