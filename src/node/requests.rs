@@ -11,7 +11,6 @@ use super::fatal::{fence, malformed};
 use super::{Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
-use crate::limits::IN_FLIGHT_SIZE_MAX;
 use crate::wal::ReserveError;
 use crate::wire::client::{Reply, Request, Status};
 use crate::wire::{Effect, MessageType, Record, record_size};
@@ -120,7 +119,7 @@ impl Node {
             return Ok(());
         }
         let size = record_size(&effect);
-        if self.inflight.size() + size > IN_FLIGHT_SIZE_MAX {
+        if self.inflight.size() + size > self.budgets.in_flight_bytes {
             self.counters.busy += 1;
             let message =
                 format!("{} bytes of writes wait for replicas or disk; try again", self.inflight.size());

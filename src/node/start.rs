@@ -4,7 +4,7 @@ use super::follower::Follower;
 use super::leader::Leader;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
-use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
+use super::{Budgets, ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
 use crate::disk::Disk;
 use crate::ids::{ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
@@ -79,6 +79,7 @@ impl Node {
             last_refusal: String::new(),
             frames: super::Frames { started: now, first_lsn: last.next(), reads: 0 },
             counters: Counters::default(),
+            budgets: Budgets::default(),
             config,
         };
         match start {

@@ -73,6 +73,12 @@ pub struct Host {
     pub ending: bool,
     /// A durable bit of its log has flipped: it must refuse to start.
     pub rotten: bool,
+    /// Where its log ended when its process ended in order; 0: nothing is known of that.
+    pub left: u64,
+    /// The machine lost its power since the last start, and had been told that the page cache is enough.
+    pub at_risk: bool,
+    /// An older copy of its directory.
+    pub backup: Option<crate::backups::Backup>,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
 }
@@ -99,6 +105,7 @@ impl Host {
             ahead: self.ahead.clone(),
             mirror: self.mirror.clone(),
             name: format!("host{}", self.site),
+            site: self.site,
         }
     }
 
@@ -113,7 +120,10 @@ impl Host {
         if self.mem.has_crashed() {
             return Err(TurnEnd::Crashed);
         }
-        let node = opened.map_err(TurnEnd::Fatal)?;
+        let mut node = opened.map_err(TurnEnd::Fatal)?;
+        if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
+            node.set_budgets(small.of_node());
+        }
         let durable =
             read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
@@ -272,6 +282,10 @@ impl Process {
             if !sock.readable || read >= budget {
                 return Ok(());
             }
+            if !self.admit(id) {
+                return Ok(());
+            }
+            let Some(sock) = self.socks.get_mut(id) else { return Ok(()) };
             let space = sock.intake.space();
             let wanted = space.len();
             let mut core = core.borrow_mut();
@@ -294,6 +308,21 @@ impl Process {
         }
     }
 
+    /// As in `net`: a frame for which the memory budget has no room is refused before it is read.
+    fn admit(&mut self, id: ConnId) -> bool {
+        let core = self.socks.core.clone();
+        let Some(small) = core.borrow().knobs.mishaps.budgets else { return true };
+        let used: usize = self.socks.slots.iter().flatten().map(|sock| sock.intake.extra_memory()).sum();
+        let Some(sock) = self.socks.get_mut(id) else { return false };
+        let (has, wants) = (sock.intake.extra_memory(), sock.intake.extra_wanted());
+        if wants > has && used + wants - has > small.input_bytes as usize && !self.node.is_peer(id) {
+            sock.intake.discard_frame();
+            self.node.refuse_unread(&mut self.socks, id, wants);
+            core.borrow_mut().stats.count("node: BUSY, request not read");
+        }
+        true
+    }
+
     fn deliver(&mut self, id: ConnId, now: Time) -> Result<bool, FatalReason> {
         let Some(sock) = self.socks.get_mut(id) else { return Ok(false) };
         let mut intake = std::mem::take(&mut sock.intake);
@@ -306,7 +335,12 @@ impl Process {
         }
         match delivered {
             Delivered::All => Ok(true),
-            Delivered::Blocked => Ok(false),
+            Delivered::Blocked => {
+                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+                let what = if throttled { "node: client throttled" } else { "node: input left for later" };
+                self.socks.core.borrow_mut().stats.count(what);
+                Ok(false)
+            }
             Delivered::Fenced(why) => {
                 self.node.counters.fenced += 1;
                 let site = self.socks.site;

@@ -69,6 +69,7 @@ impl Oracle {
     fn on_refused(&mut self, core: &mut Core, id: u64, status: Status) {
         match status {
             Status::OutcomeUnknown => core.stats.count("client: outcome unknown"),
+            Status::Busy => core.stats.count("node: BUSY refused a write"),
             Status::DiskFull => core.stats.count("node: disk full refused a write"),
             _ => core.stats.count("client: refused write"),
         }
@@ -149,10 +150,11 @@ impl Oracle {
         let has = |site: usize| {
             let mirror = hosts[site].mirror.borrow();
             mirror.holds(acked.lsn, acked.chain) && mirror.synced >= acked.lsn
+                || self.lost_at(site, acked.lsn, acked.chain)
         };
-        let excused = !self.wiped.is_empty()
-            || self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
-            || !self.discarding.is_empty();
+        let excused =
+            self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
+                || !self.discarding.is_empty();
         let leader = *acked.in_sync.last().expect("the leader is in it");
         assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
         if excused {
@@ -210,7 +212,11 @@ impl Oracle {
 /// Crashes a copy of this disk, keeping nothing that was not synced, and reads its log.
 pub fn prove_on_copy(core: &mut Core, host: &Host, lsn: u64, chain: Chain) {
     let copy = host.mem.fork();
-    copy.crash(Keep::None);
+    if core.knobs.mishaps.os_durability {
+        copy.kill_process();
+    } else {
+        copy.crash(Keep::None);
+    }
     let log = read_log_of(copy)
         .unwrap_or_else(|why| panic!("host {}: a copy of its disk after a power loss: {why}", host.site));
     assert!(
