@@ -1,9 +1,10 @@
 //! Data directories that are older than they should be, or that there are two of.
 
 use kvstore::ids::NodeId;
+use kvstore::node::RoleFlag;
 
 use crate::core::{Event, MS};
-use crate::host::{Told, read_log};
+use crate::host::{Host, Told, read_log};
 use crate::mem_disk::{Keep, MemDisk};
 use crate::mirror::Mirror;
 use crate::world::World;
@@ -126,7 +127,14 @@ impl World {
     /// This host has a new, empty disk.
     pub fn new_disk(&mut self, site: usize) {
         self.disk_loses(site, &Mirror::default(), 0, None);
+        let term = |other: &usize| self.hosts[*other].seen.as_ref().map(|seen| seen.term);
+        let leaders = (0..self.hosts.len()).filter(|other| *other != site && self.leads(*other));
+        let leader = leaders.max_by_key(term).unwrap_or((site + 1) % self.hosts.len());
         let host = &mut self.hosts[site];
+        // With the flags of a leader it would begin a cluster of its own.
+        host.config.role = RoleFlag::Follower;
+        host.config.leader = Host::address(leader);
+        host.config.peers = Vec::new();
         host.rotten = false;
         host.mem = MemDisk::new();
         *host.mirror.borrow_mut() = Mirror::default();

@@ -5,7 +5,6 @@ use kvstore::wal::{HEADER_SIZE, MARK_SIZE, parse_segment_name};
 
 use crate::client::Ask;
 use crate::core::{Event, MS};
-use crate::host::Host;
 use crate::mem_disk::SECTOR_SIZE;
 use crate::world::World;
 
@@ -194,12 +193,6 @@ impl World {
         if self.hosts[site].process.is_some() {
             return;
         }
-        let leader = (0..self.hosts.len()).find(|other| self.leads(*other));
-        let any = (site + 1) % self.hosts.len();
-        let host = &mut self.hosts[site];
-        host.config.role = kvstore::node::RoleFlag::Follower;
-        host.config.leader = Host::address(leader.unwrap_or(any));
-        host.config.peers = Vec::new();
         self.empty_directory(site);
         let mut core = self.core.borrow_mut();
         core.stats.count("operator: emptied the disk of a leader that another replaced");
