@@ -134,6 +134,8 @@ impl World {
     pub fn note_power_loss(&mut self, site: usize, before: &[Rc<Entry>]) {
         let host = &mut self.hosts[site];
         host.at_risk = false;
+        // The newest mark may be gone even if all records are there.
+        host.told.mark_commit = 0;
         let loss = Loss::of(host, before, &host.mirror.borrow(), host.told.term, None);
         if loss.records.is_empty() {
             return;
@@ -143,7 +145,6 @@ impl World {
         // Its term is in META, which is synced with this policy too.
         host.told.lsn = host.told.lsn.min(last);
         host.told.chain = host.mirror.borrow().get(host.told.lsn).map_or(Chain::ZERO, |entry| entry.chain);
-        host.told.mark_commit = 0;
         if let Some(seen) = &mut host.seen {
             seen.commit = Lsn(seen.commit.0.min(last));
         }
