@@ -1,6 +1,7 @@
 //! The node: arguments in, exit code out.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use kvstore::config::{Config, Flags};
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         }
     };
     kvstore::logsink::install(flags.log_level.filter());
+    outlive_file_size_limit();
     let disk = match RealDisk::open(&config.data_dir) {
         Ok(disk) => disk,
         Err(why) => return end(EXIT_DATA_DIR, &why),
@@ -74,6 +76,17 @@ fn serve(config: Config, disk: RealDisk) -> Result<(), FatalReason> {
     info!("[node] ready: {} in term {}, node id {}", node.role_name(), node.term(), node.node_id());
     node.set_marks(marks);
     run(bound, node, clock, options)
+}
+
+/// A write beyond `ulimit -f` fails, and raises a signal of which a process dies without a word. With the signal
+/// caught, by a handler that sets a flag nobody reads, it is a failed write like any other, with an exit code of
+/// its own.
+fn outlive_file_size_limit() {
+    if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
+        warn!(
+            "[node] cannot catch SIGXFSZ: {error}; a write beyond `ulimit -f` will end this process without words"
+        );
+    }
 }
 
 /// Runs the loop on one CPU, if asked to.

@@ -3,44 +3,23 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/strace.rs"]
+mod strace;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use cluster::{Cluster, DEADLINE, Node, Single};
 use kvstore::wire::client::{Request, Status};
 
-/// Whether strace may trace here. Where it may not, tests of failing system calls say so and prove nothing.
-fn strace_works() -> bool {
-    let traced = Command::new("strace")
-        .args(["-e", "trace=none", "true"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    let works = traced.is_ok_and(|status| status.success());
-    if !works {
-        eprintln!("SKIPPED: strace is not there or may not trace; no system call was made to fail");
-    }
-    works
-}
-
 /// A file system without RWF_DSYNC: the node falls back to a write and an fdatasync of its own.
 const TWO_CALLS: &str = "pwritev2:error=EOPNOTSUPP";
 
-/// The command line that makes system calls of a node fail. strace ends with the node's exit code.
-fn strace(injections: &[&str]) -> Vec<String> {
-    let mut wrapper: Vec<String> =
-        ["strace", "-f", "-qq", "-o", "/dev/null"].into_iter().map(str::to_owned).collect();
-    wrapper.extend(injections.iter().map(|injection| format!("--inject={injection}")));
-    wrapper
-}
-
 fn with_injections(injections: &[&str]) -> Single {
     let mut single = Single::prepare(&[]);
-    single.node.wrapper = strace(injections);
+    single.node.wrapper = strace::injecting(injections, "/dev/null");
     single
 }
 
@@ -77,7 +56,7 @@ fn fail_and_restart(injections: &[&str]) -> (u64, u64) {
 
 #[test]
 fn a_failed_sync_ends_the_process_before_the_write_is_acknowledged() {
-    if !strace_works() {
+    if !strace::works() {
         return;
     }
     // From the 40th call on every sync fails: no retry may be what makes it acknowledge.
@@ -92,7 +71,7 @@ fn a_failed_sync_ends_the_process_before_the_write_is_acknowledged() {
 
 #[test]
 fn a_failed_write_ends_the_process_and_is_not_acknowledged() {
-    if !strace_works() {
+    if !strace::works() {
         return;
     }
     let (acked, value) = fail_and_restart(&[TWO_CALLS, "pwrite64:error=EIO:when=40+"]);
@@ -101,11 +80,11 @@ fn a_failed_write_ends_the_process_and_is_not_acknowledged() {
 
 #[test]
 fn a_follower_whose_sync_fails_acknowledges_nothing_behind_it() {
-    if !strace_works() {
+    if !strace::works() {
         return;
     }
     let mut cluster = Cluster::prepare(2, &["--insync-timeout-ms=60000"]);
-    cluster.nodes[1].wrapper = strace(&["pwritev2:error=EIO:when=40+"]);
+    cluster.nodes[1].wrapper = strace::injecting(&["pwritev2:error=EIO:when=40+"], "/dev/null");
     cluster.nodes[0].start();
     cluster.nodes[1].start();
     cluster.wait_streaming();
@@ -124,7 +103,7 @@ fn a_follower_whose_sync_fails_acknowledges_nothing_behind_it() {
 
 #[test]
 fn a_full_disk_refuses_writes_and_goes_on_when_space_returns() {
-    if !strace_works() {
+    if !strace::works() {
         return;
     }
     // From the sixth to the thirtieth allocation there is no room: what a full disk looks like to a node.

@@ -3,10 +3,11 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/strace.rs"]
+mod strace;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cluster::{Cluster, DEADLINE, Raw, Single};
@@ -16,28 +17,16 @@ use kvstore::wire::client::{Request, Status};
 use kvstore::wire::peer::{Fence, Hello, Open, PROTOCOL_VERSIONS};
 use kvstore::wire::{CMD_TYPES_KNOWN, MessageType};
 
-fn strace_works() -> bool {
-    let mut strace = Command::new("strace");
-    let traced =
-        strace.args(["-e", "trace=none", "true"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let works = traced.is_ok_and(|status| status.success());
-    if !works {
-        eprintln!("SKIPPED: strace is not there or may not trace; no system call was made to lie");
-    }
-    works
-}
-
 /// A write that returns more bytes than it was given: no kernel does that, so the program that meets it has a
 /// bug as far as it can tell. It reaches for bytes that are not there, and that ends it in the middle of a turn
 /// in which two records were appended, sent and not yet applied.
 #[test]
 fn a_bug_aborts_the_process_and_leaves_whole_records_or_none() {
-    if !strace_works() {
+    if !strace::works() {
         return;
     }
     let mut single = Single::prepare(&[]);
-    let lie = "--inject=pwritev2:retval=1000000000:when=30+";
-    single.node.wrapper = ["strace", "-f", "-qq", "-o", "/dev/null", lie].map(str::to_owned).to_vec();
+    single.node.wrapper = strace::injecting(&["pwritev2:retval=1000000000:when=30+"], "/dev/null");
     single.node.start();
     let mut raw = single.node.raw();
     let mut acked = 0_u64;

@@ -21,7 +21,6 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
         "tests/e2e_clients.rs",
         "a slow client is what is tested, and the CPU time of a node that has nothing to do",
     ),
-    ("tests/e2e_crash.rs", "pauses between looks at other threads and at ports where nobody listens"),
     ("tests/e2e_process.rs", "measures the CPU time of a node that has nothing to do"),
     (
         "tests/faults_process.rs",
@@ -29,6 +28,12 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
     ),
     ("tests/syscalls_support/mod.rs", "pauses between looks at another process, with a deadline"),
     ("tests/support/cluster.rs", "pauses between looks at another process, each with a deadline"),
+    (
+        "tests/real_stops.rs",
+        "a leader stands still for longer than a timeout, and does nothing that could be awaited",
+    ),
+    ("tests/support/proxy.rs", "a slow link is what is tested"),
+    ("tests/support/writers.rs", "pauses between looks at other threads and at ports where nobody listens"),
 ];
 
 /// Files with unsafe code, and what it is for.
@@ -112,9 +117,9 @@ const LONG_LINES: &[(&str, &str)] = &[("tests/receipts.rs", "holds what a comman
 
 /// The rows that `tests/FAULTS.md` must have, each with a test.
 const FAULTS: &[&str] = &[
-    "D1", "D2", "D3", "D4", "D5", "D7", "D8", "D12", "D16", "D19", "D20", "D21", "P2", "P3", "P6", "P7",
-    "P8", "N5", "N6", "N7", "N8", "N10", "N12", "N14", "N15", "N16", "N19", "C1", "C2", "C3", "C4", "C7",
-    "C8",
+    "D1", "D2", "D3", "D4", "D5", "D7", "D8", "D9", "D12", "D16", "D19", "D20", "D21", "P2", "P3", "P6",
+    "P7", "P8", "N4", "N5", "N6", "N7", "N8", "N10", "N12", "N14", "N15", "N16", "N19", "C1", "C2", "C3",
+    "C4", "C7", "C8",
 ];
 
 /// Tests without the harness, whose functions have no `#[test]`.

@@ -1,7 +1,7 @@
 //! The fuzz targets' checks on stable: over every committed corpus file, and over random inputs of their shape.
 //! `tests/fuzz/README.md` says how to run the real thing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
@@ -12,16 +12,38 @@ mod messages;
 #[path = "fuzz/checks/wal.rs"]
 mod wal;
 
+/// Bytes of all corpora together, at most: they are checked out with the sources.
+const CORPORA_SIZE_MAX: u64 = 200 << 10;
+
+fn corpus(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target)
+}
+
+/// Files in a directory: those with a name, and below `found` those that a fuzzer made and reduced.
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let entries =
+        std::fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    entries.map(|entry| entry.expect("it can be listed").path()).filter(|path| path.is_file()).collect()
+}
+
 fn for_each_file_of(target: &str, check: impl Fn(&[u8])) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
-    let mut count = 0;
-    for entry in std::fs::read_dir(&directory).expect("each target has a corpus") {
-        let path = entry.expect("it can be listed").path();
-        println!("{}", path.display());
-        check(&std::fs::read(&path).expect("a corpus file can be read"));
-        count += 1;
+    for (directory, count_min) in [(corpus(target), 5), (corpus(target).join("found"), 20)] {
+        let files = files_in(&directory);
+        assert!(files.len() >= count_min, "{} holds {} file(s)", directory.display(), files.len());
+        for path in files {
+            println!("{}", path.display());
+            check(&std::fs::read(&path).expect("a corpus file can be read"));
+        }
     }
-    assert!(count >= 5, "{} holds {count} file(s)", directory.display());
+}
+
+#[test]
+fn the_corpora_are_small() {
+    let directories = ["frame_decoder", "messages", "wal_open"]
+        .map(|target| [corpus(target), corpus(target).join("found")]);
+    let files = directories.iter().flatten().flat_map(|directory| files_in(directory));
+    let size: u64 = files.map(|path| path.metadata().expect("it was listed").len()).sum();
+    assert!(size <= CORPORA_SIZE_MAX, "{size} bytes: reduce them as tests/fuzz/README.md says");
 }
 
 #[test]

@@ -29,7 +29,8 @@ usdt:'"$kvstore"':kvstore:replied /@received[arg0]/ {
 }
 usdt:'"$kvstore"':kvstore:synced { @sync_us = hist(arg1 / 1000); }
 usdt:'"$kvstore"':kvstore:ack_received { @follower_sync_us[arg0] = hist(arg2 / 1000); }
-interval:s:5 { clear(@received); exit(); }' || fail "bpftrace did not work (kernel without uprobes?)"
+interval:s:5 { exit(); }
+END { clear(@received); }' || fail "bpftrace did not work (kernel without uprobes?)"
 cat <<'WORDS'
 
 What to look at: two humps in @put_us are two kinds of writes; compare @sync_us (the leader's disk) and

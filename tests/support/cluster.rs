@@ -93,18 +93,22 @@ impl Log {
     /// Waits for a line with `pattern` behind `mark`.
     #[track_caller]
     pub fn wait_for_line(&self, mark: usize, pattern: &str, deadline: Duration) -> String {
-        let found = |state: &LogState| state.lines[mark..].iter().find(|l| l.contains(pattern)).cloned();
+        self.line_or_end(mark, pattern, deadline).unwrap_or_else(|| {
+            let lines = self.lines_from(mark).join("\n");
+            panic!("no line with {pattern:?} in {deadline:?}; the log since then:\n{lines}")
+        })
+    }
+
+    /// Waits for a line with `pattern` behind `mark`; `None` once the process has ended without one, or after
+    /// the deadline.
+    pub fn line_or_end(&self, mark: usize, pattern: &str, deadline: Duration) -> Option<String> {
         let until = Instant::now() + deadline;
         let mut state = self.state.lock().unwrap();
         loop {
-            if let Some(line) = found(&state) {
-                return line;
-            }
+            let found = state.lines[mark..].iter().find(|line| line.contains(pattern)).cloned();
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.open == 0 {
-                let lines = state.lines[mark..].join("\n");
-                drop(state);
-                panic!("no line with {pattern:?} in {deadline:?}; the log since then:\n{lines}");
+            if found.is_some() || left.is_zero() || state.open == 0 {
+                return found;
             }
             state = self.changed.wait_timeout(state, left).unwrap().0;
         }
@@ -214,11 +218,11 @@ impl Node {
         (status.code().expect("it ends by itself"), self.log.lines_from(mark).join("\n"))
     }
 
-    fn traced_pid(&self) -> Option<Pid> {
+    /// The node itself, where a tracer stands before it: the tracer's only child.
+    fn traced_pid(&self, tracer: u32) -> Option<Pid> {
         self.wrapper.first().filter(|program| *program == "strace")?;
-        let lines = self.log.lines_from(0);
-        let banner = lines.iter().rev().find_map(|line| line.split_once(" pid="))?.1;
-        Pid::from_raw(banner.split(' ').next()?.parse().ok()?)
+        let children = std::fs::read_to_string(format!("/proc/{tracer}/task/{tracer}/children")).ok()?;
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
     }
 
     pub fn pid(&self) -> u32 {
@@ -230,9 +234,13 @@ impl Node {
         kill_process(pid, signal).expect("the process is ours and was not waited for");
     }
 
-    /// kill -9, and waits for the end.
+    /// kill -9, and waits for the end. Of a traced node: of the node, and its tracer ends with it.
     pub fn kill9(&mut self) {
-        self.signal(Signal::KILL);
+        match self.traced_pid(self.pid()) {
+            // Between the look and the signal it may have died of what was injected.
+            Some(node) => drop(kill_process(node, Signal::KILL)),
+            None => self.signal(Signal::KILL),
+        }
         self.wait_exit(DEADLINE);
     }
 
@@ -339,9 +347,8 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // A tracer that is killed leaves what it traced running: the node goes first, by the pid in its
-            // banner, which is its own for as long as the tracer lives.
-            if let Some(pid) = self.traced_pid() {
+            // A tracer that is killed leaves what it traced running: the node goes first.
+            if let Some(pid) = self.traced_pid(child.id()) {
                 let _ = kill_process(pid, Signal::KILL);
             }
             let _ = child.kill();
