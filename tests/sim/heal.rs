@@ -116,8 +116,10 @@ impl World {
             if (role != "follower" || !equal) && now - self.heal.last_follow[site] > 12_000 * MS {
                 let asked_before = self.heal.last_follow[site] > 0;
                 self.heal.last_follow[site] = now;
-                if asked_before && self.oracle.a_leader_began_a_term_twice() {
-                    // Nothing is cut where two histories have one name: an empty directory is the way out.
+                // Nothing is cut where two histories have one name, and a node that never got a record may belong
+                // to a cluster whose only leader is gone: an empty directory is the way out of both.
+                let empty = self.hosts[site].mirror.borrow().last() == 0;
+                if asked_before && (empty || self.oracle.a_leader_began_a_term_twice()) {
                     self.end_process(site, false);
                     return self.empty_directory(site);
                 }

@@ -135,7 +135,8 @@ impl Oracle {
         if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
             // Every node whose word this rests on.
             for member in acked.in_sync.iter().filter(|member| {
-                !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)
+                let host = &hosts[**member];
+                !host.rotten && !host.at_risk && host.mirror.borrow().holds(lsn, acked.chain)
             }) {
                 if core.knobs.ack == AckPolicy::InSync || *member == site {
                     prove_on_copy(core, &hosts[*member], lsn, acked.chain);
