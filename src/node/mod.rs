@@ -42,7 +42,10 @@ mod turn;
 use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
-use crate::limits::{APPEND_BATCH_SIZE, BATCH_SIZE_MAX, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
+use crate::limits::{
+    APPEND_BATCH_SIZE, BATCH_SIZE_MAX, CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER,
+    CLIENT_REQUESTS_IN_FLIGHT_MAX, IN_FLIGHT_SIZE_MAX, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER,
+};
 use crate::marks::Marks;
 use crate::meta::MetaStore;
 use crate::replication::commit::AckPolicy;
@@ -119,6 +122,31 @@ impl Default for FeedLimits {
     }
 }
 
+/// What clients may cost. In production these are the limits of [`crate::limits`]; the simulator makes them small,
+/// so that a few hundred writes reach them.
+#[derive(Clone, Copy, Debug)]
+pub struct Budgets {
+    /// Bytes of records appended and not applied above which a write is BUSY.
+    pub in_flight_bytes: usize,
+    /// Requests of one connection that wait for their outcome above which it is not read.
+    pub requests_in_flight: usize,
+    /// Bytes waiting to be sent to a client above which its requests are not read.
+    pub output_high_water: usize,
+    /// Bytes waiting to be sent to a client below which they are read again.
+    pub output_low_water: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Budgets {
+        Budgets {
+            in_flight_bytes: IN_FLIGHT_SIZE_MAX,
+            requests_in_flight: CLIENT_REQUESTS_IN_FLIGHT_MAX,
+            output_high_water: CLIENT_OUTPUT_HIGH_WATER,
+            output_low_water: CLIENT_OUTPUT_LOW_WATER,
+        }
+    }
+}
+
 /// Counts of what happened, for `status`.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -161,6 +189,7 @@ enum Conn {
 /// The node.
 pub struct Node {
     config: NodeConfig,
+    budgets: Budgets,
     disk: Box<dyn crate::disk::Disk>,
     clock: Box<dyn Clock>,
     rng: Rng,
@@ -289,7 +318,7 @@ impl Node {
             return false;
         }
         match self.conns.get(conn) {
-            Some(Conn::Client(client)) => client.takes_more(),
+            Some(Conn::Client(client)) => client.takes_more(&self.budgets),
             _ => true,
         }
     }
@@ -318,6 +347,16 @@ impl Node {
             Role::Deposed => "former",
         };
         format!("kv-{role}:{}", self.config.port)
+    }
+
+    /// Other limits than those of production.
+    pub fn set_budgets(&mut self, budgets: Budgets) {
+        self.budgets = budgets;
+    }
+
+    /// What clients may cost.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 
     /// Puts up signposts for those who watch from outside.

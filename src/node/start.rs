@@ -5,7 +5,7 @@ use super::leader::Leader;
 use super::repair::open_log;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
-use super::{ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
+use super::{Budgets, ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Role, RoleFlag};
 use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
@@ -76,6 +76,7 @@ impl Node {
             last_refusal: String::new(),
             frames: super::Frames { started: now, first_lsn: last.next(), reads: 0 },
             counters: Counters::default(),
+            budgets: Budgets::default(),
             config,
         };
         match start {

@@ -99,6 +99,9 @@ impl Client {
         }
         let hot = core.chance_of(|knobs| knobs.hot_ppm);
         let keys = if hot { core.knobs.keys_hot } else { core.knobs.keys_cold };
+        if hot {
+            core.stats.count("client: hot key");
+        }
         let key = format!("{}{}", if hot { "hot" } else { "cold" }, core.rng.below(keys)).into_bytes();
         if core.chance_of(|knobs| knobs.read_ppm) {
             return Ask::Get { key };
@@ -108,7 +111,12 @@ impl Client {
             return Ask::Delete { key, id: self.next_id };
         }
         let large = core.chance_of(|knobs| knobs.large_ppm);
-        let size = if large { core.between(3_000, 30_000) } else { core.between(8, 200) };
+        if large {
+            core.stats.count("client: large value");
+        }
+        // A few are larger than a segment.
+        let most = if core.chance(100_000) { 120_000 } else { 30_000 };
+        let size = if large { core.between(3_000, most) } else { core.between(8, 200) };
         Ask::Put { key, id: self.next_id, size: size as usize }
     }
 

@@ -36,6 +36,14 @@ pub enum Event {
     Fault,
     /// A link of this host fails once more.
     Flap(usize),
+    /// A link that flaps fails again, so many times.
+    Toggle { one: usize, other: usize, times: u64 },
+    /// The operator looks after a rolling restart.
+    Rolling,
+    /// The operator looks after a leader that refuses to start.
+    Rescue,
+    /// The second node of one identity gets a directory of its own.
+    TwinEnds,
     /// A blocked link works again.
     Unblock { from: usize, to: usize },
     /// A dead process is started.

@@ -11,7 +11,13 @@ impl World {
     pub fn client_acts(&mut self, index: usize) {
         let mut core = self.core.borrow_mut();
         let delay = Client::think(&mut core, self.healed_at.is_some());
-        core.after(delay, Event::Client(index));
+        let gap = if core.chance_of(|knobs| knobs.mishaps.client_gap_ppm) {
+            core.stats.count("client: long gap");
+            core.between(5_000 * MS, 30_000 * MS)
+        } else {
+            0
+        };
+        core.after(delay + gap, Event::Client(index));
         let now = core.now;
         let lazy = core.chance_of(|knobs| knobs.lazy_reader_ppm);
         let wander = core.chance_of(|knobs| knobs.follower_read_ppm);

@@ -73,7 +73,7 @@ pub struct Host {
     pub heard: (u64, u64),
     /// Followers that had left the in-sync set, as counted after the last turn.
     pub insync_left: u64,
-    /// The moment of the last turns, and how many there were at that moment.
+    /// A moment, and how many turns there were within ten microseconds from it.
     pub spin: (u64, u64),
     /// The process was asked to end.
     pub ending: bool,
@@ -81,6 +81,12 @@ pub struct Host {
     pub rotten: bool,
     /// What it warned of: what a forced promotion or a discard may lose.
     pub printed: Vec<String>,
+    /// Where its log ended when its process ended in order; 0: nothing is known of that.
+    pub left: u64,
+    /// The machine lost its power since the last start, and had been told that the page cache is enough.
+    pub at_risk: bool,
+    /// An older copy of its directory.
+    pub backup: Option<crate::backups::Backup>,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
 }
@@ -108,6 +114,7 @@ impl Host {
             mirror: self.mirror.clone(),
             flush_due: self.flush_due.clone(),
             name: format!("host{}", self.site),
+            site: self.site,
         }
     }
 
@@ -123,7 +130,10 @@ impl Host {
         if self.mem.has_crashed() {
             return Err(TurnEnd::Crashed);
         }
-        let node = opened.map_err(TurnEnd::Fatal)?;
+        let mut node = opened.map_err(TurnEnd::Fatal)?;
+        if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
+            node.set_budgets(small.of_node());
+        }
         let durable =
             read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
@@ -141,23 +151,18 @@ impl Host {
         Ok(())
     }
 
-    /// Whether it has begun to repair a log that rotted. What it told before is no more to be found.
-    pub fn note_repair(&mut self) -> bool {
-        let repairs = self.rotten
-            && self.process.as_ref().is_some_and(|process| process.node.observe().repair_until.0 > 0);
-        if repairs {
-            self.rotten = false;
-            self.seen = None;
-            self.told = Told { term: self.told.term, ..Told::default() };
-            self.heard = (0, 0);
-        }
-        repairs
+    /// Whether it has begun to repair a log that rotted.
+    pub fn repairs_rot(&self) -> bool {
+        let repairs = |process: &Process| process.node.observe().repair_until.0 > 0;
+        self.rotten && self.process.as_ref().is_some_and(repairs)
     }
 
     /// A loop that wakes up again and again without time going on would burn a processor.
     pub fn check_spin(&mut self) {
         let now = self.core.borrow().now;
-        self.spin = if self.spin.0 == now { (now, self.spin.1 + 1) } else { (now, 1) };
+        // A deadline that has passed and stays comes again within a nanosecond, as clocks round.
+        let same = now < self.spin.0 + 10_000;
+        self.spin = if same { (self.spin.0, self.spin.1 + 1) } else { (now, 1) };
         if self.spin.1 > 10_000 {
             let process = self.process.as_ref().expect("it has turns");
             panic!(
@@ -287,7 +292,8 @@ impl Process {
             let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
             if self.socks.get(id).is_some_and(left) {
                 self.backlog.push(id);
-                input_left |= self.node.is_peer(id);
+                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+                input_left |= self.node.is_peer(id) && !throttled;
             }
         }
         Ok(input_left)
@@ -307,6 +313,10 @@ impl Process {
             if !sock.readable || read >= budget {
                 return Ok(());
             }
+            if !self.admit(id) {
+                return Ok(());
+            }
+            let Some(sock) = self.socks.get_mut(id) else { return Ok(()) };
             let space = sock.intake.space();
             let wanted = space.len();
             let mut core = core.borrow_mut();
@@ -329,6 +339,21 @@ impl Process {
         }
     }
 
+    /// As in `net`: a frame for which the memory budget has no room is refused before it is read.
+    fn admit(&mut self, id: ConnId) -> bool {
+        let core = self.socks.core.clone();
+        let Some(small) = core.borrow().knobs.mishaps.budgets else { return true };
+        let used: usize = self.socks.slots.iter().flatten().map(|sock| sock.intake.extra_memory()).sum();
+        let Some(sock) = self.socks.get_mut(id) else { return false };
+        let (has, wants) = (sock.intake.extra_memory(), sock.intake.extra_wanted());
+        if wants > has && used + wants - has > small.input_bytes as usize && !self.node.is_peer(id) {
+            sock.intake.discard_frame();
+            self.node.refuse_unread(&mut self.socks, id, wants);
+            core.borrow_mut().stats.count("node: BUSY, request not read");
+        }
+        true
+    }
+
     fn deliver(&mut self, id: ConnId, now: Time) -> Result<bool, FatalReason> {
         let Some(sock) = self.socks.get_mut(id) else { return Ok(false) };
         let mut intake = std::mem::take(&mut sock.intake);
@@ -343,7 +368,12 @@ impl Process {
         }
         match delivered {
             Delivered::All => Ok(true),
-            Delivered::Blocked => Ok(false),
+            Delivered::Blocked => {
+                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+                let what = if throttled { "node: client throttled" } else { "node: input left for later" };
+                self.socks.core.borrow_mut().stats.count(what);
+                Ok(false)
+            }
             Delivered::Fenced(why) => {
                 self.node.counters.fenced += 1;
                 let site = self.socks.site;

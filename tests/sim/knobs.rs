@@ -6,6 +6,7 @@ use kvstore::replication::commit::AckPolicy;
 use kvstore::rng::Rng;
 
 use crate::core::MS;
+use crate::mishaps::Mishaps;
 
 /// The probabilities and sizes of one run. Times are nanoseconds, `_ppm` are per million.
 #[derive(Clone, Debug)]
@@ -54,6 +55,7 @@ pub struct Knobs {
     pub discard_ppm: u64,
     /// One out of so many acknowledgements is proved on a copy of the disk.
     pub fork_check_every: u64,
+    pub mishaps: Mishaps,
 }
 
 /// How often each fault is drawn, relative to the others; 0: not in this run.
@@ -149,6 +151,7 @@ impl Knobs {
             force_ppm: pick(&[0, 0, 300_000]),
             discard_ppm: pick(&[0, 100_000, 500_000]),
             fork_check_every: 150,
+            mishaps: Mishaps::draw(hosts, &mut pick),
         }
     }
 }

@@ -15,20 +15,24 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 mod args;
+mod backups;
 mod bounds;
 mod broken;
 mod client;
 mod core;
 mod crowd;
+mod decay;
 mod disk;
 mod faults;
 mod heal;
 mod histories;
 mod host;
 mod knobs;
+mod losses;
 #[path = "../support/mem_disk.rs"]
 mod mem_disk;
 mod mirror;
+mod mishaps;
 mod net;
 mod oracle;
 mod promises;

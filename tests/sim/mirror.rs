@@ -214,6 +214,14 @@ impl Mirror {
         self.mark_commit.1 = self.mark_commit.1.max(commit);
     }
 
+    /// The page cache is all that is asked for: what is written counts as synced.
+    pub fn all_written(&mut self) {
+        if self.on && !self.lost {
+            self.synced = self.last();
+            self.mark_commit.1 = self.mark_commit.0;
+        }
+    }
+
     /// The node synced this file.
     pub fn on_sync(&mut self, file: FileId) {
         if !self.on || self.lost {
@@ -227,6 +235,12 @@ impl Mirror {
         if self.mark_file == Some(file) {
             self.mark_commit.1 = self.mark_commit.0;
         }
+    }
+
+    /// The log on a disk that no process has opened yet, all of it durable.
+    pub fn stands_still_at(&mut self, records: Mirror) {
+        self.reload(records);
+        self.on = false;
     }
 
     /// The log as a restart found it, all of it durable.

@@ -57,7 +57,8 @@ pub struct Oracle {
     /// Sites that were asked to lead by force, or to discard, in this run.
     pub forced: BTreeSet<usize>,
     pub discarding: BTreeSet<usize>,
-    pub wiped: BTreeSet<usize>,
+    /// Disks that lost something.
+    pub losses: Vec<crate::losses::Loss>,
     /// A cut below a commit LSN happened before the second phase.
     pub discards_in_chaos: bool,
     pub acks_seen: u64,
@@ -137,7 +138,7 @@ impl Oracle {
             let key = (entry.lsn, entry.term.as_u64(), entry.leader);
             let known = *self.records.entry(key).or_insert(entry.chain);
             assert!(
-                known == entry.chain,
+                known == entry.chain || self.may_fork(entry.leader, entry.term.as_u64()),
                 "host {}: LSN {} of term {} differs between nodes: chain {} and {known}",
                 host.site,
                 entry.lsn,
@@ -270,12 +271,16 @@ impl Oracle {
             AckPolicy::Leader => {}
             AckPolicy::Quorum => {
                 assert!(
-                    !self.wiped.is_empty(),
+                    self.quorum_excused(promotion, write),
                     "LSN {lsn}, acknowledged by a majority, is lost: host {site} leads in {term}"
                 );
             }
             AckPolicy::InSync => {
-                let was_in_sync = write.in_sync.contains(site) && !self.wiped.contains(site);
+                if self.in_sync_excused(promotion, write) {
+                    core.stats.count("check: write excused by a lost disk");
+                    return;
+                }
+                let was_in_sync = write.in_sync.contains(site);
                 assert!(
                     !was_in_sync,
                     "LSN {lsn} is lost: host {site}, in sync when it was acknowledged, leads without it"
@@ -302,9 +307,15 @@ impl Oracle {
     pub fn after_start(&mut self, core: &mut Core, hosts: &mut [Host], site: usize) {
         let host = &mut hosts[site];
         host.waits.clear();
+        let left = std::mem::take(&mut host.left);
         let seen = host.process.as_ref().expect("it has started").node.observe();
         let mirror = host.mirror.borrow();
         core.stats.count("check: restart compared with what was told");
+        if left > 0 {
+            core.stats.count("check: orderly end lost nothing");
+            let last = mirror.last();
+            assert!(last >= left, "host {site} ended in order at LSN {left}, and starts with {last}");
+        }
         assert!(
             seen.term.as_u64() >= host.told.term,
             "host {site}: term {} after a restart, {:?}",

@@ -28,7 +28,12 @@ pub fn on_copy(core: &mut Core, mem: &MemDisk, site: usize, lsn: u64, chain: Cha
     let copy = mem.fork();
     core.proofs += 1;
     // Not from the generator of the run: a proof must not change what happens.
-    copy.crash(if core.proofs.is_multiple_of(2) { Keep::None } else { Keep::Random(core.now ^ core.proofs) });
+    if core.knobs.mishaps.os_durability {
+        copy.kill_process();
+    } else {
+        let some = Keep::Random(core.now ^ core.proofs);
+        copy.crash(if core.proofs.is_multiple_of(2) { Keep::None } else { some });
+    }
     let log = read_log_of(copy)
         .unwrap_or_else(|why| panic!("host {site}: a copy of its disk after a power loss: {why}"));
     assert!(

@@ -80,6 +80,7 @@ impl Oracle {
     fn on_refused(&mut self, core: &mut Core, id: u64, status: Status) {
         match status {
             Status::OutcomeUnknown => core.stats.count("client: outcome unknown"),
+            Status::Busy => core.stats.count("node: BUSY refused a write"),
             Status::DiskFull => core.stats.count("node: disk full refused a write"),
             _ => core.stats.count("client: refused write"),
         }
@@ -145,7 +146,8 @@ impl Oracle {
         if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
             // Every node whose word this rests on.
             for member in acked.in_sync.iter().filter(|member| {
-                !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)
+                let host = &hosts[**member];
+                !host.rotten && !host.at_risk && host.mirror.borrow().holds(lsn, acked.chain)
             }) {
                 if core.knobs.ack == AckPolicy::InSync || *member == site {
                     let host = &hosts[*member];
@@ -162,10 +164,11 @@ impl Oracle {
         let has = |site: usize| {
             let mirror = hosts[site].mirror.borrow();
             mirror.holds(acked.lsn, acked.chain) && mirror.synced >= acked.lsn
+                || self.lost_at(site, acked.lsn, acked.chain)
         };
-        let excused = !self.wiped.is_empty()
-            || self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
-            || !self.discarding.is_empty();
+        let excused =
+            self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
+                || !self.discarding.is_empty();
         let leader = *acked.in_sync.last().expect("the leader is in it");
         assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
         if excused {

@@ -13,7 +13,7 @@ use kvstore::ids::Chain;
 use kvstore::time::Time;
 use kvstore::wire::MessageType;
 use kvstore::wire::client::{Reply, Status};
-use kvstore::wire::peer::{Ack, FenceReply, OpenReply};
+use kvstore::wire::peer::{Ack, FenceReply, OpenReply, Refuse, RefuseCode};
 
 use crate::core::Shared;
 use crate::mem_disk::MemDisk;
@@ -256,6 +256,17 @@ impl Socks {
                             String::from_utf8_lossy(reply.payload).into_owned()
                         },
                     });
+                }
+                MessageType::Refuse => {
+                    let refuse = Refuse::decode(body).expect("well formed");
+                    if refuse.code == RefuseCode::Identity {
+                        let text = &refuse.message;
+                        assert!(
+                            text.contains("copied"),
+                            "two nodes of one identity are refused with: {text}"
+                        );
+                        self.core.borrow_mut().stats.count("node: refused a second node of one identity");
+                    }
                 }
                 MessageType::AppendEntries if body.len() > APPEND_HEAD + APPEND_TAIL => {
                     let mut core = self.core.borrow_mut();

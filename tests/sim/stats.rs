@@ -133,6 +133,7 @@ impl Stats {
         for (what, times) in &self.0 {
             println!("  {times:>12}  {what}");
         }
-        EXPECTED.iter().copied().filter(|what| !self.0.contains_key(what)).collect()
+        let expected = EXPECTED.iter().chain(crate::mishaps::EXPECTED).copied();
+        expected.filter(|what| !self.0.contains_key(what)).collect()
     }
 }
