@@ -59,6 +59,15 @@ struct BatchMoments {
     synced: Time,
 }
 
+impl BatchMoments {
+    /// When this write of it was durable; `now`, if it is not yet. A segment that begins behind it makes it durable
+    /// before the rest of its batch, and then it may be committed while the flush of the rest is under way.
+    fn synced_for(&self, write: &WriteMoments, now: Time) -> Time {
+        let known = [self.synced, write.committed].into_iter().filter(|time| *time != Time(0));
+        known.min().unwrap_or(now)
+    }
+}
+
 /// A follower's ACK of a batch.
 #[derive(Clone, Copy, Debug, Default)]
 struct AckMoments {
@@ -240,11 +249,11 @@ impl Trace {
         if *count == 0 {
             return;
         }
-        let committed = write.committed.max(batch.synced);
+        let (committed, synced) = (write.committed, batch.synced_for(write, write.committed));
         self.total.record_n(at.since(write.started), *count);
         self.stages[0].record_n(write.appended.since(write.started), *count);
         self.stages[1].record_n(batch.turn.since(write.appended), *count);
-        self.stages[4].record_n(committed.since(batch.synced), *count);
+        self.stages[4].record_n(committed.since(synced), *count);
         self.stages[5].record_n(at.since(committed), *count);
     }
 
@@ -274,10 +283,8 @@ impl Trace {
         let first_ack = slot(batch.number) * self.peers;
         let followers = self.acks[first_ack..first_ack + self.peers].iter();
         let or_now = |time: Time| if time == Time(0) { now } else { time };
-        let (synced, committed, replied) =
-            (or_now(batch.synced), or_now(write.committed), or_now(write.replied));
-        // A quorum of followers may be faster than this node's own disk; nothing waits for less than nothing.
-        let committed_after = committed.max(synced);
+        let (committed, replied) = (or_now(write.committed), or_now(write.replied));
+        let synced = batch.synced_for(&write, now);
         Some(Receipt {
             lsn,
             batch_count: batch.count,
@@ -286,15 +293,15 @@ impl Trace {
                 batch.turn.since(write.appended),
                 batch.sent.since(batch.turn),
                 synced.since(batch.sent),
-                committed_after.since(synced),
-                replied.since(committed_after),
+                committed.since(synced),
+                replied.since(committed),
             ],
             total_ns: replied.since(write.started),
             answered: write.replied != Time(0),
             followers: followers
                 .map(|ack| FollowerShare {
                     ack_ns: (ack.at != Time(0)).then(|| ack.at.since(batch.turn)),
-                    in_time: ack.at != Time(0) && ack.at <= committed_after,
+                    in_time: ack.at != Time(0) && ack.at <= committed,
                     spent: ack.spent,
                 })
                 .collect(),
@@ -424,6 +431,25 @@ mod tests {
         trace.replied(Time(270));
         let receipt = trace.receipt(Lsn(2), Time(0)).unwrap();
         assert_eq!((receipt.stages, receipt.total_ns), ([10, 90, 10, 100, 0, 10], 220));
+    }
+
+    #[test]
+    fn a_write_that_a_new_segment_made_durable_may_be_answered_before_the_flush_of_its_batch_ends() {
+        let mut trace = Trace::new(0, Lsn(1));
+        trace.appended(Lsn(1), Lsn(2), Time(1_000), Time(1_010));
+        trace.turn(Lsn(2), 2, Time(1_030));
+        trace.sync_began(Time(1_060));
+        trace.committed(Lsn(1), Time(1_070));
+        trace.replied(Time(1_080));
+        let stages = [10, 20, 30, 10, 0, 10];
+        assert_eq!(trace.slowest()[0].stages, stages, "as kept when it was answered");
+        trace.synced(Time(1_200));
+        trace.committed(Lsn(2), Time(1_210));
+        trace.replied(Time(1_220));
+        assert_eq!(trace.receipt(Lsn(1), Time(0)).unwrap().stages, stages, "as asked for later");
+        assert_eq!(trace.receipt(Lsn(2), Time(0)).unwrap().stages, [10, 20, 30, 140, 10, 10]);
+        let commit = trace.histograms().find(|(name, _)| name == "put commit").unwrap().1;
+        assert!(commit.max_ns() <= 16, "{} ns", commit.max_ns());
     }
 
     #[test]

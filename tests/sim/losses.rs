@@ -171,6 +171,7 @@ impl World {
         let last = host.mirror.borrow().last();
         // Its term is in META, which is synced with this policy too.
         host.told.lsn = host.told.lsn.min(last);
+        host.told.read_lsn = host.told.read_lsn.min(last);
         host.told.chain = host.mirror.borrow().get(host.told.lsn).map_or(Chain::ZERO, |entry| entry.chain);
         if let Some(seen) = &mut host.seen {
             seen.commit = Lsn(seen.commit.0.min(last));
