@@ -58,7 +58,7 @@ pub fn check(core: &mut Core, host: &Host, seen: &Observed) {
 /// client's own write.
 fn output_max(core: &Core, host: &Host, process: &Process, id: ConnId, frame: usize) -> usize {
     if process.node.is_fed(id) {
-        let batch = host.mirror.borrow().turn_max as usize;
+        let batch = host.mirror.borrow().batch_max as usize;
         // The records of a batch travel in several frames, each with a trailer.
         return core.knobs.feed.high_water + 2 * batch + 2 * frame;
     }
@@ -70,18 +70,19 @@ fn output_max(core: &Core, host: &Host, process: &Process, id: ConnId, frame: us
 
 fn check_in_flight(host: &Host, seen: &Observed) {
     let mirror = host.mirror.borrow();
-    // Records leave with all that their turn has added.
+    // Records leave with all of their batch.
     let most = match seen.applied == seen.last {
         true => 0,
-        false => mirror.bytes_behind(seen.applied.0.min(mirror.last())) + mirror.turn_max,
+        false => mirror.bytes_behind(seen.applied.0.min(mirror.last())) + mirror.batch_max,
     };
     // What gathers behind a flush is in no file yet.
     let most = most + seen.last.0.saturating_sub(mirror.last()) * RECORD_MAX as u64;
     let held = seen.in_flight_bytes;
     assert!(
         held as u64 <= most && held <= IN_FLIGHT_SIZE_MAX,
-        "host {}: {held} bytes of writes in flight, {most} are not applied: {seen:?}",
-        host.site
+        "host {}: {held} bytes of writes in flight, {most} are not applied (one batch had {} at most): {seen:?}",
+        host.site,
+        mirror.batch_max
     );
 }
 

@@ -73,6 +73,11 @@ impl Oracle {
         self.losses.iter().any(|loss| loss.same_node == Some(leader) && loss.forgot(term))
     }
 
+    /// The same, of the leader on this host.
+    pub fn began_twice(&self, site: usize, term: u64) -> bool {
+        self.losses.iter().any(|loss| loss.site == site && loss.same_node.is_some() && loss.forgot(term))
+    }
+
     /// Whether that may have happened at all.
     pub fn a_leader_began_a_term_twice(&self) -> bool {
         self.losses.iter().any(|loss| loss.same_node.is_some() && loss.back_to < loss.term)

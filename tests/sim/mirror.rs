@@ -53,8 +53,11 @@ pub struct Mirror {
     mark_file: Option<FileId>,
     /// TERM records that it has seen, those cut again included.
     pub terms: usize,
-    /// Bytes of records that one turn has added, at most.
-    pub turn_max: u64,
+    /// Bytes of records of one batch, at most. What is written while a flush is under way, so that it can be read,
+    /// still belongs to the next batch: so it is what was not synced after a turn, with what the next turn added.
+    pub batch_max: u64,
+    /// What was synced after the turn before.
+    pub synced_before: u64,
     /// A sync failed: what it was to write is nowhere, whatever later ones say.
     pub lost: bool,
     /// The flush under way: of which file, up to which record, and the commit LSN in its newest mark.
@@ -246,6 +249,7 @@ impl Mirror {
     /// The log as a restart found it, all of it durable.
     pub fn reload(&mut self, records: Mirror) {
         let synced = records.last();
-        *self = Mirror { synced, on: true, fresh: Vec::new(), shrunk_to: None, ..records };
+        *self =
+            Mirror { synced, synced_before: synced, on: true, fresh: Vec::new(), shrunk_to: None, ..records };
     }
 }

@@ -132,8 +132,12 @@ impl Oracle {
         let fresh = std::mem::take(&mut host.mirror.borrow_mut().fresh);
         if let Some(first) = fresh.first() {
             let mut mirror = host.mirror.borrow_mut();
-            mirror.turn_max = mirror.turn_max.max(mirror.bytes_behind((first.lsn - 1).min(mirror.last())));
+            let begin = (first.lsn - 1).min(mirror.synced_before).min(mirror.last());
+            mirror.batch_max = mirror.batch_max.max(mirror.bytes_behind(begin));
         }
+        let mut mirror = host.mirror.borrow_mut();
+        mirror.synced_before = mirror.synced;
+        drop(mirror);
         for entry in fresh {
             let key = (entry.lsn, entry.term.as_u64(), entry.leader);
             let known = *self.records.entry(key).or_insert(entry.chain);

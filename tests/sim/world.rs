@@ -86,7 +86,8 @@ impl World {
             self.handle(event);
         }
         self.check_healed();
-        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues);
+        let began_twice = |site, term| self.oracle.began_twice(site, term);
+        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues, began_twice);
         let core = self.core.borrow();
         Outcome {
             stats: core.stats.clone(),
