@@ -108,6 +108,9 @@ impl Node {
         stream.last_heard = now;
         stream.round_heard = ack.round;
         peer.last_ack = Some(now);
+        if rose || ack.last_lsn == last {
+            peer.makes_progress();
+        }
         if rose {
             let address = &peer.address;
             let (lsn, sync_us, rtt_us) = (ack.last_lsn, ack.spent.sync_ns / 1_000, rtt_ns / 1_000);

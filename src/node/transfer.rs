@@ -197,8 +197,12 @@ impl Node {
             log_info!("replication", "follower {address} goes on at byte {} of {bytes}", ack.offset);
         }
         transfer.next.get_or_insert(ack.offset);
+        let rose = ack.offset > transfer.acked;
         (transfer.acked, transfer.last_heard) = (ack.offset, now);
         peer.last_ack = Some(now);
+        if rose {
+            peer.makes_progress();
+        }
         let Some(installed) = ack.installed else { return Ok(()) };
         if ack.offset != transfer.bytes || installed != (transfer.tag.s, transfer.chain) {
             return fence(format!(
