@@ -200,10 +200,12 @@ impl Node {
         let rose = ack.offset > transfer.acked;
         (transfer.acked, transfer.last_heard) = (ack.offset, now);
         peer.last_ack = Some(now);
-        if rose {
-            peer.makes_progress();
-        }
-        let Some(installed) = ack.installed else { return Ok(()) };
+        let Some(installed) = ack.installed else {
+            if rose {
+                peer.makes_progress();
+            }
+            return Ok(());
+        };
         if ack.offset != transfer.bytes || installed != (transfer.tag.s, transfer.chain) {
             return fence(format!(
                 "SNAPSHOT_ACK that snapshot {} is installed at LSN {}, byte {}",
