@@ -48,9 +48,9 @@ pub struct Peer {
     pub last_error: Option<String>,
     /// When its last ACK came.
     pub last_ack: Option<Time>,
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
-    down_told: bool,
+    pub(super) down_told: bool,
 }
 
 /// The connection to a follower.
@@ -161,13 +161,6 @@ impl Peer {
             Link::Greeting { conn, .. } | Link::Opening { conn, .. } => Some(*conn),
             Link::Streaming(stream) => Some(stream.conn),
         }
-    }
-
-    /// It holds more than before, or everything. A session that only stands proves nothing: a follower without room
-    /// on its disk opens one and ends it with the first record, again and again.
-    pub(super) fn makes_progress(&mut self) {
-        self.backoff.on_success();
-        self.down_told = false;
     }
 
     /// The word for status.
