@@ -176,13 +176,6 @@ impl Peer {
         }
     }
 
-    /// It holds more than before, or everything. A session that only stands proves nothing: a follower without room
-    /// on its disk opens one and ends it with the first record, again and again.
-    pub(super) fn makes_progress(&mut self) {
-        self.backoff.on_success();
-        self.down_told = false;
-    }
-
     /// The word for status.
     pub fn state_name(&self) -> &'static str {
         match &self.link {

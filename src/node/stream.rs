@@ -109,7 +109,10 @@ impl Node {
         stream.round_heard = ack.round;
         peer.last_ack = Some(now);
         if rose || ack.last_lsn == last {
-            peer.makes_progress();
+            // It holds more than before, or everything. A session that only stands proves nothing: a follower
+            // without room on its disk opens one and ends it with the first record, again and again.
+            peer.backoff.on_success();
+            peer.down_told = false;
         }
         if rose {
             let address = &peer.address;

@@ -202,7 +202,8 @@ impl Node {
         peer.last_ack = Some(now);
         let Some(installed) = ack.installed else {
             if rose {
-                peer.makes_progress();
+                peer.backoff.on_success();
+                peer.down_told = false;
             }
             return Ok(());
         };

@@ -94,10 +94,13 @@ impl Oracle {
     }
 
     /// With `quorum`: one of the copies is gone; or a node of the majority forgot that it had promised a higher
-    /// term, and went on with the old leader.
+    /// term, and went on with the old leader; or the term of the write is one that its leader began twice.
     pub fn quorum_excused(&self, promotion: &Promotion, write: &Acked) -> bool {
         self.lost_somewhere(write)
-            || self.losses.iter().any(|loss| loss.forgot(promotion.term) && write.term < promotion.term)
+            || self.losses.iter().any(|loss| {
+                loss.forgot(promotion.term) && write.term < promotion.term
+                    || loss.same_node.is_some() && loss.forgot(write.term)
+            })
     }
 
     /// Whether a leader came back with an older disk: it leads without having all that was acknowledged.

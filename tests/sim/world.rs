@@ -307,8 +307,10 @@ impl World {
                 // Switching the machine off afterwards takes nothing.
                 let power = core.chance(200_000);
                 drop(core);
-                let last =
-                    self.hosts[site].process.as_ref().map_or(0, |process| process.node.positions().0.0);
+                let host = &self.hosts[site];
+                let seen = host.process.as_ref().expect("it has just ended").node.observe();
+                // A flush that hangs for longer than an end may take is not waited for, nor is what is behind it.
+                let last = if host.mem.flush_is_pending() { seen.durable.0 } else { seen.last.0 };
                 self.end_process(site, power);
                 self.hosts[site].left = last;
             }
