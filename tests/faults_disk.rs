@@ -13,7 +13,7 @@ use kvstore::replication::commit::AckPolicy;
 use kvstore::time::Clock;
 use kvstore::wal::{Durability, WalConfig};
 use kvstore::wire::MessageType;
-use kvstore::wire::client::{Reply, Request, Status};
+use kvstore::wire::client::{Inspect, Reply, Request, Status};
 use kvstore::wire::peer::{Ack, AckDurations, Hello, Open, OpenReply};
 
 #[path = "support/leader_log.rs"]
@@ -196,6 +196,26 @@ fn a_leader_whose_sync_took_ten_seconds_reads_what_waits_before_it_judges_anybod
     assert!(conns.iter().all(|conn| !lone.is_closed(*conn)));
     (0..3).for_each(|_| lone.pass_ms(100));
     assert!(conns.iter().all(|conn| lone.is_closed(*conn)));
+}
+
+#[test]
+fn a_reply_that_leaves_in_front_of_a_slow_sync_is_not_said_to_have_waited_for_it() {
+    let (mut lone, stall_ms) = stalling(config(RoleFlag::Leader, &FOLLOWERS));
+    let conns = followers(&mut lone);
+    let (first, second) = (lone.connect(), lone.connect());
+    assert_eq!(put(&mut lone, first).frames, [], "LSN 2 waits for its followers");
+    // Its ACKs come in the turn in which another write begins a sync of a second.
+    stall_ms.set(1_000);
+    let acks = ack(2, 2, 100_000);
+    let other = bytes_of(|out| Request::Put { key: b"o", value: b"v" }.encode(out));
+    lone.send_all(&[(conns[0], &acks), (conns[1], &acks), (second, &other)]);
+    assert_eq!(Reply::decode(&lone.said(first)[0].1).expect("a reply").status, Status::Ok);
+    let ask = bytes_of(|out| Request::Inspect(Inspect::Receipt(Lsn(2))).encode(out));
+    let answer = lone.send(first, &ask).frames;
+    let receipt: serde_json::Value =
+        serde_json::from_slice(Reply::decode(&answer[0].1).expect("a reply").payload).expect("a receipt");
+    assert_eq!(receipt["answered"], true, "{receipt}");
+    assert!(receipt["total_us"].as_f64().expect("a total") < 1_000_000.0, "{receipt}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The receipt of a write, for people: one table whose bars share one time axis.
 //!
 //! The axis begins when the client sends the request, or, where the client's view is not known, when the
-//! leader begins to decode it. The leader's stages follow each other and
+//! leader turns to the read that brings it. The leader's stages follow each other and
 //! add up to its total; a follower's bar begins when the leader's batch is complete, because that is what its
 //! ACK is timed from. No clocks are compared: a follower tells durations, so *where* its own share lies
 //! between the two ends of its bar is not known, and neither is where the node's total lies within the

@@ -160,7 +160,7 @@ impl EventLoop {
         self.dial()?;
         self.sweep(now)?;
         self.node.flush(&mut self.conns)?;
-        self.node.end_turn();
+        self.node.note_replied();
         let freed = self.conns.free_doomed();
         self.extra_memory -= freed.extra_memory;
         if let (Some(listener), 1..) = (&mut self.listener, freed.connections) {

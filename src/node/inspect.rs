@@ -10,10 +10,14 @@ use crate::wire::client::{Inspect, Status};
 
 impl Node {
     /// The first of the frames that were read together is about to be decoded.
+    ///
+    /// Their time begins where that of the read before has ended, or with the turn: one reading of the clock for each
+    /// read and not two, and the call that read them is counted to those it brought.
     pub fn begin_frames(&mut self) {
         if self.trace.is_some() {
+            let started = self.frames.last_ended.take().unwrap_or_else(|| self.clock.now());
             self.frames =
-                Frames { started: self.clock.now(), first_lsn: self.wal.last_lsn().next(), reads: 0 };
+                Frames { started, first_lsn: self.wal.last_lsn().next(), reads: 0, last_ended: None };
         }
     }
 
@@ -22,17 +26,23 @@ impl Node {
         let Some(trace) = &mut self.trace else { return };
         let frames = &mut self.frames;
         let last = self.wal.last_lsn();
-        if matches!(self.role, Role::Leader(_)) && last >= frames.first_lsn {
-            trace.appended(frames.first_lsn, last, frames.started, self.clock.now());
-        } else if frames.reads > 0 {
-            trace.reads(self.clock.now().since(frames.started), frames.reads);
+        let wrote = matches!(self.role, Role::Leader(_)) && last >= frames.first_lsn;
+        // Of what had neither, be it the ACK that answered fifty writes, nothing is charged to the next read.
+        if wrote || frames.reads > 0 {
+            let now = self.clock.now();
+            if wrote {
+                trace.appended(frames.first_lsn, last, frames.started, now);
+            } else {
+                trace.reads(now.since(frames.started), frames.reads);
+            }
+            frames.last_ended = Some(now);
         }
         frames.first_lsn = last.next();
         frames.reads = 0;
     }
 
-    /// Everything this turn had to say was handed to the sockets.
-    pub fn end_turn(&mut self) {
+    /// Everything this turn had to say so far was handed to the sockets.
+    pub fn note_replied(&mut self) {
         if self.leader().is_some() {
             self.marks.replied(self.applied);
         }

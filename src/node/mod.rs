@@ -232,6 +232,8 @@ struct Frames {
     started: Time,
     first_lsn: Lsn,
     reads: u64,
+    /// When the read before ended, or the turn began, if nothing else has happened since.
+    last_ended: Option<Time>,
 }
 
 /// What a dial is for.
@@ -387,6 +389,7 @@ impl Node {
     /// The turn begins: what is decided in it is decided at this time.
     pub fn begin_turn(&mut self, now: Time) {
         self.now = now;
+        self.frames.last_ended = Some(now);
         self.loop_clock.advance(now);
     }
 

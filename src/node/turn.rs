@@ -29,8 +29,10 @@ impl Node {
         }
         self.before_sync(wire);
         if self.needs_sync() {
-            // What may leave now leaves now: the followers' disks work while ours does.
+            // What may leave now leaves now: the followers' disks work while ours does. With it go the replies to what
+            // the ACKs of this turn have committed; they do not wait for this sync, and their receipts must not say so.
             self.flush(wire)?;
+            self.note_replied();
         }
         self.sync(wire)?;
         self.after_sync(wire)

@@ -3,13 +3,14 @@
 //! A write passes moments that are read from one clock, so its stages add up to its total exactly:
 //!
 //! ```text
-//! started   the frames read together with it are about to be decoded
+//! started   the loop turns to the read that brings it
 //! appended  they are decoded; it has an LSN and stands in the batch   decode = appended - started
 //! turn      the turn's requests are all read, and the flush under way    queue = turn - appended
 //!           (if any: see `node::flush`) has ended
 //! sent      the batch is handed to every follower's socket              send = sent - turn
 //! synced    the batch is written and durable here                       sync = synced - sent
-//! committed enough followers have it (may come before synced: then 0)   commit = committed - synced
+//!           (in front of a new segment: by the time it is committed)
+//! committed enough followers have it                                    commit = committed - synced
 //! replied   its reply is handed to the client's socket                   reply = replied - committed
 //! ```
 //!
@@ -21,6 +22,7 @@
 
 mod histogram;
 mod receipt;
+mod rows;
 
 use crate::ids::Lsn;
 use crate::time::Time;
@@ -28,6 +30,7 @@ use crate::wire::peer::AckDurations;
 
 pub use histogram::{Durations, us};
 pub use receipt::{FollowerShare, Receipt, tail_document};
+use rows::Rows;
 
 /// Writes and batches kept.
 pub const RING_SIZE: usize = 4096;
@@ -37,15 +40,13 @@ pub const SLOWEST_SIZE: usize = 64;
 /// The stages of a write on the leader, in order.
 pub const STAGES: [&str; 6] = ["decode", "queue", "send", "sync", "commit", "reply"];
 
-/// One write's own moments.
+/// The moments of the writes that came with one read.
 #[derive(Clone, Copy, Debug, Default)]
-struct WriteMoments {
-    lsn: Lsn,
+struct ReadMoments {
+    first: Lsn,
     batch: u64,
     started: Time,
     appended: Time,
-    committed: Time,
-    replied: Time,
 }
 
 /// The moments that the writes of a batch share.
@@ -60,11 +61,12 @@ struct BatchMoments {
 }
 
 impl BatchMoments {
-    /// When this write of it was durable; `now`, if it is not yet. A segment that begins behind it makes it durable
-    /// before the rest of its batch, and then it may be committed while the flush of the rest is under way.
-    fn synced_for(&self, write: &WriteMoments, now: Time) -> Time {
-        let known = [self.synced, write.committed].into_iter().filter(|time| *time != Time(0));
-        known.min().unwrap_or(now)
+    /// When a write of it that was committed then was durable; `None`: it is not yet. A segment that begins behind it
+    /// makes it durable before the rest of its batch, and then it may be committed while the flush of the rest is
+    /// under way.
+    fn synced_for(&self, committed: Option<Time>) -> Option<Time> {
+        let synced = Some(self.synced).filter(|synced| *synced != Time(0));
+        synced.into_iter().chain(committed).min()
     }
 }
 
@@ -75,14 +77,6 @@ struct AckMoments {
     spent: AckDurations,
 }
 
-/// So many writes with the moments of this one.
-#[derive(Clone, Copy, Debug, Default)]
-struct Shared {
-    write: WriteMoments,
-    batch: BatchMoments,
-    count: u64,
-}
-
 /// A duration of each stage.
 pub type StageTimes = [u64; STAGES.len()];
 
@@ -90,7 +84,9 @@ pub type StageTimes = [u64; STAGES.len()];
 #[derive(Debug)]
 pub struct Trace {
     peers: usize,
-    writes: Vec<WriteMoments>,
+    arrived: Rows<ReadMoments>,
+    committed: Rows<Time>,
+    replied: Rows<Time>,
     batches: Vec<BatchMoments>,
     /// `RING_SIZE` times `peers`.
     acks: Vec<AckMoments>,
@@ -120,7 +116,9 @@ impl Trace {
         let histograms = || (0..peers).map(|_| Durations::new()).collect::<Vec<_>>();
         Trace {
             peers,
-            writes: vec![WriteMoments::default(); RING_SIZE],
+            arrived: Rows::new(),
+            committed: Rows::new(),
+            replied: Rows::new(),
             batches: vec![BatchMoments::default(); RING_SIZE],
             acks: vec![AckMoments::default(); RING_SIZE * peers],
             batch: 1,
@@ -142,11 +140,8 @@ impl Trace {
     /// The writes `first ..= last` came with one read and have their LSNs. One reading of the clock for all
     /// of them: with 16 requests to a read, one for each was 5 % of the node's instructions.
     pub fn appended(&mut self, first: Lsn, last: Lsn, started: Time, appended: Time) {
-        let batch = self.batch;
-        for number in self.ring_range(first, last) {
-            let lsn = Lsn(number);
-            self.writes[slot(number)] =
-                WriteMoments { lsn, batch, started, appended, ..WriteMoments::default() };
+        if first <= last {
+            self.arrived.push(last, ReadMoments { first, batch: self.batch, started, appended });
         }
     }
 
@@ -203,13 +198,10 @@ impl Trace {
 
     /// Everything up to `lsn` is committed, and about to be answered.
     pub fn committed(&mut self, lsn: Lsn, at: Time) {
-        for number in self.ring_range(self.next_commit, lsn) {
-            let write = &mut self.writes[slot(number)];
-            if write.lsn == Lsn(number) {
-                write.committed = at;
-            }
+        if lsn >= self.next_commit {
+            self.committed.push(lsn, at);
+            self.next_commit = lsn.next();
         }
-        self.next_commit = self.next_commit.max(lsn.next());
     }
 
     /// Whether replies of this turn are still to be timed.
@@ -219,42 +211,33 @@ impl Trace {
 
     /// The replies to everything committed have been handed to their sockets.
     pub fn replied(&mut self, at: Time) {
-        // Writes that were read, made durable and committed together share all their moments.
-        let mut shared = Shared::default();
-        for number in self.ring_range(self.next_reply, self.next_commit.prev()) {
-            let write = &mut self.writes[slot(number)];
-            if write.lsn != Lsn(number) {
-                continue;
-            }
-            write.replied = at;
-            let write = *write;
-            let known = &shared.write;
-            if (write.batch, write.started, write.committed) != (known.batch, known.started, known.committed)
-            {
-                self.record_shared(&shared, at);
-                shared = Shared { write, batch: self.batches[slot(write.batch)], count: 0 };
-            }
-            shared.count += 1;
-            let total_ns = at.since(write.started);
-            if total_ns > self.slow_from_ns {
-                self.keep_slow(write.lsn, total_ns);
-            }
-        }
-        self.record_shared(&shared, at);
+        let last = self.next_commit.prev();
+        let mut lsn = self.next_reply;
+        self.replied.push(last, at);
         self.next_reply = self.next_commit;
-    }
-
-    fn record_shared(&mut self, shared: &Shared, at: Time) {
-        let Shared { write, batch, count } = shared;
-        if *count == 0 {
-            return;
+        // Writes that were read and committed together share all their moments.
+        let (mut reads, mut commits) = (self.arrived.from(lsn), self.committed.from(lsn));
+        let mut slow = None;
+        while let (Some((read_last, read)), Some((commit_last, committed))) = (reads.peek(), commits.peek())
+            && lsn <= last
+        {
+            // A leader's first record in its term came from no client.
+            let first = lsn.max(read.first);
+            let end = (*read_last).min(*commit_last).min(last);
+            if first <= end {
+                let moments = (read, &self.batches[slot(read.batch)], *committed);
+                record(&mut self.total, &mut self.stages, moments, (at, end.0 - first.0 + 1));
+                if at.since(read.started) > self.slow_from_ns {
+                    slow.get_or_insert(first);
+                }
+            }
+            lsn = end.next();
+            reads.next_if(|(read_last, _)| *read_last < lsn);
+            commits.next_if(|(commit_last, _)| *commit_last < lsn);
         }
-        let (committed, synced) = (write.committed, batch.synced_for(write, write.committed));
-        self.total.record_n(at.since(write.started), *count);
-        self.stages[0].record_n(write.appended.since(write.started), *count);
-        self.stages[1].record_n(batch.turn.since(write.appended), *count);
-        self.stages[4].record_n(committed.since(synced), *count);
-        self.stages[5].record_n(at.since(committed), *count);
+        if let Some(first) = slow {
+            self.keep_slow(first, last);
+        }
     }
 
     /// So many reads that came together were answered, in this time.
@@ -275,29 +258,29 @@ impl Trace {
     /// The receipt of a write, if it is among the last [`RING_SIZE`]. Before its reply has left, the moment
     /// `now` stands for that.
     pub fn receipt(&self, lsn: Lsn, now: Time) -> Option<Receipt> {
-        let write = self.writes[slot(lsn.0)];
-        if write.lsn != lsn || lsn == Lsn::ZERO {
+        let (_, read) = self.arrived.at(lsn).filter(|(_, read)| lsn >= read.first)?;
+        if !self.kept().contains(&lsn.0) {
             return None;
         }
-        let batch = self.batch_of(&write)?;
+        let batch = Some(&self.batches[slot(read.batch)]).filter(|batch| batch.number == read.batch)?;
         let first_ack = slot(batch.number) * self.peers;
         let followers = self.acks[first_ack..first_ack + self.peers].iter();
-        let or_now = |time: Time| if time == Time(0) { now } else { time };
-        let (committed, replied) = (or_now(write.committed), or_now(write.replied));
-        let synced = batch.synced_for(&write, now);
+        let (committed, left) = (self.committed.at(lsn), self.replied.at(lsn));
+        let synced = batch.synced_for(committed.map(|(_, at)| at)).unwrap_or(now);
+        let (committed, replied) = (committed.map_or(now, |(_, at)| at), left.map_or(now, |(_, at)| at));
         Some(Receipt {
             lsn,
             batch_count: batch.count,
             stages: [
-                write.appended.since(write.started),
-                batch.turn.since(write.appended),
+                read.appended.since(read.started),
+                batch.turn.since(read.appended),
                 batch.sent.since(batch.turn),
                 synced.since(batch.sent),
                 committed.since(synced),
                 replied.since(committed),
             ],
-            total_ns: replied.since(write.started),
-            answered: write.replied != Time(0),
+            total_ns: replied.since(read.started),
+            answered: left.is_some(),
             followers: followers
                 .map(|ack| FollowerShare {
                     ack_ns: (ack.at != Time(0)).then(|| ack.at.since(batch.turn)),
@@ -310,8 +293,8 @@ impl Trace {
 
     /// The receipts of all writes in the ring that were answered.
     pub fn receipts(&self) -> impl Iterator<Item = Receipt> {
-        let answered = self.writes.iter().filter(|write| write.replied != Time(0));
-        answered.filter_map(|write| self.receipt(write.lsn, write.replied))
+        let answered = self.kept().filter(|number| *number < self.next_reply.0);
+        answered.filter_map(|number| self.receipt(Lsn(number), Time(0)))
     }
 
     /// The slowest writes, slowest first.
@@ -338,28 +321,44 @@ impl Trace {
         ]
     }
 
-    fn batch_of(&self, write: &WriteMoments) -> Option<BatchMoments> {
-        let batch = self.batches[slot(write.batch)];
-        (batch.number == write.batch).then_some(batch)
+    /// The LSNs of the last [`RING_SIZE`] writes.
+    fn kept(&self) -> std::ops::RangeInclusive<u64> {
+        let last = self.arrived.last().0;
+        last.saturating_sub(RING_SIZE as u64 - 1).max(1)..=last
     }
 
-    /// The LSNs of a range that the ring still holds.
-    fn ring_range(&self, from: Lsn, to: Lsn) -> std::ops::RangeInclusive<u64> {
-        from.0.max(to.0.saturating_sub(RING_SIZE as u64 - 1))..=to.0
+    /// Keeps those of the writes `first ..= last` that are among the slowest.
+    fn keep_slow(&mut self, first: Lsn, last: Lsn) {
+        for number in first.0..=last.0 {
+            let receipt = self.receipt(Lsn(number), Time(0));
+            let Some(receipt) = receipt.filter(|receipt| receipt.total_ns > self.slow_from_ns) else {
+                continue;
+            };
+            if self.slowest.len() < SLOWEST_SIZE {
+                self.slowest.push(receipt);
+            } else if let Some(fastest) = self.slowest.iter_mut().min_by_key(|slow| slow.total_ns) {
+                *fastest = receipt;
+            }
+            if self.slowest.len() == SLOWEST_SIZE {
+                self.slow_from_ns = self.slowest.iter().map(|slow| slow.total_ns).min().unwrap_or(0);
+            }
+        }
     }
+}
 
-    fn keep_slow(&mut self, lsn: Lsn, total_ns: u64) {
-        let Some(receipt) = self.receipt(lsn, Time(0)) else { return };
-        if self.slowest.len() < SLOWEST_SIZE {
-            self.slowest.push(receipt);
-        } else if let Some(fastest) = self.slowest.iter_mut().min_by_key(|slow| slow.total_ns) {
-            debug_assert!(fastest.total_ns < total_ns);
-            *fastest = receipt;
-        }
-        if self.slowest.len() == SLOWEST_SIZE {
-            self.slow_from_ns = self.slowest.iter().map(|slow| slow.total_ns).min().unwrap_or(0);
-        }
-    }
+/// The stages of so many writes that were read and committed together, but for those that all of a batch share.
+fn record(
+    total: &mut Durations,
+    stages: &mut [Durations; STAGES.len()],
+    (read, batch, committed): (&ReadMoments, &BatchMoments, Time),
+    (replied, count): (Time, u64),
+) {
+    let synced = batch.synced_for(Some(committed)).expect("what is committed is durable");
+    total.record_n(replied.since(read.started), count);
+    stages[0].record_n(read.appended.since(read.started), count);
+    stages[1].record_n(batch.turn.since(read.appended), count);
+    stages[4].record_n(committed.since(synced), count);
+    stages[5].record_n(replied.since(committed), count);
 }
 
 fn slot(number: u64) -> usize {
