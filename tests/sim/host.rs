@@ -219,7 +219,7 @@ impl Host {
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
-        process.node.end_turn();
+        process.node.note_replied();
         let late = process.node.shutdown_deadline().is_some_and(|deadline| self.clock.now() >= deadline);
         if self.ending && process.node.may_end() && (late || !process.has_unsent()) {
             process.node.close_log()?;

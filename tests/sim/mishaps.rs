@@ -132,6 +132,8 @@ pub struct Rolling {
 /// A rolling restart looks after its node so often, and is given up after so many looks.
 const ROLLING_STEP_NS: u64 = 100 * MS;
 const ROLLING_STEPS_MAX: u64 = 600;
+/// What a client has still to wait is a gap from so long on.
+const GAP_NS_MIN: u64 = 1_000 * MS;
 /// Half a period of a link that flaps.
 const FLAP_NS: u64 = 200 * MS;
 
@@ -218,6 +220,15 @@ impl World {
         core.knobs.mishaps.slow_site = None;
         core.knobs.mishaps.client_gap_ppm = 0;
         core.heap.retain(|_, event| !matches!(event, Event::Toggle { .. }));
+        // A client in a long gap would find no time to be served in.
+        let gaps = core
+            .heap
+            .range((core.now + GAP_NS_MIN, 0)..)
+            .filter(|(_, event)| matches!(event, Event::Client(_)));
+        for at in gaps.map(|(at, _)| *at).collect::<Vec<_>>() {
+            let event = core.heap.remove(&at).expect("it was found there");
+            core.after(GAP_NS_MIN, event);
+        }
         drop(core);
         self.end_twin();
         self.replace_broken_leader();
