@@ -180,7 +180,7 @@ impl Knobs {
             transfers,
             pin,
             fork_check_every: 150,
-            mishaps: Mishaps::draw(hosts, &mut pick),
+            mishaps: Mishaps::draw(hosts, with_snapshots, &mut pick),
         }
     }
 }

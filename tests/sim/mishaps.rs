@@ -80,8 +80,10 @@ impl SmallBudgets {
 }
 
 impl Mishaps {
-    /// Draws them. `pick`: one of these.
-    pub fn draw(hosts: usize, pick: &mut impl FnMut(&[u64]) -> u64) -> Mishaps {
+    /// Draws them. `pick`: one of these. What a snapshot covers may be damaged in the log without anybody's notice, and
+    /// the checks read all of the log: where there are snapshots, no disk decays.
+    pub fn draw(hosts: usize, with_snapshots: bool, pick: &mut impl FnMut(&[u64]) -> u64) -> Mishaps {
+        let decays = u64::from(!with_snapshots);
         let slow = pick(&[0, 0, 0, 0, 1, 2]) as usize;
         let small = pick(&[0, 0, 1]) == 1;
         let budgets = SmallBudgets {
@@ -95,8 +97,8 @@ impl Mishaps {
             slow_site: slow.checked_sub(1).filter(|site| *site < hosts),
             budgets: small.then_some(budgets),
             client_gap_ppm: pick(&[0, 0, 2_000]),
-            misdirect: pick(&[0, 0, 0, 1]),
-            rot_leader: pick(&[0, 0, 0, 0, 0, 1]),
+            misdirect: pick(&[0, 0, 0, 1]) * decays,
+            rot_leader: pick(&[0, 0, 0, 0, 0, 1]) * decays,
             roll_back: pick(&[0, 0, 0, 2]),
             twin: pick(&[0, 0, 0, 1]),
             rolling: pick(&[0, 0, 0, 1]),
@@ -132,6 +134,8 @@ pub struct Rolling {
 /// A rolling restart looks after its node so often, and is given up after so many looks.
 const ROLLING_STEP_NS: u64 = 100 * MS;
 const ROLLING_STEPS_MAX: u64 = 600;
+/// What a client has still to wait is a gap from so long on.
+const GAP_NS_MIN: u64 = 1_000 * MS;
 /// Half a period of a link that flaps.
 const FLAP_NS: u64 = 200 * MS;
 
@@ -218,6 +222,15 @@ impl World {
         core.knobs.mishaps.slow_site = None;
         core.knobs.mishaps.client_gap_ppm = 0;
         core.heap.retain(|_, event| !matches!(event, Event::Toggle { .. }));
+        // A client in a long gap would find no time to be served in.
+        let gaps = core
+            .heap
+            .range((core.now + GAP_NS_MIN, 0)..)
+            .filter(|(_, event)| matches!(event, Event::Client(_)));
+        for at in gaps.map(|(at, _)| *at).collect::<Vec<_>>() {
+            let event = core.heap.remove(&at).expect("it was found there");
+            core.after(GAP_NS_MIN, event);
+        }
         drop(core);
         self.end_twin();
         self.replace_broken_leader();
