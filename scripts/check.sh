@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that CI runs, in this order: format, clippy with warnings denied, the tests, the release build, the demo.
+# All that CI runs, in this order: format, clippy with warnings denied, the tests, the release build, the simulator on
+# known-bad variants, the demo.
 #
 #   scripts/check.sh           on a machine with nothing but a Rust toolchain; ends with 1 at the first failure
 #
@@ -67,6 +68,8 @@ fi
 check clippy cargo clippy --workspace --all-targets -- -D warnings
 check test cargo test --workspace
 check build cargo build --release --workspace
+# The simulator must be able to fail: each known-bad variant is caught, most of them by the first seeds.
+check sabotage cargo test --release --features sabotage --test sim -- --sabotage all --seeds 1000
 check demo scripts/demo.sh
 
 printf '\n%sAll checks passed%s in %d s:\n' "$green" "$plain" $((SECONDS - begun))

@@ -144,6 +144,9 @@ pub const HANDSHAKE_DEADLINE_MS: u64 = 5_000;
 pub const FLUSH_READER_MS: u64 = 1_000;
 /// Milliseconds of one flush of the log after which the node counts as stalled: its heartbeats stop.
 pub const FLUSH_STALL_MS: u64 = 2_000;
+/// Milliseconds in which a node that said hello must open a session or ask something, and again after each
+/// question: longer than a promotion is silent between its two.
+pub const PEER_IDLE_MS: u64 = 10_000;
 /// Milliseconds between heartbeats of a leader, by default.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
 /// Milliseconds without progress after which a follower leaves the in-sync set, by default.
@@ -182,5 +185,6 @@ const _: () = {
     assert!(SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
+    assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);
 };

@@ -3,6 +3,7 @@
 
 use kvstore::conn::ConnId;
 use kvstore::ids::{Chain, Lsn, NodeId, Term};
+use kvstore::limits::PEER_IDLE_MS;
 use kvstore::node::RoleFlag;
 use kvstore::wire::client::{Reply, Request, Status};
 use kvstore::wire::peer::{
@@ -249,6 +250,64 @@ fn an_ack_on_the_connection_before_the_present_one_changes_nothing() {
     assert_eq!(lone.send(new, &ack(2)).fenced, None);
     assert_eq!(lone.node.positions(), (Lsn(2), Lsn(2), Lsn(2)));
     assert_eq!(status(&lone.said(client)), Status::Ok);
+}
+
+#[test]
+fn a_follower_that_opens_sessions_and_takes_nothing_is_dialled_ever_more_rarely() {
+    let (mut lone, mut conn, mut open) = leader_of_test();
+    let mut waits_ms = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(lone.send(conn, &empty_reply(&open)).fenced, None, "the session stands");
+        waits_ms.push(hang_up_and_wait(&mut lone, conn));
+        (conn, open) = opened(&mut lone);
+    }
+    assert!(waits_ms[7] >= 4 * waits_ms[0], "{waits_ms:?}");
+    // One that goes on and is lost then is looked for at once.
+    let _ = lone.send(conn, &empty_reply(&open));
+    assert_eq!(lone.send(conn, &ack(1)).fenced, None);
+    assert!(hang_up_and_wait(&mut lone, conn) <= waits_ms[1], "{waits_ms:?}");
+}
+
+/// The follower's end breaks; milliseconds until the next dial, which stays unanswered.
+fn hang_up_and_wait(lone: &mut LoneNode, conn: ConnId) -> u64 {
+    assert!(lone.send(conn, &[0xff; 8]).closed);
+    let mut waited_ms = 0;
+    while !lone.has_dialled() {
+        lone.pass_ms(10);
+        waited_ms += 10;
+        assert!(waited_ms < 60_000, "the node dials again");
+    }
+    waited_ms
+}
+
+/// The session that the node opens next.
+fn opened(lone: &mut LoneNode) -> (ConnId, Open) {
+    let (conn, (message_type, body)) = answered_dial(lone, "follower:1");
+    assert_eq!(message_type, MessageType::Open);
+    (conn, Open::decode(&body).expect("an OPEN"))
+}
+
+#[test]
+fn a_peer_that_says_hello_and_nothing_more_is_closed_at_its_deadline_and_a_session_is_not() {
+    let mut lone = LoneNode::new(RoleFlag::Follower);
+    let silent = greeted(&mut lone);
+    let asking = greeted(&mut lone);
+    lone.pass_ms(PEER_IDLE_MS - 1);
+    assert!(!lone.is_closed(silent));
+    // Each question is answered, and begins the wait for the next.
+    let answer = lone.send(asking, &fence(Term { promotion: 0, start: 1 }));
+    assert_eq!((answer.frames[0].0, answer.closed), (MessageType::FenceReply, false));
+    lone.pass_ms(1);
+    assert!(lone.is_closed(silent) && !lone.is_closed(asking));
+    // A session is judged by its heartbeats.
+    let log = Log::new(2 + PEER_IDLE_MS / 1_000);
+    let (conn, _) = session(&mut lone, &log);
+    for frame in &log.frames {
+        let _ = acked(&lone.send(conn, frame));
+        lone.pass_ms(1_000);
+        assert!(!lone.is_closed(conn));
+    }
+    assert!(lone.is_closed(asking));
 }
 
 #[test]

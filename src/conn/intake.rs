@@ -4,10 +4,7 @@
 //! simulator runs the same code over its streams.
 
 use super::{ConnId, Io, OutBuf};
-use crate::limits::{
-    CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, FRAME_DEADLINE_MS, INPUT_BUFFER_SIZE,
-    PEER_INPUT_BUFFER_SIZE,
-};
+use crate::limits::{FRAME_DEADLINE_MS, INPUT_BUFFER_SIZE, PEER_INPUT_BUFFER_SIZE};
 use crate::node::{FatalReason, Fence, Node, Stop};
 use crate::time::Time;
 use crate::wire::FrameBuffer;
@@ -101,7 +98,8 @@ impl Intake {
         // A follower is never throttled by what we send to it: its ACKs must be read while its feed is full.
         // Whoever dialled us gets answers only, and must read them.
         if !node.is_fed(conn) {
-            let mark = if self.throttled { CLIENT_OUTPUT_LOW_WATER } else { CLIENT_OUTPUT_HIGH_WATER };
+            let budgets = node.budgets();
+            let mark = if self.throttled { budgets.output_low_water } else { budgets.output_high_water };
             self.throttled = output.len() > mark;
         }
         !self.throttled && node.wants_input(conn)

@@ -1,7 +1,10 @@
 //! What a node is told when it starts, and the sizes that a simulator makes small.
 
 use super::{FlushMode, PinConfig, RoleFlag, SnapshotConfig};
-use crate::limits::{APPEND_BATCH_SIZE, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER};
+use crate::limits::{
+    APPEND_BATCH_SIZE, CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, CLIENT_REQUESTS_IN_FLIGHT_MAX,
+    IN_FLIGHT_SIZE_MAX, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER,
+};
 use crate::replication::commit::AckPolicy;
 use crate::wal::WalConfig;
 
@@ -60,6 +63,31 @@ impl Default for FeedLimits {
             frame_bytes: APPEND_BATCH_SIZE,
             high_water: PEER_OUTPUT_HIGH_WATER,
             low_water: PEER_OUTPUT_LOW_WATER,
+        }
+    }
+}
+
+/// What clients may cost. In production these are the limits of [`crate::limits`]; the simulator makes them small,
+/// so that a few hundred writes reach them.
+#[derive(Clone, Copy, Debug)]
+pub struct Budgets {
+    /// Bytes of records appended and not applied above which a write is BUSY.
+    pub in_flight_bytes: usize,
+    /// Requests of one connection that wait for their outcome above which it is not read.
+    pub requests_in_flight: usize,
+    /// Bytes waiting to be sent to a client above which its requests are not read.
+    pub output_high_water: usize,
+    /// Bytes waiting to be sent to a client below which they are read again.
+    pub output_low_water: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Budgets {
+        Budgets {
+            in_flight_bytes: IN_FLIGHT_SIZE_MAX,
+            requests_in_flight: CLIENT_REQUESTS_IN_FLIGHT_MAX,
+            output_high_water: CLIENT_OUTPUT_HIGH_WATER,
+            output_low_water: CLIENT_OUTPUT_LOW_WATER,
         }
     }
 }

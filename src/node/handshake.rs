@@ -5,7 +5,9 @@ use super::{Conn, DialPurpose, FatalReason, Node, Role, Stop};
 use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{ClusterId, NodeId, Term};
+use crate::limits::PEER_IDLE_MS;
 use crate::meta::StoredRole;
+use crate::time::Time;
 use crate::wire::CMD_TYPES_KNOWN;
 use crate::wire::peer::{FEATURES_KNOWN, Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
 use crate::{log_debug, log_info, log_warn};
@@ -81,7 +83,34 @@ impl Node {
         *self.conns.get_mut(conn).expect("the frame came from it") =
             Conn::PeerIn(PeerIn { node_id: hello.node_id, cluster_id: hello.cluster_id, address });
         self.hello().encode(true, io.output(conn).bytes_mut());
+        self.expect_more_of(conn);
         Ok(())
+    }
+
+    /// A node that dialled us has said something: what comes next must come in time.
+    pub(super) fn expect_more_of(&mut self, conn: ConnId) {
+        self.greeted.retain(|(known, _)| *known != conn);
+        self.greeted.push((conn, self.now.after_ms(PEER_IDLE_MS)));
+    }
+
+    /// A node that lost its power between its hello and its session leaves a connection that nothing is ever sent
+    /// on, so nothing else would ever tell that it is dead. One with a session is judged by its heartbeats.
+    pub(super) fn close_idle_peers(&mut self, io: &mut dyn Io, input_left: bool) {
+        let now = self.now;
+        if input_left || self.greeted.iter().all(|(_, deadline)| now < *deadline) {
+            return;
+        }
+        let (late, others) = self.greeted.drain(..).partition(|(_, deadline)| now >= *deadline);
+        self.greeted = others;
+        let late: Vec<(ConnId, Time)> = late;
+        for (conn, _) in late {
+            let idle =
+                matches!(self.conns.get(conn), Some(Conn::PeerIn(_))) && self.session_mut(conn).is_none();
+            if idle {
+                log_debug!("peer", "a node that said hello asked for nothing in {PEER_IDLE_MS} ms");
+                self.close(io, conn, Close::Now);
+            }
+        }
     }
 
     pub(super) fn on_hello_reply(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {

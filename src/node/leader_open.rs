@@ -17,8 +17,6 @@ use crate::wire::peer::{FEATURE_SNAPSHOTS, Hello, Open, OpenReply, RefuseCode};
 impl Peer {
     /// The follower answered, and there is something for it.
     pub(super) fn session_stands(&mut self) {
-        self.backoff.on_success();
-        self.down_told = false;
         self.last_error = None;
     }
 }

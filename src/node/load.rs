@@ -184,9 +184,13 @@ impl Sources {
         for file in listed {
             let id = file.id();
             match file {
+                // A second one is kept too if a crash came between: better than none.
                 _ if all_void => {
-                    snapshot::remove(disk, id)?;
-                    log_warn!("snapshot", "removed the snapshot of LSN {id}: the log was cut behind LSN 0");
+                    let file = snapshot::set_aside(disk, id, identity.generation)?;
+                    log_warn!(
+                        "snapshot",
+                        "the log was cut behind LSN 0: the snapshot of LSN {id} is given up, and kept as {file}"
+                    );
                 }
                 Listed::Snapshot(info) => sources.found.push(info),
                 Listed::Unreadable { id, error } => sources.give_up(id, error.to_string()),

@@ -62,7 +62,7 @@ use crate::trace::Trace;
 use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
-pub use config::{FeedLimits, NodeConfig};
+pub use config::{Budgets, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
@@ -141,6 +141,7 @@ enum Conn {
 /// The node.
 pub struct Node {
     config: NodeConfig,
+    budgets: Budgets,
     disk: Box<dyn crate::disk::Disk>,
     clock: Box<dyn Clock>,
     rng: Rng,
@@ -166,6 +167,8 @@ pub struct Node {
     role: Role,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,
+    /// Nodes that said hello on a connection of theirs, and until when they must have said what they want.
+    greeted: Vec<(ConnId, Time)>,
     next_dial: u64,
     promotion: Option<PromotionRun>,
     loop_clock: LoopClock,
@@ -290,7 +293,7 @@ impl Node {
         match self.conns.get(conn) {
             Some(Conn::Client(client)) => {
                 let waits_for_follower = self.slow_window().is_some_and(|window| client.had_turn(window));
-                client.takes_more() && !waits_for_follower
+                client.takes_more(&self.budgets) && !waits_for_follower
             }
             _ => true,
         }
@@ -325,6 +328,16 @@ impl Node {
             Role::Deposed => "former",
         };
         format!("kv-{role}:{}", self.config.port)
+    }
+
+    /// Other limits than those of production.
+    pub fn set_budgets(&mut self, budgets: Budgets) {
+        self.budgets = budgets;
+    }
+
+    /// What clients may cost.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
     }
 
     /// Puts up signposts for those who watch from outside.

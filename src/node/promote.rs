@@ -140,6 +140,7 @@ impl Node {
         let fence = Fence::decode(body).map_err(malformed("FENCE"))?;
         let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
         let address = peer.address.clone();
+        self.expect_more_of(conn);
         let leads = self.leader().is_some();
         let token = self.settle(io)?;
         let meta = self.meta.get();
@@ -295,11 +296,14 @@ impl Node {
         let token = self.settle(io)?;
         self.apply_up_to(io, token.lsn());
         let peers = run.peers.iter().map(|peer| peer.address.clone()).collect();
+        if !objections.0.is_empty() {
+            // Before it is done: a crash in between must not leave a loss that nobody was told of.
+            log_warn!("node", "forced promotion; what may be lost: {}", objections.text());
+        }
         self.lead(term, StoredRole::LeaderByPromotion, peers)?;
         let message = if objections.0.is_empty() {
             format!("leads in term {term} from LSN {}", self.wal.last_lsn())
         } else {
-            log_warn!("node", "forced promotion; what may be lost: {}", objections.text());
             format!("leads in term {term} by force; what may be lost: {}", objections.text())
         };
         let document = self.promoted_document(&message);

@@ -9,10 +9,9 @@ use std::collections::VecDeque;
 
 use super::fatal::{fence, malformed};
 use super::flush::ReserveOutcome;
-use super::{Conn, Node, Role, Stop};
+use super::{Budgets, Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
-use crate::limits::{CLIENT_OUTPUT_HIGH_WATER, CLIENT_REQUESTS_IN_FLIGHT_MAX, IN_FLIGHT_SIZE_MAX};
 use crate::wire::client::{Reply, Request, Status};
 use crate::wire::{Effect, MessageType, Record, record_size};
 
@@ -50,8 +49,8 @@ enum Waiting {
 
 impl ClientConn {
     /// Whether another request may be taken. A read of a few bytes may owe a value of 8 MiB: a count bounds nothing.
-    pub(super) fn takes_more(&self) -> bool {
-        self.waiting.len() < CLIENT_REQUESTS_IN_FLIGHT_MAX && self.owed_bytes < CLIENT_OUTPUT_HIGH_WATER
+    pub(super) fn takes_more(&self, budgets: &Budgets) -> bool {
+        self.waiting.len() < budgets.requests_in_flight && self.owed_bytes < budgets.output_high_water
     }
 
     fn push(&mut self, waiting: Waiting) {
@@ -199,7 +198,7 @@ impl Node {
             return Ok(());
         }
         let size = record_size(&effect);
-        if self.inflight.size() + size > IN_FLIGHT_SIZE_MAX {
+        if self.inflight.size() + size > self.budgets.in_flight_bytes {
             self.counters.busy += 1;
             let message =
                 format!("{} bytes of writes wait for replicas or disk; try again", self.inflight.size());

@@ -96,6 +96,9 @@ impl Node {
         };
         let match_lsn = if plan == CutPlan::Everything { Lsn::ZERO } else { match_lsn };
         self.make_way(io, &plan, match_lsn)?;
+        if !contradicted {
+            self.tell_of_discard(match_lsn);
+        }
         self.accept_leader(open, leader, match_lsn, &plan)?;
         self.tell_set_back(open, match_lsn);
         let cut_from = self.cut_behind(&plan, match_lsn)?;
@@ -212,6 +215,19 @@ impl Node {
             match_lsn.next()
         );
         Err(Refusal(RefuseCode::CutBelowCommit, why))
+    }
+
+    /// What `follow --discard` gives up is said before it is done: a crash in between completes the cut.
+    fn tell_of_discard(&self, match_lsn: Lsn) {
+        let (last, commit) = (self.wal.last_lsn(), self.effective_commit());
+        if match_lsn < commit {
+            log_warn!(
+                "wal",
+                "--discard gives up records {} to {last} (committed up to LSN {commit}), which the leader lacks; they \
+                 are kept aside in a file",
+                match_lsn.next()
+            );
+        }
     }
 
     /// Makes the term, the leader, and a cut that is due durable, in one record.

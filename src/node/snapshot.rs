@@ -421,7 +421,15 @@ impl Node {
         let unusable = self.snapshots.unusable.iter().filter(|id| id.e > keep);
         let ids: Vec<SnapshotId> = gone.iter().map(|info| info.id).chain(unusable.copied()).collect();
         self.snapshots.unusable.retain(|id| id.e <= keep);
+        // Where nothing is kept, the newest one is all there is of the records before the log's first.
+        let aside = ids.first().copied().filter(|_| keep == Lsn::ZERO);
         for id in ids {
+            if aside == Some(id) {
+                let generation = self.meta.get().log_generation;
+                let file = snapshot::set_aside(self.disk.as_mut(), id, generation)?;
+                log_warn!("snapshot", "the snapshot of LSN {id} is given up, and kept as {file}");
+                continue;
+            }
             snapshot::remove(self.disk.as_mut(), id)?;
             log_warn!("snapshot", "removed the snapshot of LSN {id}: the log is cut behind LSN {keep}");
         }

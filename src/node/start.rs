@@ -6,7 +6,8 @@ use super::load::Sources;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
 use super::{
-    ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Pins, Removal, Role, RoleFlag, Snapshots,
+    Budgets, ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Pins, Removal, Role, RoleFlag,
+    Snapshots,
 };
 use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
@@ -70,6 +71,7 @@ impl Node {
             role: Role::Follower(Follower::default()),
             conns: ConnTable::new(),
             dials: Vec::new(),
+            greeted: Vec::new(),
             next_dial: 1,
             promotion: None,
             loop_clock: LoopClock::new(now, credit_max_ns),
@@ -88,6 +90,7 @@ impl Node {
             last_refusal: String::new(),
             frames: super::Frames { started: now, first_lsn: last.next(), reads: 0, last_ended: None },
             counters: Counters::default(),
+            budgets: Budgets::default(),
             config,
         };
         if node.begin_load(sources, start)? <= node.config.snapshot.load_at_once_bytes {

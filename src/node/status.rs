@@ -35,6 +35,10 @@ pub struct Observed {
     pub repair_until: Lsn,
     /// The term and round of the newest frame of a leader's: sent, or heard in the session.
     pub round: (Term, u64),
+    /// Bytes of records appended and not applied.
+    pub in_flight_bytes: usize,
+    /// Connections that are neither closed nor about to be.
+    pub connections: usize,
     /// Of a leader: address, match LSN and whether it is in sync, for each follower.
     pub peers: Vec<(String, Lsn, bool)>,
     /// Of a leader: the followers that repair.
@@ -67,6 +71,8 @@ impl Node {
             in_sync: meta.in_sync,
             repair_until: meta.repair.until,
             round: (meta.term, round),
+            in_flight_bytes: self.inflight.size(),
+            connections: self.conns.len(),
             peers: leader.map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
             repairing: repairing.map(|peer| peer.address.clone()).collect(),
         }

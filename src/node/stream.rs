@@ -108,6 +108,12 @@ impl Node {
         stream.last_heard = now;
         stream.round_heard = ack.round;
         peer.last_ack = Some(now);
+        if rose || ack.last_lsn == last {
+            // It holds more than before, or everything. A session that only stands proves nothing: a follower
+            // without room on its disk opens one and ends it with the first record, again and again.
+            peer.backoff.on_success();
+            peer.down_told = false;
+        }
         if rose {
             let address = &peer.address;
             let (lsn, sync_us, rtt_us) = (ack.last_lsn, ack.spent.sync_ns / 1_000, rtt_ns / 1_000);

@@ -14,6 +14,7 @@ impl Node {
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
         self.install_timers()?;
+        self.close_idle_peers(io, input_left);
         self.promotion_timers(io)?;
         self.flush_timers();
         self.summarize_lines();
@@ -34,7 +35,9 @@ impl Node {
             self.flush_deadline(),
             self.snapshot_deadline(),
         ];
-        deadlines.into_iter().flatten().chain(lines.into_iter().filter_map(|line| line.due())).min()
+        let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
+        let lines = lines.into_iter().filter_map(|line| line.due());
+        deadlines.into_iter().flatten().chain(greeted).chain(lines).min()
     }
 
     /// A leader that fell silent is gone (N5): the session is closed, the leader dials again if it lives.

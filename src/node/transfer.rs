@@ -197,9 +197,16 @@ impl Node {
             log_info!("replication", "follower {address} goes on at byte {} of {bytes}", ack.offset);
         }
         transfer.next.get_or_insert(ack.offset);
+        let rose = ack.offset > transfer.acked;
         (transfer.acked, transfer.last_heard) = (ack.offset, now);
         peer.last_ack = Some(now);
-        let Some(installed) = ack.installed else { return Ok(()) };
+        let Some(installed) = ack.installed else {
+            if rose {
+                peer.backoff.on_success();
+                peer.down_told = false;
+            }
+            return Ok(());
+        };
         if ack.offset != transfer.bytes || installed != (transfer.tag.s, transfer.chain) {
             return fence(format!(
                 "SNAPSHOT_ACK that snapshot {} is installed at LSN {}, byte {}",

@@ -20,7 +20,7 @@ impl Backoff {
         now.after_ms(step_ms - rng.below(step_ms / 4 + 1))
     }
 
-    /// A session stands: the next failure begins with the first step.
+    /// It goes on: the next failure begins with the first step.
     pub fn on_success(&mut self) {
         self.failures = 0;
     }

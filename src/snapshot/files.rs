@@ -87,6 +87,16 @@ pub fn remove(disk: &mut dyn Disk, id: SnapshotId) -> Result<(), SnapshotError> 
     sync_dir(disk)
 }
 
+/// Gives the snapshot a name that nothing reads, for a person to look at: what the beginning of generation
+/// `generation` of the log gave up.
+pub fn set_aside(disk: &mut dyn Disk, id: SnapshotId, generation: u64) -> Result<String, SnapshotError> {
+    let name = id.file_name();
+    let aside = format!("cut-g{generation}-{name}");
+    disk.rename(&name, &aside).map_err(|source| SnapshotError::new(disk, "set aside", &name, 0, source))?;
+    sync_dir(disk)?;
+    Ok(aside)
+}
+
 /// Removes a file that need not exist.
 pub(super) fn remove_if_there(disk: &mut dyn Disk, name: &str) -> io::Result<()> {
     match disk.remove(name) {

@@ -83,7 +83,9 @@ use crate::replication::history::TermHistory;
 
 pub use block::{BLOCK_HEADER_SIZE, Block, Entries};
 pub use error::{ReadError, ReceiveError, SnapshotError};
-pub use files::{Listed, NEW_NAME, RECEIVED_NAME, list, parse_snapshot_name, remove, remove_leftovers};
+pub use files::{
+    Listed, NEW_NAME, RECEIVED_NAME, list, parse_snapshot_name, remove, remove_leftovers, set_aside,
+};
 pub use header::{FOOTER_SIZE, FORMAT_VERSION};
 pub use reader::SnapshotReader;
 pub use received::{Offer, ReceivedFile};

@@ -59,6 +59,15 @@ struct BatchMoments {
     synced: Time,
 }
 
+impl BatchMoments {
+    /// When this write of it was durable; `now`, if it is not yet. A segment that begins behind it makes it durable
+    /// before the rest of its batch, and then it may be committed while the flush of the rest is under way.
+    fn synced_for(&self, committed: Option<Time>, now: Time) -> Time {
+        let known = [Some(self.synced).filter(|time| *time != Time(0)), committed];
+        known.into_iter().flatten().min().unwrap_or(now)
+    }
+}
+
 /// A follower's ACK of a batch.
 #[derive(Clone, Copy, Debug, Default)]
 struct AckMoments {
@@ -254,11 +263,9 @@ impl Trace {
         let batch = Some(&self.batches[slot(read.batch)]).filter(|batch| batch.number == read.batch)?;
         let first_ack = slot(batch.number) * self.peers;
         let followers = self.acks[first_ack..first_ack + self.peers].iter();
-        let synced = if batch.synced == Time(0) { now } else { batch.synced };
-        let (committed, left) = (self.committed.at(lsn), self.replied.at(lsn));
-        let (committed, replied) = (committed.map_or(now, |(_, at)| at), left.map_or(now, |(_, at)| at));
-        // A quorum of followers may be faster than this node's own disk; nothing waits for less than nothing.
-        let committed_after = committed.max(synced);
+        let (committed, left) = (self.committed.at(lsn).map(|(_, at)| at), self.replied.at(lsn));
+        let synced = batch.synced_for(committed, now);
+        let (committed, replied) = (committed.unwrap_or(now), left.map_or(now, |(_, at)| at));
         Some(Receipt {
             lsn,
             batch_count: batch.count,
@@ -267,15 +274,15 @@ impl Trace {
                 batch.turn.since(read.appended),
                 batch.sent.since(batch.turn),
                 synced.since(batch.sent),
-                committed_after.since(synced),
-                replied.since(committed_after),
+                committed.since(synced),
+                replied.since(committed),
             ],
             total_ns: replied.since(read.started),
             answered: left.is_some(),
             followers: followers
                 .map(|ack| FollowerShare {
                     ack_ns: (ack.at != Time(0)).then(|| ack.at.since(batch.turn)),
-                    in_time: ack.at != Time(0) && ack.at <= committed_after,
+                    in_time: ack.at != Time(0) && ack.at <= committed,
                     spent: ack.spent,
                 })
                 .collect(),
@@ -344,11 +351,11 @@ fn record(
     (read, batch, committed): (&ReadMoments, &BatchMoments, Time),
     (replied, count): (Time, u64),
 ) {
-    let committed = committed.max(batch.synced);
+    let synced = batch.synced_for(Some(committed), committed);
     total.record_n(replied.since(read.started), count);
     stages[0].record_n(read.appended.since(read.started), count);
     stages[1].record_n(batch.turn.since(read.appended), count);
-    stages[4].record_n(committed.since(batch.synced), count);
+    stages[4].record_n(committed.since(synced), count);
     stages[5].record_n(replied.since(committed), count);
 }
 
@@ -357,84 +364,4 @@ fn slot(number: u64) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One write per batch: the n-th begins at n * 1000 and takes the same steps.
-    fn record(trace: &mut Trace, lsn: u64, sync_ns: u64) {
-        let at = |offset: u64| Time(lsn * 1_000_000 + offset);
-        trace.appended(Lsn(lsn), Lsn(lsn), at(0), at(10));
-        trace.turn(Lsn(lsn), 1, at(30));
-        trace.sync_began(at(60));
-        trace.synced(at(60 + sync_ns));
-        let spent = AckDurations { decode_ns: 5, write_ns: 0, sync_ns: 50 };
-        trace.acked(0, Lsn(lsn), at(100 + sync_ns), spent);
-        trace.committed(Lsn(lsn), at(110 + sync_ns));
-        trace.replied(at(130 + sync_ns));
-    }
-
-    #[test]
-    fn the_stages_add_up_to_the_total() {
-        let mut trace = Trace::new(1, Lsn(1));
-        record(&mut trace, 1, 40);
-        let receipt = trace.receipt(Lsn(1), Time(0)).unwrap();
-        assert_eq!(receipt.stages, [10, 20, 30, 40, 50, 20]);
-        assert_eq!(receipt.stages.iter().sum::<u64>(), receipt.total_ns);
-        assert_eq!(receipt.followers[0].ack_ns, Some(110));
-        assert!(receipt.followers[0].in_time);
-    }
-
-    #[test]
-    fn the_ring_keeps_the_last_writes_and_no_others() {
-        let mut trace = Trace::new(1, Lsn(1));
-        (1..=RING_SIZE as u64 + 5).for_each(|lsn| record(&mut trace, lsn, 40));
-        assert!(trace.receipt(Lsn(5), Time(0)).is_none());
-        assert!(trace.receipt(Lsn(6), Time(0)).is_some());
-        assert_eq!(trace.receipts().count(), RING_SIZE);
-    }
-
-    #[test]
-    fn the_slowest_are_kept_apart() {
-        let mut trace = Trace::new(1, Lsn(1));
-        (1..=10_000).for_each(|lsn| record(&mut trace, lsn, if lsn == 7 { 9_000 } else { 40 }));
-        let slowest = trace.slowest();
-        assert_eq!((slowest.len(), slowest[0].lsn), (SLOWEST_SIZE, Lsn(7)));
-        trace.reset();
-        assert!(trace.slowest().is_empty());
-    }
-
-    #[test]
-    fn what_gathers_behind_a_flush_is_a_batch_of_its_own_and_waits_in_its_queue() {
-        let mut trace = Trace::new(0, Lsn(1));
-        trace.appended(Lsn(1), Lsn(1), Time(10), Time(20));
-        trace.turn(Lsn(1), 1, Time(30));
-        trace.sync_began(Time(40));
-        trace.appended(Lsn(2), Lsn(2), Time(50), Time(60));
-        trace.synced(Time(140));
-        trace.turn(Lsn(2), 1, Time(150));
-        trace.sync_began(Time(160));
-        trace.committed(Lsn(1), Time(170));
-        trace.replied(Time(180));
-        assert_eq!(trace.receipt(Lsn(1), Time(0)).unwrap().stages, [10, 10, 10, 100, 30, 10]);
-        trace.synced(Time(260));
-        trace.committed(Lsn(2), Time(260));
-        trace.replied(Time(270));
-        let receipt = trace.receipt(Lsn(2), Time(0)).unwrap();
-        assert_eq!((receipt.stages, receipt.total_ns), ([10, 90, 10, 100, 0, 10], 220));
-    }
-
-    #[test]
-    fn a_batch_shares_its_moments() {
-        let mut trace = Trace::new(1, Lsn(1));
-        (1..=3).for_each(|lsn| trace.appended(Lsn(lsn), Lsn(lsn), Time(lsn * 10), Time(lsn * 10 + 5)));
-        trace.turn(Lsn(3), 3, Time(50));
-        trace.sync_began(Time(60));
-        trace.synced(Time(100));
-        trace.acked(0, Lsn(3), Time(90), AckDurations::default());
-        trace.committed(Lsn(3), Time(110));
-        trace.replied(Time(120));
-        let receipt = trace.receipt(Lsn(2), Time(0)).unwrap();
-        assert_eq!((receipt.batch_count, receipt.total_ns), (3, 100));
-        assert_eq!(trace.histograms().find(|(name, _)| name == "put sync").unwrap().1.count(), 3);
-    }
-}
+mod tests;

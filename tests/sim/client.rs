@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 
 use kvstore::wire::FrameBuffer;
-use kvstore::wire::client::{Reply, Request, Status};
+use kvstore::wire::client::{Inspect, Reply, Request, Status};
 
 use crate::core::{Core, MS};
 
 /// Requests of all clients in the first phase of a run, about.
 const REQUESTS_PER_RUN: u64 = 1_200;
+/// So many of a million requests ask where the time went.
+const INSPECT_PPM: u64 = 20_000;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,7 @@ pub enum Ask {
     Delete { key: Vec<u8>, id: u64 },
     Promote { force: bool },
     Follow { site: usize, discard: bool },
+    Inspect(Inspect),
 }
 
 /// A request that was sent on a connection.
@@ -27,6 +30,8 @@ pub struct Sent {
     pub at: u64,
     /// Filled in when the node hands the reply to the network: whether a leader gave it.
     pub by_leader: bool,
+    /// The answer was that nobody knows whether it happened.
+    pub unknown: bool,
 }
 
 /// All requests of one connection; the n-th reply answers the n-th request.
@@ -48,6 +53,8 @@ pub struct Client {
     pub next_id: u64,
     /// Reads nothing until then.
     pub lazy_until: u64,
+    /// The newest write that was acknowledged to it.
+    pub last_lsn: u64,
     /// Sends nothing new any more.
     pub quiet: bool,
 }
@@ -58,6 +65,8 @@ pub struct Got {
     pub status: Status,
     pub lsn: u64,
     pub term: u64,
+    /// The number of the write whose value it is.
+    pub value_id: Option<u64>,
     pub text: String,
 }
 
@@ -71,6 +80,7 @@ impl Client {
             to_send: VecDeque::new(),
             next_id: (number + 1) << 40,
             lazy_until: 0,
+            last_lsn: 0,
             quiet: false,
         }
     }
@@ -84,8 +94,14 @@ impl Client {
 
     /// Draws the next request.
     pub fn draw(&mut self, core: &mut Core) -> Ask {
+        if self.last_lsn > 0 && core.chance(INSPECT_PPM) {
+            return Ask::Inspect(crate::receipts::draw(core, self.last_lsn));
+        }
         let hot = core.chance_of(|knobs| knobs.hot_ppm);
         let keys = if hot { core.knobs.keys_hot } else { core.knobs.keys_cold };
+        if hot {
+            core.stats.count("client: hot key");
+        }
         let key = format!("{}{}", if hot { "hot" } else { "cold" }, core.rng.below(keys)).into_bytes();
         if core.chance_of(|knobs| knobs.read_ppm) {
             return Ask::Get { key };
@@ -95,7 +111,12 @@ impl Client {
             return Ask::Delete { key, id: self.next_id };
         }
         let large = core.chance_of(|knobs| knobs.large_ppm);
-        let size = if large { core.between(3_000, 30_000) } else { core.between(8, 200) };
+        if large {
+            core.stats.count("client: large value");
+        }
+        // A few are larger than a segment.
+        let most = if core.chance(100_000) { 120_000 } else { 30_000 };
+        let size = if large { core.between(3_000, most) } else { core.between(8, 200) };
         Ask::Put { key, id: self.next_id, size: size as usize }
     }
 
@@ -106,11 +127,15 @@ impl Client {
             Ask::Put { key, id, size } => {
                 let mut value = id.to_be_bytes().to_vec();
                 value.resize((*size).max(8), *id as u8);
-                Request::Put { key, value: &value }.encode(&mut out);
+                match crate::receipts::wants_receipt(*id) {
+                    true => Request::PutExplained { key, value: &value }.encode(&mut out),
+                    false => Request::Put { key, value: &value }.encode(&mut out),
+                }
             }
             Ask::Get { key } => Request::Get { key }.encode(&mut out),
             Ask::Delete { key, .. } => Request::Delete { key }.encode(&mut out),
             Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
+            Ask::Inspect(inspect) => Request::Inspect(*inspect).encode(&mut out),
             Ask::Follow { site, discard } => {
                 Request::Follow { address: &address(*site), discard: *discard }.encode(&mut out);
             }
@@ -151,6 +176,7 @@ impl Client {
                     status: reply.status,
                     lsn: reply.lsn.0,
                     term: reply.term.as_u64(),
+                    value_id: crate::mirror::value_id(reply.payload),
                     text: String::from_utf8_lossy(reply.payload).into_owned(),
                 });
             }

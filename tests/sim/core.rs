@@ -36,6 +36,14 @@ pub enum Event {
     Fault,
     /// A link of this host fails once more.
     Flap(usize),
+    /// A link that flaps fails again, so many times.
+    Toggle { one: usize, other: usize, times: u64 },
+    /// The operator looks after a rolling restart.
+    Rolling,
+    /// The operator looks after a leader that refuses to start.
+    Rescue,
+    /// The second node of one identity gets a directory of its own.
+    TwinEnds,
     /// A blocked link works again.
     Unblock { from: usize, to: usize },
     /// A dead process is started.
@@ -67,6 +75,9 @@ pub struct Core {
     pub knobs: Knobs,
     /// All connections.
     pub net: Net,
+    /// ACKs told and disks crashed on a copy so far, by all hosts.
+    pub acks_told: u64,
+    pub proofs: u64,
     /// Print every step.
     pub verbose: bool,
     /// Keep a checksum of the trace even if it is not printed.
@@ -87,6 +98,8 @@ impl Core {
             stats: Stats::default(),
             net: Net::new(sites),
             knobs,
+            acks_told: 0,
+            proofs: 0,
             verbose,
             hash_trace,
             trace_hash: 0,

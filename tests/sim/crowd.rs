@@ -11,7 +11,13 @@ impl World {
     pub fn client_acts(&mut self, index: usize) {
         let mut core = self.core.borrow_mut();
         let delay = Client::think(&mut core, self.healed_at.is_some());
-        core.after(delay, Event::Client(index));
+        let gap = if core.chance_of(|knobs| knobs.mishaps.client_gap_ppm) {
+            core.stats.count("client: long gap");
+            core.between(5_000 * MS, 30_000 * MS)
+        } else {
+            0
+        };
+        core.after(delay + gap, Event::Client(index));
         let now = core.now;
         let lazy = core.chance_of(|knobs| knobs.lazy_reader_ppm);
         let wander = core.chance_of(|knobs| knobs.follower_read_ppm);
@@ -33,6 +39,7 @@ impl World {
         });
         if waits && now >= client.lazy_until + Client::PATIENCE {
             self.client_lost(index);
+            self.clients[index].target = (self.clients[index].target + 1) % self.hosts.len();
         } else if wander && self.healed_at.is_none() {
             self.client_lost(index);
             self.clients[index].target = elsewhere;
@@ -59,7 +66,8 @@ impl World {
             let target = client.target;
             let up = core.net.alive[target] > 0 && core.net.works(client.site, target);
             if !up {
-                client.target = (target + 1) % self.hosts.len();
+                // Any of them: the next one may name this one as its leader again, and so on.
+                client.target = core.some_host();
                 return;
             }
             let conn = core.connect(client.site, target);
@@ -77,7 +85,7 @@ impl World {
             return;
         }
         client.push(&ask, Host::address);
-        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false });
+        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false, unknown: false });
     }
 
     pub fn client_writes(&mut self, index: usize) {
@@ -107,15 +115,22 @@ impl World {
             let sent = dialogue.sent[dialogue.received].clone();
             dialogue.received += 1;
             let site = dialogue.site;
+            dialogue.sent[dialogue.received - 1].unknown = got.status == Status::OutcomeUnknown;
             self.oracle.on_got(&mut core, site, &sent, &got);
+            if let (Ask::Put { .. }, Status::Ok) = (&sent.ask, got.status) {
+                self.clients[index].last_lsn = got.lsn;
+            }
+            self.heal.on_got(site, &sent.ask, sent.at, got.status, self.healed_at);
+            self.oracle.histories.on_got(core.now, conn, site, &sent, &got);
             if index == self.clients.len() - 1 {
                 core.trace(|| {
                     format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)
                 });
-                self.heal.on_reply(&sent.ask, got.status);
             } else if got.status == Status::NotLeader {
                 core.stats.count("client: redirected");
                 let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);
+                // Two nodes that nobody leads any more may name each other for ever.
+                let named = if core.chance(250_000) { Some(core.some_host()) } else { named };
                 self.clients[index].target = named.unwrap_or((site + 1) % self.hosts.len());
             }
         }

@@ -54,6 +54,7 @@ pub struct SimDisk {
     pub name: String,
     /// The file of the snapshot that is being made or received: what fails there is no failure of the log.
     pub snapshot: Option<FileId>,
+    pub site: usize,
 }
 
 impl SimDisk {
@@ -73,9 +74,14 @@ impl SimDisk {
             core.stats.count("disk: slow");
             ns *= 10;
         }
+        if core.knobs.mishaps.slow_site == Some(self.site) {
+            core.stats.count("disk: ten times slower for the whole run");
+            ns *= 10;
+        }
         if core.chance_of(|knobs| knobs.stall_ppm) {
-            core.stats.count("disk: stall");
-            ns += core.between(50 * MS, 10_000 * MS);
+            let stall_ns = core.between(50 * MS, 10_000 * MS);
+            core.stats.count(if stall_ns > 5_000 * MS { "disk: stall beyond 5 s" } else { "disk: stall" });
+            ns += stall_ns;
         }
         ns
     }
@@ -140,7 +146,11 @@ impl Disk for SimDisk {
         while done < bytes.len() {
             done += self.write_at(file, offset + done as u64, &bytes[done..])?;
         }
-        self.mirror.borrow_mut().on_write(file, bytes);
+        let mut mirror = self.mirror.borrow_mut();
+        mirror.on_write(file, bytes);
+        if self.core.borrow().knobs.mishaps.os_durability {
+            mirror.all_written();
+        }
         Ok(())
     }
 

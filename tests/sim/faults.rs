@@ -1,36 +1,12 @@
 //! What breaks, and what an operator does at bad moments.
 
-use kvstore::wal::{HEADER_SIZE, MARK_SIZE};
-
 use crate::client::Ask;
 use crate::core::{Event, MS};
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
 
-/// How many bytes of a segment reach up to the last record that a mark behind it calls durable. A mark between them and
-/// that one is not among them: without it the last batch looks like a tail.
-fn claimed_bytes(segment: &[u8]) -> usize {
-    let word = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
-    let long = |at: usize| u64::from_be_bytes(segment[at..at + 8].try_into().expect("8 bytes"));
-    let (mut at, mut entries_end, mut claimed) = (HEADER_SIZE as usize, 0, 0);
-    while at + MARK_SIZE <= segment.len() {
-        let length = word(at + 4);
-        if length == 0x8000_0000 | (MARK_SIZE as u32 - 8) {
-            let (durable, next) = (long(at + 8), long(at + 32));
-            claimed = if durable + 1 == next { entries_end } else { claimed };
-            at += MARK_SIZE;
-        } else if length == 0 || length >= 0x8000_0000 {
-            break;
-        } else {
-            at += 8 + length as usize;
-            entries_end = at;
-        }
-    }
-    claimed
-}
-
 /// Something that befalls a host.
-type Fault = fn(&mut World, usize);
+pub type Fault = fn(&mut World, usize);
 
 impl World {
     /// One fault, drawn by the weights of the run.
@@ -45,7 +21,8 @@ impl World {
         let weights = core.knobs.weights.clone();
         let site = core.some_host();
         drop(core);
-        let table: [(u64, Fault); 14] = [
+        let mishaps = self.core.borrow().knobs.mishaps.table();
+        let plain: [(u64, Fault); 14] = [
             (weights.power_loss, |world, site| world.crash(site, true)),
             (weights.kill, |world, site| world.crash(site, false)),
             (weights.crash_point, World::arm_crash_point),
@@ -61,6 +38,7 @@ impl World {
             (weights.shutdown, World::shut_down),
             (weights.rot, World::rot),
         ];
+        let table: Vec<(u64, Fault)> = plain.into_iter().chain(mishaps).collect();
         let total: u64 = table.iter().map(|(weight, _)| weight).sum();
         if total == 0 {
             return;
@@ -102,6 +80,9 @@ impl World {
         core.stats.count("process: pause");
         let long = core.chance(300_000);
         let for_ns = if long { core.between(MS, 10_000 * MS) } else { core.between(MS, 500 * MS) };
+        if for_ns > 5_000 * MS {
+            core.stats.count("process: long gap");
+        }
         core.trace(|| format!("host {site} pauses for {} ms", for_ns / MS));
         core.after(for_ns, Event::Continue(site));
     }
@@ -184,7 +165,7 @@ impl World {
         core.after(for_ns, Event::SpaceBack(site));
     }
 
-    fn shut_down(&mut self, site: usize) {
+    pub fn shut_down(&mut self, site: usize) {
         let host = &mut self.hosts[site];
         if let Some(process) = host.process.as_mut().filter(|_| !host.ending) {
             process.node.begin_shutdown();
@@ -193,31 +174,10 @@ impl World {
         }
     }
 
-    /// A bit of a follower's log flips, before a mark that calls all of that durable.
-    fn rot(&mut self, site: usize) {
-        let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
-        let mem = self.hosts[site].mem.clone();
-        let mut segments: Vec<String> =
-            mem.names().into_iter().filter(|name| kvstore::wal::parse_segment_name(name).is_some()).collect();
-        if leads || site == 0 || self.hosts[site].process.is_none() {
-            return;
-        }
-        self.end_process(site, true);
-        segments.retain(|name| mem.raw(name).is_some_and(|bytes| claimed_bytes(&bytes) > 0));
-        let Some(name) = segments.last() else { return };
-        let mut core = self.core.borrow_mut();
-        let claimed = claimed_bytes(&mem.raw(name).expect("it was just read")) as u64;
-        let (at, bit) = (core.rng.below(claimed), core.rng.below(8) as u8);
-        mem.corrupt(name, at, bit);
-        self.hosts[site].rotten = true;
-        core.stats.count("disk: bit rot");
-        core.trace(|| format!("host {site}: bit {bit} of byte {at} of {name} flips"));
-    }
-
     /// A follower's data directory is lost.
     fn wipe(&mut self, site: usize) {
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
-        if leads || site == 0 || self.hosts[site].process.is_none() {
+        if leads || site == 0 || self.hosts[site].process.is_none() || !self.is_spare(site) {
             return;
         }
         self.end_process(site, false);
@@ -226,14 +186,7 @@ impl World {
 
     /// The operator's answer to damage, and what a lost disk looks like.
     pub fn empty_directory(&mut self, site: usize) {
-        let host = &mut self.hosts[site];
-        host.rotten = false;
-        host.mem = crate::mem_disk::MemDisk::new();
-        *host.mirror.borrow_mut() = Default::default();
-        host.seen = None;
-        host.told = Default::default();
-        host.heard = (0, 0);
-        self.oracle.wiped.insert(site);
+        self.new_disk(site);
         let mut core = self.core.borrow_mut();
         core.stats.count("process: wiped");
         core.trace(|| format!("host {site} has lost its data directory"));
@@ -291,6 +244,13 @@ impl World {
 
     /// The operator gives a command, on a connection of its own.
     pub fn command(&mut self, target: usize, ask: Ask) {
+        // Which of two nodes with one identity is meant is a question that only an empty directory answers.
+        if self
+            .twin
+            .is_some_and(|twin| twin == target || matches!(ask, Ask::Follow { site, .. } if site == twin))
+        {
+            return;
+        }
         let operator = self.clients.len() - 1;
         self.client_lost(operator);
         self.clients[operator].target = target;

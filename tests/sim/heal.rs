@@ -1,52 +1,74 @@
-//! The second phase: nothing breaks any more, an operator who knows what he does repairs the roles, and
-//! within bounded time everything must be well: requests answered, followers equal, buffers empty, nobody
-//! dialling in a tight loop, and every acknowledged write there.
+//! The second phase: nothing breaks any more (what is broken for good: `broken.rs`), an operator who knows what
+//! he does repairs the roles, and within bounded time everything must be well: requests answered, followers equal,
+//! buffers empty, nobody dialling in a tight loop, and every acknowledged write there.
+
+use std::collections::BTreeMap;
 
 use kvstore::wire::client::Status;
 
+use crate::broken::Broken;
 use crate::client::Ask;
 use crate::core::{Event, MS};
 use crate::host::Host;
+use crate::socks::Sock;
 use crate::world::World;
 
 /// The second phase lasts so long.
 pub const HEAL_NS: u64 = 50_000 * MS;
 /// Clients send nothing new in the last part of it.
 const QUIET_NS: u64 = 20_000 * MS;
+/// A connection may have lost its other side for so long: `PEER_IDLE_MS`, on a slow clock.
+const RELIC_NS: u64 = 14_000 * MS;
+/// By then the chosen host leads and serves.
+const SETTLED_NS: u64 = 20_000 * MS;
 /// Connects of one host in the last ten seconds, per other host, at most: a steady state needs none.
 const DIALS_MAX: u64 = 15;
 
 /// What the operator has done so far.
 #[derive(Default)]
 pub struct Heal {
-    chosen: Option<usize>,
+    pub chosen: Option<usize>,
+    /// Hosts that stay broken.
+    pub broken: BTreeMap<usize, Broken>,
+    /// Writes that the chosen host acknowledged late in this phase.
+    served: u64,
     restarted: bool,
     last_follow: Vec<u64>,
     dials_before: Vec<u64>,
+    /// Connections without another side, longer ago than a node may wait for what comes next on one.
+    relics_before: Vec<usize>,
     steps: u64,
 }
 
 impl Heal {
-    /// A command was answered.
-    pub fn on_reply(&mut self, _ask: &Ask, _status: Status) {}
+    /// A client got an answer from this host to what it had asked at this time.
+    pub fn on_got(&mut self, site: usize, ask: &Ask, asked_at: u64, status: Status, healed_at: Option<u64>) {
+        let write = matches!(ask, Ask::Put { .. } | Ask::Delete { .. });
+        let done = write && matches!(status, Status::Ok | Status::NotFound);
+        let late = healed_at.is_some_and(|healed_at| asked_at > healed_at + SETTLED_NS);
+        self.served += u64::from(done && late && self.chosen == Some(site));
+    }
 }
 
 impl World {
     /// Nothing breaks from now on.
     pub fn begin_heal(&mut self) {
+        self.end_mishaps();
+        self.choose_broken();
+        let serves = |site: &usize| !self.heal.broken.contains_key(site);
         let mut core = self.core.borrow_mut();
-        core.trace(|| "everything is healed".to_owned());
+        core.trace(|| "what serves is healed".to_owned());
         self.healed_at = Some(core.now);
         let sites = core.knobs.hosts + core.knobs.clients + 1;
-        for from in 0..sites {
-            for to in 0..sites {
+        for from in (0..sites).filter(serves) {
+            for to in (0..sites).filter(serves) {
                 while !core.net.works(from, to) {
                     core.unblock(from, to);
                 }
             }
         }
         core.heap.retain(|_, event| !matches!(event, Event::Unblock { .. } | Event::CrashNow { .. }));
-        core.give_up_dead();
+        core.give_up_dead(|site| !serves(&site));
         core.knobs.flip_ppm = 0;
         core.knobs.stall_ppm = 0;
         core.knobs.late_flush_ppm = 0;
@@ -55,7 +77,7 @@ impl World {
         core.knobs.lazy_reader_ppm = 0;
         core.after(0, Event::Operator);
         drop(core);
-        for site in 0..self.hosts.len() {
+        for site in self.serving().collect::<Vec<_>>() {
             let host = &mut self.hosts[site];
             host.mem.heal();
             host.mem.set_capacity(None);
@@ -71,6 +93,7 @@ impl World {
         }
         self.heal.last_follow = vec![0; self.hosts.len()];
         self.heal.dials_before = vec![0; self.hosts.len()];
+        self.break_for_good();
     }
 
     /// Twice a second: the next thing that a careful operator would do.
@@ -82,11 +105,16 @@ impl World {
         if since + QUIET_NS >= HEAL_NS {
             self.clients.iter_mut().for_each(|client| client.quiet = true);
         }
+        if since + RELIC_NS <= HEAL_NS {
+            let core = self.core.borrow();
+            self.heal.relics_before =
+                self.hosts.iter().flat_map(|host| crate::bounds::relics(&core, host)).collect();
+        }
         if since + 10_000 * MS <= HEAL_NS {
             self.heal.dials_before = self.hosts.iter().map(|host| host.dials_made).collect();
         }
         // What is under way may still end by itself.
-        if since < 4_000 * MS || self.hosts.iter().any(|host| host.process.is_none()) {
+        if since < 4_000 * MS || self.serving().any(|site| self.hosts[site].process.is_none()) {
             return;
         }
         let chosen = match self.heal.chosen {
@@ -108,13 +136,21 @@ impl World {
             self.end_process(chosen, false);
             return;
         }
-        for site in (0..self.hosts.len()).filter(|site| *site != chosen) {
+        for site in self.serving().filter(|site| *site != chosen).collect::<Vec<_>>() {
             let process = self.hosts[site].process.as_ref().expect("all are up");
             let role = process.node.role_name();
             let equal = process.node.positions().0
                 == self.hosts[chosen].process.as_ref().expect("up").node.positions().0;
             if (role != "follower" || !equal) && now - self.heal.last_follow[site] > 12_000 * MS {
+                let asked_before = self.heal.last_follow[site] > 0;
                 self.heal.last_follow[site] = now;
+                // Nothing is cut where two histories have one name, and a node that never got a record may belong
+                // to a cluster whose only leader is gone: an empty directory is the way out of both.
+                let empty = self.hosts[site].mirror.borrow().last() == 0;
+                if asked_before && (empty || self.oracle.a_leader_began_a_term_twice()) {
+                    self.end_process(site, false);
+                    return self.empty_directory(site);
+                }
                 self.command(site, Ask::Follow { site: chosen, discard: true });
                 return;
             }
@@ -122,9 +158,11 @@ impl World {
     }
 
     /// The leader of the highest term; if nobody leads, the one with everything that was acknowledged.
-    fn choose_leader(&mut self) -> usize {
+    pub fn choose_leader(&mut self) -> usize {
         let term = |site: &usize| self.hosts[*site].seen.as_ref().map(|seen| seen.term);
         let leader = (0..self.hosts.len()).filter(|site| self.leads(*site)).max_by_key(term);
+        // One that came back with an older disk leads without what the others have.
+        let leader = leader.filter(|_| !self.oracle.a_leader_lost_its_disk());
         let chosen = leader.unwrap_or_else(|| {
             let missing = |site: &usize| {
                 let mirror = self.hosts[*site].mirror.borrow();
@@ -132,9 +170,15 @@ impl World {
                 let lost = lost.filter(|write| !mirror.holds(write.lsn, write.chain)).count();
                 (std::cmp::Reverse(lost), mirror.entries.last().map(|entry| (entry.term, entry.lsn)))
             };
-            let complete = |site: &usize| self.hosts[*site].seen.as_ref().is_some_and(|seen| seen.complete);
-            let whole = (0..self.hosts.len()).filter(complete).max_by_key(missing);
-            whole.expect("what is acknowledged is in sync somewhere, and no mixture")
+            // A log that rots is found to be damaged, and thrown away, when its host starts.
+            let fit = |site: &usize| {
+                let host = &self.hosts[*site];
+                !host.rotten && host.seen.as_ref().is_some_and(|seen| seen.complete)
+            };
+            let whole = (0..self.hosts.len()).filter(fit).max_by_key(missing);
+            whole.expect(
+                "what is acknowledged is in sync somewhere, and no mixture; no log rots without another one",
+            )
         });
         self.core.borrow_mut().trace(|| format!("operator chooses host {chosen}"));
         chosen
@@ -143,8 +187,7 @@ impl World {
     /// The end of the run.
     pub fn check_healed(&mut self) {
         let chosen = self.heal.chosen.expect("some host can lead");
-        let loose =
-            !self.oracle.forced.is_empty() || self.oracle.discards_in_chaos || !self.oracle.wiped.is_empty();
+        let loose = !self.oracle.forced.is_empty() || self.oracle.discards_in_chaos;
         let leader = self.hosts[chosen].process.as_ref().unwrap_or_else(|| panic!("host {chosen} is not up"));
         let state = leader.node.observe();
         assert!(state.leads, "host {chosen} does not lead in the end: {state:?}");
@@ -153,8 +196,9 @@ impl World {
             "host {chosen}: not everything is committed in the end: {state:?}"
         );
         let hash = leader.node.keyspace().state_hash();
-        for host in &self.hosts {
-            let site = host.site;
+        assert!(self.heal.served > 0, "host {chosen} leads, and acknowledged nothing");
+        for site in self.serving() {
+            let host = &self.hosts[site];
             let Some(process) = &host.process else { panic!("host {site} is not up in the end") };
             let seen = process.node.observe();
             assert!(
@@ -163,9 +207,18 @@ impl World {
             );
             assert!(seen.applied == state.last, "host {site} has not applied everything: {seen:?}");
             assert!(process.node.keyspace().state_hash() == hash, "host {site} has another state");
-            for sock in process.socks.slots.iter().flatten() {
+            // Only who is not heard has something left for those that stay broken.
+            let other = |sock: &Sock| self.core.borrow().net.conns[sock.conn].ends[1 - sock.side].site;
+            let to_healed = |sock: &&Sock| self.broken(other(sock)).is_none();
+            for sock in process.socks.slots.iter().flatten().filter(to_healed) {
                 assert!(sock.output.is_empty(), "host {site}: {} bytes never left", sock.output.len());
             }
+            let relics = crate::bounds::relics(&self.core.borrow(), host);
+            let old = relics.iter().find(|conn| self.heal.relics_before.contains(conn));
+            assert!(
+                old.is_none(),
+                "host {site} holds connection {old:?}, which has had no other side for long"
+            );
             let dials = host.dials_made - self.heal.dials_before[site];
             let most = DIALS_MAX * self.hosts.len() as u64;
             assert!(dials <= most, "host {site} dialled {dials} times in the last ten seconds");
@@ -185,7 +238,8 @@ impl World {
         let mirror = self.hosts[chosen].mirror.borrow();
         for write in self.oracle.acked.iter().filter(|write| !write.given_up) {
             let held = mirror.holds(write.lsn, write.chain);
-            assert!(held || loose, "LSN {} of term {} was acknowledged and is lost", write.lsn, write.term);
+            let excused = loose || self.oracle.lost_somewhere(write);
+            assert!(held || excused, "LSN {} of term {} was acknowledged and is lost", write.lsn, write.term);
         }
         drop(mirror);
         self.compare_logs(chosen);
@@ -194,7 +248,7 @@ impl World {
     /// What is on the disks is the same, record by record.
     fn compare_logs(&self, chosen: usize) {
         let reference = self.hosts[chosen].mirror.borrow();
-        for host in &self.hosts {
+        for host in self.serving().map(|site| &self.hosts[site]) {
             let log =
                 crate::host::read_log(&host.mem).unwrap_or_else(|why| panic!("host {}: {why}", host.site));
             assert!(

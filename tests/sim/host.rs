@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
 use kvstore::disk::Disk;
-use kvstore::ids::Chain;
+use kvstore::ids::{Chain, Lsn};
 use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use kvstore::meta::MetaStore;
 use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
@@ -36,6 +36,10 @@ pub struct Told {
     pub chain: Chain,
     /// The term in force when something left last.
     pub term: u64,
+    /// The highest LSN at which a read was served.
+    pub read_lsn: u64,
+    /// As above, with this turn: connections are looked at one after the other, not in the order of their reads.
+    pub read_newest: u64,
     /// The commit LSN in the last synced mark.
     pub mark_commit: u64,
 }
@@ -70,12 +74,20 @@ pub struct Host {
     pub heard: (u64, u64),
     /// Followers that had left the in-sync set, as counted after the last turn.
     pub insync_left: u64,
-    /// The moment of the last turns, and how many there were at that moment.
+    /// A moment, and how many turns there were within ten microseconds from it.
     pub spin: (u64, u64),
     /// The process was asked to end.
     pub ending: bool,
     /// A durable bit of its log has flipped: it must refuse to start, or repair.
     pub rotten: bool,
+    /// What it warned of: what a forced promotion or a discard may lose.
+    pub printed: Vec<String>,
+    /// Where its log ended when its process ended in order; 0: nothing is known of that.
+    pub left: u64,
+    /// The machine lost its power since the last start, and had been told that the page cache is enough.
+    pub at_risk: bool,
+    /// An older copy of its directory.
+    pub backup: Option<crate::backups::Backup>,
     /// For each follower of this leader: the LSN it is waited for, and the turns since.
     pub waits: Vec<crate::oracle::Wait>,
     /// What keeps the log of this process.
@@ -108,6 +120,7 @@ impl Host {
             flush_due: self.flush_due.clone(),
             name: format!("host{}", self.site),
             snapshot: None,
+            site: self.site,
         }
     }
 
@@ -127,10 +140,19 @@ impl Host {
         let transfers = self.core.borrow().knobs.transfers;
         self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
         self.load_checked = false;
+        if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
+            node.set_budgets(small.of_node());
+        }
         let durable =
             read_log(&self.mem).unwrap_or_else(|why| panic!("host {}: a log just opened: {why}", self.site));
         self.mirror.borrow_mut().reload(durable);
-        let socks = Socks::new(self.core.clone(), self.site, self.ahead.clone(), self.mirror.clone());
+        let socks = Socks::new(
+            self.core.clone(),
+            self.site,
+            self.ahead.clone(),
+            self.mirror.clone(),
+            self.mem.clone(),
+        );
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
         self.busy_until = now + self.ahead.get();
         self.cuts = 0;
@@ -138,23 +160,18 @@ impl Host {
         Ok(())
     }
 
-    /// Whether it has begun to repair a log that rotted. What it told before is no more to be found.
-    pub fn note_repair(&mut self) -> bool {
-        let repairs = self.rotten
-            && self.process.as_ref().is_some_and(|process| process.node.observe().repair_until.0 > 0);
-        if repairs {
-            self.rotten = false;
-            self.seen = None;
-            self.told = Told { term: self.told.term, ..Told::default() };
-            self.heard = (0, 0);
-        }
-        repairs
+    /// Whether it has begun to repair a log that rotted.
+    pub fn repairs_rot(&self) -> bool {
+        let repairs = |process: &Process| process.node.observe().repair_until.0 > 0;
+        self.rotten && self.process.as_ref().is_some_and(repairs)
     }
 
     /// A loop that wakes up again and again without time going on would burn a processor.
     pub fn check_spin(&mut self) {
         let now = self.core.borrow().now;
-        self.spin = if self.spin.0 == now { (now, self.spin.1 + 1) } else { (now, 1) };
+        // A deadline that has passed and stays comes again within a nanosecond, as clocks round.
+        let same = now < self.spin.0 + 10_000;
+        self.spin = if same { (self.spin.0, self.spin.1 + 1) } else { (now, 1) };
         if self.spin.1 > 10_000 {
             let process = self.process.as_ref().expect("it has turns");
             panic!(
@@ -173,6 +190,8 @@ impl Host {
         self.ahead.set(0);
         self.next_turn = None;
         let result = self.run_turn();
+        self.printed
+            .extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
         self.busy_until = self.core.borrow().now + self.ahead.get();
         if self.mem.has_crashed() {
             return TurnEnd::Crashed;
@@ -209,6 +228,7 @@ impl Host {
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
+        process.node.note_replied();
         let late = process.node.shutdown_deadline().is_some_and(|deadline| self.clock.now() >= deadline);
         if self.ending && process.node.may_end() && (late || !process.has_unsent()) {
             process.node.close_log()?;
@@ -285,7 +305,8 @@ impl Process {
             let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
             if self.socks.get(id).is_some_and(left) {
                 self.backlog.push(id);
-                input_left |= self.node.is_peer(id);
+                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+                input_left |= self.node.is_peer(id) && !throttled;
             }
         }
         Ok(input_left)
@@ -305,6 +326,10 @@ impl Process {
             if !sock.readable || read >= budget {
                 return Ok(());
             }
+            if !self.admit(id) {
+                return Ok(());
+            }
+            let Some(sock) = self.socks.get_mut(id) else { return Ok(()) };
             let space = sock.intake.space();
             let wanted = space.len();
             let mut core = core.borrow_mut();
@@ -327,10 +352,27 @@ impl Process {
         }
     }
 
+    /// As in `net`: a frame for which the memory budget has no room is refused before it is read.
+    fn admit(&mut self, id: ConnId) -> bool {
+        let core = self.socks.core.clone();
+        let Some(small) = core.borrow().knobs.mishaps.budgets else { return true };
+        let used: usize = self.socks.slots.iter().flatten().map(|sock| sock.intake.extra_memory()).sum();
+        let Some(sock) = self.socks.get_mut(id) else { return false };
+        let (has, wants) = (sock.intake.extra_memory(), sock.intake.extra_wanted());
+        if wants > has && used + wants - has > small.input_bytes as usize && !self.node.is_peer(id) {
+            sock.intake.discard_frame();
+            self.node.refuse_unread(&mut self.socks, id, wants);
+            core.borrow_mut().stats.count("node: BUSY, request not read");
+        }
+        true
+    }
+
     fn deliver(&mut self, id: ConnId, now: Time) -> Result<bool, FatalReason> {
         let Some(sock) = self.socks.get_mut(id) else { return Ok(false) };
         let mut intake = std::mem::take(&mut sock.intake);
+        let before = self.node.positions().0;
         let delivered = intake.deliver(&mut self.node, &mut self.socks, id, now)?;
+        self.check_growth(id, before);
         if intake.deadline().is_some() && self.sweep_at.is_none() {
             self.sweep_at = Some(now.after_ms(1_000));
         }
@@ -339,7 +381,12 @@ impl Process {
         }
         match delivered {
             Delivered::All => Ok(true),
-            Delivered::Blocked => Ok(false),
+            Delivered::Blocked => {
+                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+                let what = if throttled { "node: client throttled" } else { "node: input left for later" };
+                self.socks.core.borrow_mut().stats.count(what);
+                Ok(false)
+            }
             Delivered::Fenced(why) => {
                 self.node.counters.fenced += 1;
                 let site = self.socks.site;
@@ -351,6 +398,17 @@ impl Process {
                 Ok(false)
             }
         }
+    }
+
+    /// A follower's log grows by what comes in its session. Frames of one that is dead change nothing.
+    fn check_growth(&self, id: ConnId, before: Lsn) {
+        let last = self.node.positions().0;
+        assert!(
+            last <= before || self.socks.session == Some(id) || self.node.role_name() != "follower",
+            "host {}: records {} to {last} came on a connection that is not its session's",
+            self.socks.site,
+            before.next()
+        );
     }
 
     fn over(&mut self, id: ConnId, why: &str) -> Result<(), FatalReason> {

@@ -6,6 +6,7 @@ use kvstore::replication::commit::AckPolicy;
 use kvstore::rng::Rng;
 
 use crate::core::MS;
+use crate::mishaps::Mishaps;
 
 /// The probabilities and sizes of one run. Times are nanoseconds, `_ppm` are per million.
 #[derive(Clone, Debug)]
@@ -60,6 +61,7 @@ pub struct Knobs {
     pub pin: PinConfig,
     /// One out of so many acknowledgements is proved on a copy of the disk.
     pub fork_check_every: u64,
+    pub mishaps: Mishaps,
 }
 
 /// How often each fault is drawn, relative to the others; 0: not in this run.
@@ -178,6 +180,7 @@ impl Knobs {
             transfers,
             pin,
             fork_check_every: 150,
+            mishaps: Mishaps::draw(hosts, with_snapshots, &mut pick),
         }
     }
 }

@@ -15,22 +15,33 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 mod args;
+mod backups;
+mod bounds;
+mod broken;
 mod client;
 mod core;
 mod crowd;
+mod decay;
 mod disk;
 mod faults;
 mod heal;
+mod histories;
 mod host;
 mod knobs;
 mod library;
+mod losses;
 #[path = "../support/mem_disk.rs"]
 mod mem_disk;
 mod mirror;
+mod mishaps;
 mod net;
 mod oracle;
+mod promises;
+mod proof;
+mod receipts;
 mod replies;
 mod sabotage;
+mod search;
 mod socks;
 mod stats;
 mod trace;
@@ -55,7 +66,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(trace::note_panic));
     match args.mode {
         Mode::List => ExitCode::SUCCESS,
-        Mode::Sabotage(name) => sabotage::run(name, args.from, args.count.unwrap_or(10_000)),
+        Mode::Sabotage(name) => sabotage::run(name, args.from, args.count.unwrap_or(sabotage::SEEDS)),
         Mode::One(seed) => one(seed, args.verbose),
         Mode::Hunt(seconds) => hunt(seconds, args.from),
         Mode::Ci => ci(args.from, args.count.unwrap_or(CI_SEEDS)),
@@ -126,12 +137,17 @@ impl Totals {
 
     fn print(&self, began: Instant) -> Vec<&'static str> {
         let missing = self.stats.print();
+        println!("\n{} seeds at commit {}:", self.passed + self.failed, trace::commit());
+        println!("  {:>14.1}  simulated hours", self.virtual_ns as f64 / 3.6e12);
+        println!("  {:>14}  turns of a node", self.turns);
+        println!("  {:>14}  acknowledged writes", self.stats.of("client: acknowledged write"));
         println!(
-            "{:.1} virtual hours, {} turns, in {:.1} s",
-            self.virtual_ns as f64 / 3.6e12,
-            self.turns,
-            began.elapsed().as_secs_f64()
+            "  {:>14}  faults, of {} kinds",
+            self.stats.sum(stats::FAULTS),
+            self.stats.kinds(stats::FAULTS)
         );
+        println!("  {:>14}  checks of single events", self.stats.sum(&["check: "]));
+        println!("  {:>14.1}  seconds", began.elapsed().as_secs_f64());
         missing
     }
 }

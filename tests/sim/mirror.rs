@@ -30,6 +30,8 @@ pub struct Entry {
     pub term: Term,
     pub leader: NodeId,
     pub kind: Kind,
+    /// Bytes of all records up to it.
+    pub end: u64,
 }
 
 /// The log of one node.
@@ -51,6 +53,13 @@ pub struct Mirror {
     /// The commit LSN in the newest mark, written and synced.
     pub mark_commit: (u64, u64),
     mark_file: Option<FileId>,
+    /// TERM records that it has seen, those cut again included.
+    pub terms: usize,
+    /// Bytes of records of one batch, at most. What is written while a flush is under way, so that it can be read,
+    /// still belongs to the next batch: so it is what was not synced after a turn, with what the next turn added.
+    pub batch_max: u64,
+    /// What was synced after the turn before.
+    pub synced_before: u64,
     /// A sync failed: what it was to write is nowhere, whatever later ones say.
     pub lost: bool,
     /// The flush under way: of which file, up to which record, and the commit LSN in its newest mark.
@@ -60,6 +69,11 @@ pub struct Mirror {
     pub installing: Option<(u64, Chain)>,
     /// Whether records were taken back since the last look, and the lowest LSN that stayed.
     pub shrunk_to: Option<u64>,
+}
+
+/// The number that a value begins with.
+pub fn value_id(value: &[u8]) -> Option<u64> {
+    value.first_chunk::<8>().map(|raw| u64::from_be_bytes(*raw))
 }
 
 impl Mirror {
@@ -83,6 +97,12 @@ impl Mirror {
         let versions = self.keys.get(key)?;
         let behind = versions.partition_point(|(at, _)| *at <= lsn);
         versions[..behind].last()?.1
+    }
+
+    /// Bytes of the records behind `after`.
+    pub fn bytes_behind(&self, after: u64) -> u64 {
+        let end = |entry: Option<&Rc<Entry>>| entry.map_or(0, |entry| entry.end);
+        end(self.entries.last()) - end(self.get(after))
     }
 
     /// Forgets what is behind `keep`.
@@ -121,7 +141,7 @@ impl Mirror {
         let mut leader = before.map_or(NodeId::NONE, |entry| entry.leader);
         let kind = match record.effect {
             Effect::Put { key, value } => {
-                let id = value.get(..8).map_or(0, |raw| u64::from_be_bytes(raw.try_into().expect("8 bytes")));
+                let id = value_id(value).unwrap_or(0);
                 if let Some(other) = self.ids.insert(id, lsn) {
                     panic!("write {id} is in one log at LSN {other} and again at LSN {lsn}");
                 }
@@ -134,6 +154,7 @@ impl Mirror {
             }
             Effect::Term { term: new, leader: who } => {
                 (term, leader) = (new, who);
+                self.terms += 1;
                 Kind::Term
             }
         };
@@ -146,7 +167,8 @@ impl Mirror {
             hasher.finalize() == chain.0,
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
-        let entry = Rc::new(Entry { lsn, chain, term, leader, kind });
+        let end = before.map_or(0, |entry| entry.end) + bytes.len() as u64;
+        let entry = Rc::new(Entry { lsn, chain, term, leader, kind, end });
         library::note(&entry, chain_before);
         self.entries.push(entry.clone());
         self.file_of.push(file);
@@ -245,6 +267,14 @@ impl Mirror {
         self.mark_commit.1 = self.mark_commit.1.max(commit);
     }
 
+    /// The page cache is all that is asked for: what is written counts as synced.
+    pub fn all_written(&mut self) {
+        if self.on && !self.lost {
+            self.synced = self.last();
+            self.mark_commit.1 = self.mark_commit.0;
+        }
+    }
+
     /// The node synced this file.
     pub fn on_sync(&mut self, file: FileId) {
         if !self.on || self.lost {
@@ -260,9 +290,16 @@ impl Mirror {
         }
     }
 
+    /// The log on a disk that no process has opened yet, all of it durable.
+    pub fn stands_still_at(&mut self, records: Mirror) {
+        self.reload(records);
+        self.on = false;
+    }
+
     /// The log as a restart found it, all of it durable.
     pub fn reload(&mut self, records: Mirror) {
         let synced = records.last();
-        *self = Mirror { synced, on: true, fresh: Vec::new(), shrunk_to: None, ..records };
+        *self =
+            Mirror { synced, synced_before: synced, on: true, fresh: Vec::new(), shrunk_to: None, ..records };
     }
 }

@@ -78,6 +78,13 @@ impl Net {
     }
 }
 
+impl Net {
+    /// Blocks a link in one direction for good.
+    pub fn cut(&mut self, from: usize, to: usize, really: bool) {
+        self.blocked[from * self.sites + to] += u32::from(really);
+    }
+}
+
 impl Core {
     fn delay(&mut self) -> u64 {
         let (low, high) = (self.knobs.net_delay_min_ns, self.knobs.net_delay_max_ns);
@@ -284,11 +291,13 @@ impl Core {
         }
     }
 
-    /// Ends the life of connections that an earlier fault broke for good: TCP gives up in the end.
-    pub fn give_up_dead(&mut self) {
+    /// Ends the life of connections that an earlier fault broke for good: TCP gives up in the end. Not of those
+    /// with a site that `stays_broken`.
+    pub fn give_up_dead(&mut self, stays_broken: impl Fn(usize) -> bool) {
         for conn in 0..self.net.conns.len() {
-            let dead = self.net.conns[conn].pipes.iter().any(|pipe| pipe.dead);
-            if dead {
+            let NetConn { ends, pipes } = &self.net.conns[conn];
+            let dead = pipes.iter().any(|pipe| pipe.dead);
+            if dead && !ends.iter().any(|end| stays_broken(end.site)) {
                 for dir in 0..2 {
                     self.net.conns[conn].pipes[dir].dead = false;
                     self.put(conn, dir, Chunk::Reset, 0);

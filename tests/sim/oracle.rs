@@ -9,6 +9,7 @@ use kvstore::replication::commit::AckPolicy;
 
 use crate::client::Dialogue;
 use crate::core::Core;
+use crate::histories::Histories;
 use crate::host::Host;
 use crate::mirror::Kind;
 
@@ -56,10 +57,12 @@ pub struct Oracle {
     /// Sites that were asked to lead by force, or to discard, in this run.
     pub forced: BTreeSet<usize>,
     pub discarding: BTreeSet<usize>,
-    pub wiped: BTreeSet<usize>,
+    /// Disks that lost something.
+    pub losses: Vec<crate::losses::Loss>,
     /// A cut below a commit LSN happened before the second phase.
     pub discards_in_chaos: bool,
     pub acks_seen: u64,
+    pub histories: Histories,
 }
 
 impl Oracle {
@@ -80,6 +83,7 @@ impl Oracle {
             seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
         }
         let emitted = std::mem::take(&mut process.socks.emitted);
+        let acks = std::mem::take(&mut process.socks.acks);
         let told = process.socks.told;
         if !crashed {
             host.mirror.borrow_mut().install();
@@ -106,9 +110,12 @@ impl Oracle {
             process.socks.told = 0;
         }
         let promoted = !crashed && seen.leads && host.seen.as_ref().is_some_and(|before| !before.leads);
+        self.check_acks(core, hosts, site, &seen, &acks);
         for reply in emitted {
             self.on_emitted(core, hosts, site, &seen, dialogues, &reply, shrunk.is_some());
         }
+        let told = &mut hosts[site].told;
+        told.read_lsn = told.read_lsn.max(std::mem::take(&mut told.read_newest));
         if promoted {
             self.on_promoted(core, hosts, site, &seen);
         }
@@ -131,11 +138,19 @@ impl Oracle {
 
     fn take_fresh(&mut self, host: &Host) {
         let fresh = std::mem::take(&mut host.mirror.borrow_mut().fresh);
+        if let Some(first) = fresh.first() {
+            let mut mirror = host.mirror.borrow_mut();
+            let begin = (first.lsn - 1).min(mirror.synced_before).min(mirror.last());
+            mirror.batch_max = mirror.batch_max.max(mirror.bytes_behind(begin));
+        }
+        let mut mirror = host.mirror.borrow_mut();
+        mirror.synced_before = mirror.synced;
+        drop(mirror);
         for entry in fresh {
             let key = (entry.lsn, entry.term.as_u64(), entry.leader);
             let known = *self.records.entry(key).or_insert(entry.chain);
             assert!(
-                known == entry.chain,
+                known == entry.chain || self.may_fork(entry.leader, entry.term.as_u64()),
                 "host {}: LSN {} of term {} differs between nodes: chain {} and {known}",
                 host.site,
                 entry.lsn,
@@ -166,7 +181,6 @@ impl Oracle {
     fn check_positions(&mut self, core: &mut Core, host: &mut Host, seen: &Observed) {
         let site = host.site;
         let process = host.process.as_ref().expect("it had a turn");
-        let host_waits = &mut host.waits;
         let mirror = host.mirror.borrow();
         assert!(
             seen.durable.0 <= mirror.synced,
@@ -188,6 +202,7 @@ impl Oracle {
                         "host {site} cut to LSN {keep}, below its commit LSN {}",
                         before.commit
                     );
+                    crate::promises::check_discard(core, host, keep, before.last.0);
                     core.stats.count("node: cut below commit allowed");
                     self.discards_in_chaos = true;
                     self.discarding.remove(&site);
@@ -208,8 +223,13 @@ impl Oracle {
         if cuts > host.cuts && mirror.shrunk_to.is_some_and(|keep| keep < host.told.lsn) {
             host.told.lsn = mirror.shrunk_to.unwrap_or(0);
         }
+        if let Some(keep) = mirror.shrunk_to.filter(|_| cuts > host.cuts) {
+            host.told.read_lsn = host.told.read_lsn.min(keep);
+        }
         host.cuts = cuts;
-        check_waits(host_waits, seen, site);
+        drop(mirror);
+        check_waits(&mut host.waits, seen, site);
+        let mirror = host.mirror.borrow();
         if seen.commit.0 > 0 && !seen.leads {
             let chain = mirror.get(seen.commit.0).map(|entry| entry.chain.0);
             let known = self.committed.get(&seen.commit.0);
@@ -224,27 +244,24 @@ impl Oracle {
             let known = *self.hashes.entry((entry.lsn, entry.chain.0)).or_insert(hash);
             assert!(known == hash, "host {site}: the state at LSN {} differs between nodes", entry.lsn);
         }
-        for sock in process.socks.slots.iter().flatten() {
-            assert!(
-                sock.output.len() <= 24 << 20,
-                "host {site}: {} bytes wait on one connection",
-                sock.output.len()
-            );
-        }
+        crate::bounds::check(core, host, seen);
     }
 
     /// A host leads by promotion: what it lacks is lost, and the promise must allow that.
     fn on_promoted(&mut self, core: &mut Core, hosts: &[Host], site: usize, seen: &Observed) {
         core.stats.count("role: leads after a promotion");
-        let forced = self.forced.contains(&site);
-        let promotion = Promotion { term: seen.term.as_u64(), site, forced };
+        let said = crate::promises::said_of_force(&hosts[site]);
+        let promotion = Promotion { term: seen.term.as_u64(), site, forced: said.is_some() };
         let mirror = hosts[site].mirror.borrow();
         let before = hosts[site].seen.as_ref().expect("it was seen before");
         let mut acked = std::mem::take(&mut self.acked);
         for write in acked.iter_mut().filter(|write| !write.given_up && write.term < promotion.term) {
             if !mirror.holds(write.lsn, write.chain) {
                 let told = before.in_sync && hosts[site].heard > write.round;
-                self.must_allow(core, &promotion, write, told);
+                // What was not said was not given up by force.
+                let forced =
+                    said.as_ref().is_some_and(|said| crate::promises::covers(core, said, hosts, site, write));
+                self.must_allow(core, &Promotion { forced, ..promotion.clone() }, write, told);
                 write.given_up = true;
             }
         }
@@ -266,12 +283,16 @@ impl Oracle {
             AckPolicy::Leader => {}
             AckPolicy::Quorum => {
                 assert!(
-                    !self.wiped.is_empty(),
+                    self.quorum_excused(promotion, write),
                     "LSN {lsn}, acknowledged by a majority, is lost: host {site} leads in {term}"
                 );
             }
             AckPolicy::InSync => {
-                let was_in_sync = write.in_sync.contains(site) && !self.wiped.contains(site);
+                if self.in_sync_excused(promotion, write) {
+                    core.stats.count("check: write excused by a lost disk");
+                    return;
+                }
+                let was_in_sync = write.in_sync.contains(site);
                 assert!(
                     !was_in_sync,
                     "LSN {lsn} is lost: host {site}, in sync when it was acknowledged, leads without it"
@@ -298,6 +319,7 @@ impl Oracle {
     pub fn after_start(&mut self, core: &mut Core, hosts: &mut [Host], site: usize) {
         let host = &mut hosts[site];
         host.waits.clear();
+        let left = std::mem::take(&mut host.left);
         let process = host.process.as_ref().expect("it has started");
         let mut seen = process.node.observe();
         if process.node.is_loading() {
@@ -306,6 +328,11 @@ impl Oracle {
         check_loaded(core, host, &seen, false);
         let mirror = host.mirror.borrow();
         core.stats.count("check: restart compared with what was told");
+        if left > 0 {
+            core.stats.count("check: orderly end lost nothing");
+            let last = mirror.last();
+            assert!(last >= left, "host {site} ended in order at LSN {left}, and starts with {last}");
+        }
         assert!(
             seen.term.as_u64() >= host.told.term,
             "host {site}: term {} after a restart, {:?}",
@@ -335,8 +362,10 @@ impl Oracle {
                     before.discard_allowed || self.discarding.contains(&site),
                     "host {site}: a cut below commit was completed"
                 );
+                crate::promises::check_discard(core, host, mirror.last(), before.last.0);
             }
             host.told.lsn = host.told.lsn.min(mirror.last());
+            host.told.read_lsn = host.told.read_lsn.min(mirror.last());
             host.told.chain = mirror.get(host.told.lsn).map_or(Chain::ZERO, |entry| entry.chain);
         }
         if seen.leads {
@@ -347,6 +376,7 @@ impl Oracle {
         if seen.leads && host.seen.as_ref().is_some_and(|before| !before.leads) {
             self.on_promoted(core, hosts, site, &seen);
         }
+        hosts[site].printed.clear();
         hosts[site].seen = Some(seen);
     }
 }

@@ -3,15 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use kvstore::ids::Chain;
 use kvstore::node::Observed;
 use kvstore::replication::commit::AckPolicy;
 use kvstore::wire::client::Status;
 
 use crate::client::{Ask, Dialogue, Got, Sent};
 use crate::core::Core;
-use crate::host::{Host, read_log_of};
-use crate::mem_disk::Keep;
+use crate::host::Host;
 use crate::mirror::Kind;
 use crate::oracle::{Acked, Oracle};
 use crate::socks::Emitted;
@@ -34,6 +32,10 @@ impl Oracle {
         dialogue.emitted += 1;
         sent.by_leader = seen.leads && seen.term.as_u64() == reply.term;
         let sent = sent.clone();
+        let host = &hosts[site];
+        let asked_ns = core.now + host.ahead.get() - sent.at;
+        let host_ns = u128::from(asked_ns) * u128::from(host.clock.rate_ppm) / 1_000_000;
+        crate::receipts::check(core, site, &sent, reply, host_ns as u64);
         core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
         match (&sent.ask, reply.status) {
             (Ask::Put { .. } | Ask::Delete { .. }, Status::Ok | Status::NotFound) if shrunk => {}
@@ -42,6 +44,12 @@ impl Oracle {
             }
             (Ask::Get { key }, Status::Ok | Status::NotFound) if !shrunk => {
                 let mirror = hosts[site].mirror.borrow();
+                assert!(
+                    reply.lsn >= hosts[site].told.read_lsn,
+                    "host {site} serves a read at LSN {} behind one at LSN {}, and cut nothing",
+                    reply.lsn,
+                    hosts[site].told.read_lsn
+                );
                 assert!(reply.lsn <= mirror.last(), "host {site} serves a read at LSN {}", reply.lsn);
                 let expected = mirror.value_at(key, reply.lsn);
                 let value = if reply.status == Status::Ok { reply.value_id } else { None };
@@ -51,6 +59,8 @@ impl Oracle {
                     String::from_utf8_lossy(key),
                     reply.lsn
                 );
+                drop(mirror);
+                hosts[site].told.read_newest = hosts[site].told.read_newest.max(reply.lsn);
                 core.stats.count(if sent.by_leader {
                     "client: read checked"
                 } else {
@@ -70,6 +80,7 @@ impl Oracle {
     fn on_refused(&mut self, core: &mut Core, id: u64, status: Status) {
         match status {
             Status::OutcomeUnknown => core.stats.count("client: outcome unknown"),
+            Status::Busy => core.stats.count("node: BUSY refused a write"),
             Status::DiskFull => core.stats.count("node: disk full refused a write"),
             _ => core.stats.count("client: refused write"),
         }
@@ -135,10 +146,13 @@ impl Oracle {
         if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
             // Every node whose word this rests on.
             for member in acked.in_sync.iter().filter(|member| {
-                !hosts[**member].rotten && hosts[**member].mirror.borrow().holds(lsn, acked.chain)
+                let host = &hosts[**member];
+                !host.rotten && !host.at_risk && host.mirror.borrow().holds(lsn, acked.chain)
             }) {
                 if core.knobs.ack == AckPolicy::InSync || *member == site {
-                    prove_on_copy(core, &hosts[*member], lsn, acked.chain);
+                    let host = &hosts[*member];
+                    crate::proof::on_copy(core, &host.mem, host.site, lsn, acked.chain);
+                    core.stats.count("check: acknowledgement proved on a copy of the disk");
                 }
             }
         }
@@ -150,10 +164,11 @@ impl Oracle {
         let has = |site: usize| {
             let mirror = hosts[site].mirror.borrow();
             mirror.holds(acked.lsn, acked.chain) && mirror.synced >= acked.lsn
+                || self.lost_at(site, acked.lsn, acked.chain)
         };
-        let excused = !self.wiped.is_empty()
-            || self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
-            || !self.discarding.is_empty();
+        let excused =
+            self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
+                || !self.discarding.is_empty();
         let leader = *acked.in_sync.last().expect("the leader is in it");
         assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
         if excused {
@@ -206,19 +221,4 @@ impl Oracle {
         let highest = order.done.last().map_or(0, |(_, lsn)| *lsn).max(got.lsn);
         order.done.push((core.now, highest));
     }
-}
-
-/// Crashes a copy of this disk, keeping nothing that was not synced, and reads its log.
-pub fn prove_on_copy(core: &mut Core, host: &Host, lsn: u64, chain: Chain) {
-    let copy = host.mem.fork();
-    copy.crash(Keep::None);
-    let log = read_log_of(copy)
-        .unwrap_or_else(|why| panic!("host {}: a copy of its disk after a power loss: {why}", host.site));
-    assert!(
-        log.holds(lsn, chain),
-        "host {} told LSN {lsn}; after a power loss its log ends at {}",
-        host.site,
-        log.last()
-    );
-    core.stats.count("check: acknowledgement proved on a copy of the disk");
 }

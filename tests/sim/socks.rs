@@ -9,13 +9,15 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use kvstore::conn::{Close, ConnId, DialId, Intake, Io, OutBuf, Wire};
+use kvstore::ids::Chain;
 use kvstore::time::Time;
 use kvstore::wire::MessageType;
 use kvstore::wire::client::{Reply, Status};
-use kvstore::wire::peer::{Ack, FenceReply, OpenReply, SnapshotAck};
+use kvstore::wire::peer::{Ack, FenceReply, OpenReply, Refuse, RefuseCode, SnapshotAck};
 
 use crate::core::Shared;
-use crate::mirror::Mirror;
+use crate::mem_disk::MemDisk;
+use crate::mirror::{Mirror, value_id};
 
 /// Bytes of an APPEND_ENTRIES body around its records: the count before, the trailer behind.
 const APPEND_HEAD: usize = 4;
@@ -69,13 +71,25 @@ pub struct Socks {
     doomed: Vec<ConnId>,
     pub dials: Vec<(DialId, String)>,
     pub emitted: Vec<Emitted>,
+    /// ACKs and match answers since the last look: connection, LSN and the chain there.
+    pub acks: Vec<(usize, u64, Chain)>,
+    /// The connection of the session: the one that the last OPEN_REPLY left on.
+    pub session: Option<ConnId>,
+    /// The disk, to prove on a copy what is told of it.
+    pub mem: MemDisk,
     /// The highest LSN that this process has told anybody to be on its disk.
     pub told: u64,
     pub now: Time,
 }
 
 impl Socks {
-    pub fn new(core: Shared, site: usize, ahead: Rc<Cell<u64>>, mirror: Rc<RefCell<Mirror>>) -> Socks {
+    pub fn new(
+        core: Shared,
+        site: usize,
+        ahead: Rc<Cell<u64>>,
+        mirror: Rc<RefCell<Mirror>>,
+        mem: MemDisk,
+    ) -> Socks {
         Socks {
             core,
             site,
@@ -87,6 +101,9 @@ impl Socks {
             doomed: Vec::new(),
             dials: Vec::new(),
             emitted: Vec::new(),
+            acks: Vec::new(),
+            session: None,
+            mem,
             told: 0,
             now: Time(0),
         }
@@ -201,9 +218,14 @@ impl Socks {
                 );
                 self.told = self.told.max(lsn);
             };
+            let chain_at = |lsn: u64| self.mirror.borrow().get(lsn).map_or(Chain::ZERO, |entry| entry.chain);
+            let mut prove = None;
             match MessageType::from_u8(kind).expect("a node sends known types") {
                 MessageType::AppendEntriesAck => {
-                    tells(Ack::decode(body).expect("well formed").last_lsn.0, "an ACK");
+                    let lsn = Ack::decode(body).expect("well formed").last_lsn.0;
+                    tells(lsn, "an ACK");
+                    self.acks.push((sock.conn, lsn, chain_at(lsn)));
+                    prove = Some(lsn);
                 }
                 MessageType::SnapshotAck => {
                     let ack = SnapshotAck::decode(body).expect("well formed");
@@ -212,30 +234,47 @@ impl Socks {
                     }
                 }
                 MessageType::OpenReply => {
-                    tells(OpenReply::decode(body).expect("well formed").match_lsn.0, "an OPEN_REPLY");
+                    let lsn = OpenReply::decode(body).expect("well formed").match_lsn.0;
+                    tells(lsn, "an OPEN_REPLY");
+                    self.acks.push((sock.conn, lsn, chain_at(lsn)));
+                    self.session = Some(id);
+                    prove = Some(lsn);
                 }
                 MessageType::FenceReply => {
-                    tells(FenceReply::decode(body).expect("well formed").last_lsn.0, "a FENCE_REPLY");
+                    let lsn = FenceReply::decode(body).expect("well formed").last_lsn.0;
+                    tells(lsn, "a FENCE_REPLY");
+                    prove = Some(lsn);
                 }
                 MessageType::Reply => {
                     let reply = Reply::decode(body).expect("well formed");
                     if reply.status == Status::Ok {
                         tells(reply.lsn.0, "a reply");
                     }
-                    let value_id =
-                        reply.payload.get(..8).map(|raw| u64::from_be_bytes(raw.try_into().expect("8")));
                     self.emitted.push(Emitted {
                         conn: sock.conn,
                         status: reply.status,
                         lsn: reply.lsn.0,
                         term: reply.term.as_u64(),
-                        value_id,
-                        text: if reply.status == Status::Ok && reply.payload.first() != Some(&b'{') {
+                        value_id: value_id(reply.payload),
+                        text: if reply.status == Status::Ok
+                            && !matches!(reply.payload.first(), Some(b'{' | b'['))
+                        {
                             String::new()
                         } else {
                             String::from_utf8_lossy(reply.payload).into_owned()
                         },
                     });
+                }
+                MessageType::Refuse => {
+                    let refuse = Refuse::decode(body).expect("well formed");
+                    if refuse.code == RefuseCode::Identity {
+                        let text = &refuse.message;
+                        assert!(
+                            text.contains("copied"),
+                            "two nodes of one identity are refused with: {text}"
+                        );
+                        self.core.borrow_mut().stats.count("node: refused a second node of one identity");
+                    }
                 }
                 MessageType::AppendEntries if body.len() > APPEND_HEAD + APPEND_TAIL => {
                     let mut core = self.core.borrow_mut();
@@ -248,6 +287,9 @@ impl Socks {
                     }
                 }
                 _ => {}
+            }
+            if let Some(lsn) = prove.filter(|lsn| *lsn > 0) {
+                crate::proof::now_and_then(&self.core, &self.mem, self.site, lsn, chain_at(lsn));
             }
             at += 4 + size;
         }

@@ -48,12 +48,22 @@ pub const EXPECTED: &[&str] = &[
     "node: cut below commit allowed",
     "node: fenced a connection",
     "node: in-sync set left",
+    "node: output above high water",
     "node: disk full refused a write",
     "node: session",
     "node: reads went back",
     "node: repairs a damaged log",
     "node: repairs what its leader has heard of",
     "node: read refused while it repairs",
+    "second phase: everything is healed",
+    "second phase: some stay broken",
+    "broken for good: down",
+    "broken for good: paused",
+    "broken for good: cut off",
+    "broken for good: deaf",
+    "broken for good: mute",
+    "broken for good: disk that does not sync",
+    "broken for good: full disk",
     "client: acknowledged write",
     "client: read checked",
     "client: follower read checked",
@@ -68,10 +78,22 @@ pub const EXPECTED: &[&str] = &[
     "check: state from a snapshot is that of the log",
     "transfer: installed",
     "transfer: refused by the follower",
+    "transfer: dropped at the bound",
+    "check: ACK compared with the leader's log",
+    "check: ACK proved on a copy of the disk",
     "check: acknowledgement proved on a copy of the disk",
+    "check: forced promotion said what it gave up",
+    "check: discard said what it gave up, and kept it aside",
+    "check: history of a key put in order",
+    "check: receipt asked for",
+    "check: receipt of a slow write",
+    "check: receipt with a reply",
     "check: restart compared with what was told",
     "check: write given up by a promotion or discard",
 ];
+
+/// How the names of what breaks begin. What a node does about it is not counted among them.
+pub const FAULTS: &[&str] = &["disk: ", "net: ", "process: ", "operator: ", "broken for good: "];
 
 /// Counters by name.
 #[derive(Clone, Debug, Default)]
@@ -95,11 +117,31 @@ impl Stats {
         other.0.iter().for_each(|(what, times)| self.add(what, *times));
     }
 
+    /// How often this happened.
+    pub fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
+    /// How often anything happened whose name begins like this.
+    pub fn sum(&self, begins: &[&str]) -> u64 {
+        self.like(begins).map(|(_, times)| times).sum()
+    }
+
+    /// How many different things did.
+    pub fn kinds(&self, begins: &[&str]) -> usize {
+        self.like(begins).count()
+    }
+
+    fn like<'a>(&'a self, begins: &'a [&str]) -> impl Iterator<Item = (&'a &'static str, &'a u64)> {
+        self.0.iter().filter(|(what, _)| begins.iter().any(|begin| what.starts_with(begin)))
+    }
+
     /// The table, and what never fired.
     pub fn print(&self) -> Vec<&'static str> {
         for (what, times) in &self.0 {
             println!("  {times:>12}  {what}");
         }
-        EXPECTED.iter().copied().filter(|what| !self.0.contains_key(what)).collect()
+        let expected = EXPECTED.iter().chain(crate::mishaps::EXPECTED).copied();
+        expected.filter(|what| !self.0.contains_key(what)).collect()
     }
 }

@@ -30,6 +30,15 @@ pub struct World {
     pub healed_at: Option<u64>,
     pub heal: crate::heal::Heal,
     pub turns: u64,
+    /// A rolling restart under way.
+    pub rolling: Option<crate::mishaps::Rolling>,
+    /// The host that runs with a copy of another one's directory.
+    pub twin: Option<usize>,
+    /// The leader whose damaged log waits for its operator.
+    pub broken_leader: Option<usize>,
+    /// What happens at most once in a run has happened.
+    pub leader_replaced: bool,
+    pub rolled_back: bool,
 }
 
 /// What a run brought.
@@ -58,6 +67,11 @@ impl World {
             healed_at: None,
             heal: crate::heal::Heal::default(),
             turns: 0,
+            rolling: None,
+            twin: None,
+            broken_leader: None,
+            leader_replaced: false,
+            rolled_back: false,
         }
     }
 
@@ -72,6 +86,8 @@ impl World {
             self.handle(event);
         }
         self.check_healed();
+        let began_twice = |site, term| self.oracle.began_twice(site, term);
+        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues, began_twice);
         let core = self.core.borrow();
         Outcome {
             stats: core.stats.clone(),
@@ -122,6 +138,10 @@ impl World {
             Event::Operator => self.operator_acts(),
             Event::Fault => self.fault(),
             Event::Flap(site) => self.flap(site),
+            Event::Toggle { one, other, times } => self.toggle(one, other, times),
+            Event::Rolling => self.rolling_step(),
+            Event::Rescue => self.rescue_step(),
+            Event::TwinEnds => self.end_twin(),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
             Event::Start(site) => self.start(site),
             Event::CrashNow { host, incarnation, power } => {
@@ -129,6 +149,8 @@ impl World {
                     self.end_process(host, power);
                 }
             }
+            Event::Continue(site) if self.broken(site).is_some() => {}
+            Event::SpaceBack(site) if self.broken(site).is_some() => {}
             Event::Continue(site) => {
                 self.hosts[site].paused = false;
                 self.core.borrow_mut().stats.count("process: continue");
@@ -143,7 +165,7 @@ impl World {
     // ---- processes
 
     pub fn start(&mut self, site: usize) {
-        if self.hosts[site].process.is_some() {
+        if self.hosts[site].process.is_some() || !self.may_start(site) {
             return;
         }
         let mut core = self.core.borrow_mut();
@@ -152,19 +174,20 @@ impl World {
         core.trace(|| format!("host {site} starts"));
         drop(core);
         self.hosts[site].incarnation += 1;
+        let before = self.hosts[site].mirror.borrow().entries.clone();
         match self.hosts[site].start(seed) {
             Ok(()) => {
                 let mut core = self.core.borrow_mut();
                 core.net.alive[site] = self.hosts[site].incarnation;
-                if self.hosts[site].note_repair() {
-                    core.stats.count("node: repairs a damaged log");
-                    self.oracle.wiped.insert(site);
-                }
+                drop(core);
+                self.note_losses(site, &before);
+                let mut core = self.core.borrow_mut();
                 self.oracle.after_start(&mut core, &mut self.hosts, site);
                 let host = &self.hosts[site];
                 let (busy, seen) = (host.busy_until, host.seen.clone());
                 core.trace(|| format!("host {site} is up: {seen:?}"));
                 drop(core);
+                self.after_broken_start(site);
                 self.schedule(site, busy);
             }
             Err(TurnEnd::Crashed) => self.end_process(site, true),
@@ -179,9 +202,8 @@ impl World {
         core.stats.count("process: refused to start");
         if self.hosts[site].rotten && why.contains("damaged") {
             core.stats.count("process: refused a damaged log");
-            core.after(200 * MS, Event::Start(site));
             drop(core);
-            return self.empty_directory(site);
+            return self.on_damage_refused(site, why);
         }
         let full = why.contains("os error 28");
         let failed_sync = why.contains("os error 5");
@@ -222,6 +244,7 @@ impl World {
             core.stats.count(how);
         }
         if power {
+            host.at_risk |= core.knobs.mishaps.os_durability;
             let (sectors, names) = (core.rng.next_u64(), core.rng.next_u64());
             let keep = |seed: u64| match seed % 4 {
                 0 => Keep::None,
@@ -279,8 +302,17 @@ impl World {
                 self.end_process(site, power);
             }
             TurnEnd::Ended => {
-                self.core.borrow_mut().stats.count("process: orderly end");
-                self.end_process(site, false);
+                let mut core = self.core.borrow_mut();
+                core.stats.count("process: orderly end");
+                // Switching the machine off afterwards takes nothing.
+                let power = core.chance(200_000);
+                drop(core);
+                let host = &self.hosts[site];
+                let seen = host.process.as_ref().expect("it has just ended").node.observe();
+                // A flush that hangs for longer than an end may take is not waited for, nor is what is behind it.
+                let last = if host.mem.flush_is_pending() { seen.durable.0 } else { seen.last.0 };
+                self.end_process(site, power);
+                self.hosts[site].left = last;
             }
             TurnEnd::GoesOn => {
                 let mut core = self.core.borrow_mut();
@@ -400,6 +432,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let rate_ppm = 1_000_000 - spread / 2 + core.borrow_mut().rng.below(spread + 1);
     let modes = [FlushMode::Inline, FlushMode::Beside, FlushMode::Beside, FlushMode::Auto];
     let flush = modes[core.borrow_mut().rng.below(modes.len() as u64) as usize];
+    let durability = if knobs.mishaps.os_durability { Durability::Os } else { Durability::Fsync };
     let config = NodeConfig {
         port: 9000,
         own_address: Host::address(site),
@@ -410,7 +443,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         min_insync: knobs.min_insync,
         insync_timeout_ms: knobs.insync_timeout_ms,
         heartbeat_ms: knobs.heartbeat_ms,
-        wal: WalConfig { segment_bytes: knobs.segment_bytes, durability: Durability::Fsync },
+        wal: WalConfig { segment_bytes: knobs.segment_bytes, durability },
         flush,
         flush_refused: None,
         receipts: true,
@@ -444,8 +477,12 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         spin: (0, 0),
         ending: false,
         rotten: false,
+        left: 0,
+        at_risk: false,
+        backup: None,
         waits: Vec::new(),
         pin: None,
         load_checked: false,
+        printed: Vec::new(),
     }
 }

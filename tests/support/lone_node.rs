@@ -148,6 +148,11 @@ impl LoneNode {
         self.dialled.as_mut().map(std::mem::take).expect("the test answers dials")
     }
 
+    /// Whether the node has dialled since [`LoneNode::take_dialled`].
+    pub fn has_dialled(&self) -> bool {
+        self.dialled.as_ref().is_some_and(|dialled| !dialled.is_empty())
+    }
+
     /// One turn at the end of so many milliseconds, in which nothing arrives.
     pub fn pass_ms(&mut self, ms: u64) {
         self.try_pass_ms(ms).expect("the disk is well");

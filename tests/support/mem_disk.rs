@@ -324,6 +324,11 @@ impl MemDisk {
         self.state().crash_before = Some(op);
     }
 
+    /// Descriptors that the process holds.
+    pub fn open_files(&self) -> usize {
+        self.state().handles.len()
+    }
+
     /// Whether a crash point is set and not reached.
     pub fn crash_is_armed(&self) -> bool {
         self.state().crash_before.is_some()

@@ -150,6 +150,18 @@ impl DirOp {
     }
 }
 
+impl super::MemDisk {
+    /// Other bytes stand there, in what is shown and in what a crash leaves: for a disk that nobody writes to.
+    pub fn overwrite(&self, name: &str, offset: usize, bytes: &[u8]) {
+        let mut state = self.state();
+        let inode = state.names[name];
+        let file = state.file(inode);
+        assert!(file.dirty.is_empty(), "nothing waits to be synced in {name}");
+        file.live[offset..offset + bytes.len()].copy_from_slice(bytes);
+        file.durable[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
 /// The error of every operation from the crash point on.
 #[derive(Debug)]
 pub struct SimulatedCrash;
