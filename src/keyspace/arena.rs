@@ -250,16 +250,8 @@ fn steps(len: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::numbers;
     use super::*;
-
-    /// Numbers without order, the same in every run (Knuth's MMIX constants).
-    fn numbers() -> impl FnMut(usize) -> usize {
-        let mut state = 1u64;
-        move |below| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) as usize % below
-        }
-    }
 
     #[test]
     fn pieces_never_overlap_and_never_move_whatever_comes_and_goes() {

@@ -279,6 +279,7 @@ fn places_for(len: usize, places_min: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::numbers;
     use super::*;
 
     #[test]
@@ -287,15 +288,6 @@ mod tests {
         assert_eq!([0, 1, 2, 4].map(|depth| hash.prefix(depth)), [0, 1, 2, 10]);
         assert_eq!([0, 1, 2, 3, 31].map(|depth| hash.bit_behind(depth)), [true, false, true, false, true]);
         assert_eq!(hash.prefix(32), hash.0 as usize);
-    }
-
-    /// Numbers without order, the same in every run (Knuth's MMIX constants).
-    fn numbers() -> impl FnMut(usize) -> usize {
-        let mut state = 1u64;
-        move |below| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) as usize % below
-        }
     }
 
     #[test]

@@ -184,3 +184,12 @@ fn an_index_with_room_does_not_grow() {
     assert_eq!(Growth { moved_max: 0, ..keyspace.growth() }, before);
     keyspace.invariants();
 }
+
+/// Numbers without order, the same in every run (Knuth's MMIX constants).
+pub(super) fn numbers() -> impl FnMut(usize) -> usize {
+    let mut state = 1u64;
+    move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    }
+}
