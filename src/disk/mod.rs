@@ -11,10 +11,12 @@ use std::io;
 mod real;
 mod refusing;
 mod ring;
+mod staged;
 
 pub use real::{FileSystem, OpenError, RealDisk};
 pub use refusing::Refusing;
 pub use ring::FlushRing;
+pub use staged::{StageError, Staged, exists};
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -21,7 +21,7 @@ use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 use super::{Disk, FileId, Flush, FlushRing, advice};
 use crate::ledger::{Syscall, count};
 
-const LOCK_NAME: &str = "LOCK";
+pub(super) const LOCK_NAME: &str = "LOCK";
 /// The pid is written in place with a fixed width: the file never grows again, so a full disk cannot
 /// keep a node from starting.
 const PID_WIDTH: usize = 10;
@@ -115,8 +115,9 @@ pub struct RealDisk {
     files: Vec<Option<OwnedFd>>,
     /// Where flushes go that the loop does not wait for. Without it every flush is answered at once.
     ring: Option<FlushRing>,
-    /// Held open for the lock.
-    _lock: OwnedFd,
+    /// Held open for the lock; without one the directory is somebody else's, or nobody's.
+    _lock: Option<OwnedFd>,
+    is_read_only: bool,
 }
 
 impl RealDisk {
@@ -155,7 +156,42 @@ impl RealDisk {
             }
             Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
         }
-        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: lock })
+        let lock = Some(lock);
+        Ok(RealDisk {
+            path: path.to_owned(),
+            dir,
+            files: Vec::new(),
+            ring: None,
+            _lock: lock,
+            is_read_only: false,
+        })
+    }
+
+    /// A directory to read, which may be another process's: nothing is locked, created or written, and whatever
+    /// would change it is refused as on a read-only file system. Its files may be links.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub fn open_to_read(path: &Path) -> io::Result<RealDisk> {
+        Self::unlocked(path, true)
+    }
+
+    /// A directory for single files of any purpose, which is no data directory: without a lock.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub fn open_any(path: &Path) -> io::Result<RealDisk> {
+        Self::unlocked(path, false)
+    }
+
+    fn unlocked(path: &Path, is_read_only: bool) -> io::Result<RealDisk> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let dir = fs::open(path, flags, Mode::empty())?;
+        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: None, is_read_only })
+    }
+
+    fn refuse_change(&self) -> io::Result<()> {
+        if self.is_read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
     }
 
     /// What the directory lies on.
@@ -189,7 +225,8 @@ impl RealDisk {
 
     fn open_file(&self, name: &str, extra: OFlags) -> io::Result<OwnedFd> {
         assert!(!name.contains('/') && name != LOCK_NAME, "{name} is no plain name of a file");
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
+        let access = if self.is_read_only { OFlags::RDONLY } else { OFlags::RDWR | OFlags::NOFOLLOW };
+        let flags = access | OFlags::CLOEXEC | extra;
         count(Syscall::Open);
         Ok(fs::openat(&self.dir, name, flags, FILE_MODE)?)
     }
@@ -218,6 +255,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
+        self.refuse_change()?;
         let fd = self.open_file(name, OFlags::CREATE | OFlags::EXCL)?;
         if let Err(error) = allocate(&fd, size) {
             // Without its space the file is of no use; should even this fail, it is the caller's leftover
@@ -320,11 +358,13 @@ impl Disk for RealDisk {
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.refuse_change()?;
         count(Syscall::Rename);
         Ok(fs::renameat(&self.dir, from, &self.dir, to)?)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.refuse_change()?;
         count(Syscall::Unlink);
         Ok(fs::unlinkat(&self.dir, name, AtFlags::empty())?)
     }
@@ -342,7 +382,7 @@ fn create_dir(path: &Path) -> rustix::io::Result<bool> {
     }
 }
 
-fn sync_parent(dir: &OwnedFd) -> rustix::io::Result<()> {
+pub(super) fn sync_parent(dir: &OwnedFd) -> rustix::io::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     fs::fsync(fs::openat(dir, "..", flags, Mode::empty())?)
 }
