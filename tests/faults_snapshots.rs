@@ -12,6 +12,7 @@ mod logs;
 #[path = "support/mini_cluster.rs"]
 mod mini_cluster;
 use mini_cluster::MiniCluster;
+use mini_cluster::mem_disk::{EIO, OpKind};
 
 /// How a snapshot is damaged.
 #[derive(Clone, Copy, Debug)]
@@ -183,4 +184,141 @@ fn every_case() -> impl Iterator<Item = (Origin, bool, Damage)> {
     [Origin::Own, Origin::Leader].into_iter().flat_map(|origin| {
         [false, true].into_iter().flat_map(move |slices| DAMAGES.map(|how| (origin, slices, how)))
     })
+}
+
+/// Segments of `b`, oldest first.
+fn segments_of(cluster: &MiniCluster, name: &str) -> Vec<String> {
+    let names = cluster.disk(name).names().into_iter();
+    names.filter(|name| name.starts_with("wal-") && name.ends_with(".seg")).collect()
+}
+
+/// Every place of the log that the start of a follower reads, a byte here and there.
+#[test]
+fn a_follower_whose_log_is_damaged_anywhere_about_its_snapshot_keeps_the_snapshot_and_fetches_the_rest() {
+    let (mut repaired, mut from_snapshot) = (0, 0);
+    for origin in [Origin::Own, Origin::Leader] {
+        let whole = down(origin, false, AckPolicy::Leader);
+        let segments = segments_of(&whole, "b");
+        let newest = snapshots_of(&whole, "b").pop().expect("it has one");
+        let s = parse_snapshot_name(&newest).expect("it is one").s;
+        for (index, file) in segments.iter().enumerate() {
+            let size = whole.disk("b").raw(file).map_or(0, |raw| raw.len() as u64);
+            for offset in [20, 5_000, 20_000, 33_000, 47_000, 60_000].into_iter().filter(|at| *at < size) {
+                let when = format!("{origin:?}, byte {offset} of segment {index}, {file}");
+                let mut cluster = down(origin, false, AckPolicy::Leader);
+                cluster.disk("b").corrupt(file, offset, 1);
+                start_b(&mut cluster);
+                assert!(cluster.is_up("b"), "{when}: {:#?}", cluster.take_trace());
+                let b = cluster.node("b");
+                let repairs = b.observe().repair_until > Lsn::ZERO;
+                assert!(b.positions().0 >= s, "{when}: what the snapshot covers stays");
+                from_snapshot += u64::from(b.counters.loaded_from_snapshot);
+                repaired += u64::from(repairs);
+                if repairs {
+                    let reply = read_b(&mut cluster);
+                    assert!(reply.contains("Repairing") || reply.contains("Loading"), "{when}: {reply}");
+                }
+                catch_up(&mut cluster, &when);
+                for power in [false, true] {
+                    cluster.kill("b", power);
+                    start_b(&mut cluster);
+                    catch_up(&mut cluster, &format!("{when}, after a restart"));
+                    assert_eq!(cluster.node("b").observe().repair_until, Lsn::ZERO, "{when}");
+                }
+                assert_eq!(cluster.node("b").counters.snapshots_installed, 0, "{when}");
+            }
+        }
+    }
+    assert!(repaired > 5 && from_snapshot > 5, "{repaired} repaired, {from_snapshot} from the snapshot");
+}
+
+#[test]
+fn d15_a_follower_uses_the_older_snapshot_and_more_log_and_asks_nobody() {
+    for (in_slices, how) in [false, true].into_iter().flat_map(|slices| DAMAGES.map(|how| (slices, how))) {
+        let when = format!("in slices {in_slices}, {how:?}");
+        let mut cluster = down(Origin::Own, in_slices, AckPolicy::Leader);
+        let files = snapshots_of(&cluster, "b");
+        assert_eq!(files.len(), 2);
+        damage(&cluster, &files[1], how);
+        start_b(&mut cluster);
+        catch_up(&mut cluster, &when);
+        let b = cluster.node("b");
+        let counters = (b.counters.loaded_from_snapshot, b.counters.snapshots_installed);
+        assert_eq!((counters, b.observe().repair_until), ((1, 0), Lsn::ZERO), "{when}");
+        assert!(read_b(&mut cluster).contains("REPLY Ok"), "{when}");
+    }
+}
+
+/// The older one is damaged, and some file cannot be opened: that goes away when the disk is well, damage does not.
+#[test]
+fn a_disk_that_cannot_read_a_snapshot_is_no_reason_to_give_up_the_log() {
+    let mut named = 0;
+    for opens_before in 0..24 {
+        let mut cluster = down(Origin::Own, false, AckPolicy::Leader);
+        let before = cluster.disk("b").names();
+        let files = snapshots_of(&cluster, "b");
+        damage(&cluster, &files[0], Damage::Head);
+        cluster.disk("b").fail(OpKind::Open, opens_before, EIO);
+        start_b(&mut cluster);
+        let trace = cluster.take_trace();
+        let refusal = trace.iter().find(|line| line.contains("does not start"));
+        named += usize::from(refusal.is_some_and(|line| line.contains(&files[1])));
+        if refusal.is_some() {
+            assert_eq!(cluster.disk("b").names(), before, "nothing was changed: {trace:#?}");
+        }
+        cluster.kill("b", false);
+        cluster.disk("b").heal();
+        start_b(&mut cluster);
+        catch_up(&mut cluster, "the disk reads again");
+        let b = cluster.node("b").counters.snapshots_installed;
+        assert_eq!(b, 0, "after {opens_before} opens: {trace:#?}");
+    }
+    assert!(named > 0, "it was the snapshot once");
+}
+
+#[test]
+fn a_leader_and_a_follower_that_knows_no_leader_refuse_in_words_and_change_nothing() {
+    let mut cluster = down(Origin::Own, false, AckPolicy::Leader);
+    cluster.kill("a", false);
+    let files = snapshots_of(&cluster, "a");
+    files.iter().for_each(|file| cluster.disk("a").corrupt(file, 10, 3));
+    let before = cluster.disk("a").names();
+    cluster.start("a", RoleFlag::Leader, &["b"], AckPolicy::Leader);
+    assert!(!cluster.is_up("a"));
+    let trace = cluster.take_trace();
+    let line = trace.iter().find(|line| line.contains("does not start")).expect("it says so");
+    assert!(files.iter().all(|file| line.contains(file)) && line.contains("wal-"), "{line}");
+    assert_eq!(cluster.disk("a").names(), before, "nothing was changed");
+}
+
+/// A crash before each operation of the start that gives the log up, with and without the page cache.
+#[test]
+fn the_start_that_gives_up_what_no_snapshot_leads_to_may_crash_anywhere() {
+    let broken = |origin| {
+        let cluster = down(origin, false, AckPolicy::Leader);
+        for file in snapshots_of(&cluster, "b") {
+            damage(&cluster, &file, Damage::Block);
+        }
+        cluster
+    };
+    for origin in [Origin::Own, Origin::Leader] {
+        let mut whole = broken(origin);
+        let first = whole.disk("b").op_count();
+        start_b(&mut whole);
+        let last = whole.disk("b").op_count();
+        assert!(last > first + 5);
+        for (op, power) in (first..last).flat_map(|op| [(op, false), (op, true)]) {
+            let when = format!("{origin:?}, crash before operation {op}, power {power}");
+            let mut cluster = broken(origin);
+            cluster.disk("b").crash_before(op);
+            start_b(&mut cluster);
+            cluster.kill("b", power);
+            start_b(&mut cluster);
+            assert!(cluster.is_up("b"), "{when}: {:#?}", cluster.take_trace());
+            let seen = cluster.node("b").observe();
+            assert!(seen.last == Lsn::ZERO && seen.repair_until > Lsn::ZERO, "{when}: {seen:?}");
+            assert!(read_b(&mut cluster).contains("Repairing"), "{when}");
+            catch_up(&mut cluster, &when);
+        }
+    }
 }
