@@ -1,5 +1,5 @@
 //! A follower whose snapshots are damaged: the older one and more log give the same state (D15), and with none left it
-//! fetches its state again from its leader instead of ending (D2). A leader, and a node that has none, refuse in words.
+//! fetches its state again from its leader instead of ending (D2). A leader refuses in words.
 
 use kvstore::ids::Lsn;
 use kvstore::node::{FeedLimits, RoleFlag, SnapshotConfig};
@@ -277,7 +277,7 @@ fn a_disk_that_cannot_read_a_snapshot_is_no_reason_to_give_up_the_log() {
 }
 
 #[test]
-fn a_leader_and_a_follower_that_knows_no_leader_refuse_in_words_and_change_nothing() {
+fn a_leader_without_a_good_snapshot_refuses_in_words_and_changes_nothing() {
     let mut cluster = down(Origin::Own, false, AckPolicy::Leader);
     cluster.kill("a", false);
     let files = snapshots_of(&cluster, "a");
@@ -291,34 +291,51 @@ fn a_leader_and_a_follower_that_knows_no_leader_refuse_in_words_and_change_nothi
     assert_eq!(cluster.disk("a").names(), before, "nothing was changed");
 }
 
-/// A crash before each operation of the start that gives the log up, with and without the page cache.
+/// Damages the segment of `b` in which the log goes on behind its newest snapshot. Returns S of that.
+fn damage_at_base(cluster: &MiniCluster) -> Lsn {
+    let newest = snapshots_of(cluster, "b").pop().expect("it has one");
+    let s = parse_snapshot_name(&newest).expect("it is one").s;
+    let begins = |file: &String| file["wal-".len()..file.len() - ".seg".len()].parse::<u64>().expect("an LSN");
+    let mut segments = segments_of(cluster, "b");
+    segments.retain(|file| begins(file) <= s.next().0);
+    cluster.disk("b").corrupt(segments.last().expect("one holds it"), 20, 1);
+    s
+}
+
+/// A crash before each operation of the start that gives a log up, with and without the page cache.
 #[test]
 fn the_start_that_gives_up_what_no_snapshot_leads_to_may_crash_anywhere() {
-    let broken = |origin| {
-        let cluster = down(origin, false, AckPolicy::Leader);
-        for file in snapshots_of(&cluster, "b") {
-            damage(&cluster, &file, Damage::Block);
-        }
-        cluster
-    };
-    for origin in [Origin::Own, Origin::Leader] {
-        let mut whole = broken(origin);
+    for (origin, at_base) in [(Origin::Own, false), (Origin::Leader, false), (Origin::Own, true)] {
+        let broken = || {
+            let cluster = down(origin, false, AckPolicy::Leader);
+            if at_base {
+                return (damage_at_base(&cluster), cluster);
+            }
+            for file in snapshots_of(&cluster, "b") {
+                damage(&cluster, &file, Damage::Block);
+            }
+            (Lsn::ZERO, cluster)
+        };
+        let (left, mut whole) = broken();
         let first = whole.disk("b").op_count();
         start_b(&mut whole);
         let last = whole.disk("b").op_count();
         assert!(last > first + 5);
         for (op, power) in (first..last).flat_map(|op| [(op, false), (op, true)]) {
-            let when = format!("{origin:?}, crash before operation {op}, power {power}");
-            let mut cluster = broken(origin);
+            let when = format!("{origin:?}, at the base {at_base}, crash before operation {op}, power {power}");
+            let (_, mut cluster) = broken();
             cluster.disk("b").crash_before(op);
             start_b(&mut cluster);
             cluster.kill("b", power);
             start_b(&mut cluster);
             assert!(cluster.is_up("b"), "{when}: {:#?}", cluster.take_trace());
             let seen = cluster.node("b").observe();
-            assert!(seen.last == Lsn::ZERO && seen.repair_until > Lsn::ZERO, "{when}: {seen:?}");
-            assert!(read_b(&mut cluster).contains("Repairing"), "{when}");
+            assert!(seen.last == left && seen.repair_until > left, "{when}: {seen:?}");
+            let reply = read_b(&mut cluster);
+            assert!(reply.contains("Repairing") || reply.contains("Loading"), "{when}: {reply}");
             catch_up(&mut cluster, &when);
+            let kept = cluster.disk("b").names();
+            assert!(kept.iter().any(|name| name.starts_with("damaged-g")), "{when}: {kept:?}");
         }
     }
 }
