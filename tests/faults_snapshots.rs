@@ -295,7 +295,8 @@ fn a_leader_without_a_good_snapshot_refuses_in_words_and_changes_nothing() {
 fn damage_at_base(cluster: &MiniCluster) -> Lsn {
     let newest = snapshots_of(cluster, "b").pop().expect("it has one");
     let s = parse_snapshot_name(&newest).expect("it is one").s;
-    let begins = |file: &String| file["wal-".len()..file.len() - ".seg".len()].parse::<u64>().expect("an LSN");
+    let begins =
+        |file: &String| file["wal-".len()..file.len() - ".seg".len()].parse::<u64>().expect("an LSN");
     let mut segments = segments_of(cluster, "b");
     segments.retain(|file| begins(file) <= s.next().0);
     cluster.disk("b").corrupt(segments.last().expect("one holds it"), 20, 1);
@@ -322,7 +323,8 @@ fn the_start_that_gives_up_what_no_snapshot_leads_to_may_crash_anywhere() {
         let last = whole.disk("b").op_count();
         assert!(last > first + 5);
         for (op, power) in (first..last).flat_map(|op| [(op, false), (op, true)]) {
-            let when = format!("{origin:?}, at the base {at_base}, crash before operation {op}, power {power}");
+            let when =
+                format!("{origin:?}, at the base {at_base}, crash before operation {op}, power {power}");
             let (_, mut cluster) = broken();
             cluster.disk("b").crash_before(op);
             start_b(&mut cluster);

@@ -139,8 +139,7 @@ impl Wal {
             }
             Mode::Repair => {
                 let generation = identity.generation;
-                report.damaged =
-                    put_damage_aside(disk, generation, &survey, &found.cut_off, &found.to_keep)?;
+                report.damaged = put_damage_aside(disk, generation, &survey, &found.cut_off, &found.to_keep)?;
                 cut_tails(disk, &survey)?;
             }
         }

@@ -44,7 +44,7 @@ struct Claimed {
 
 impl World {
     /// Whether a follower's disk may be taken from it now.
-    fn may_decay(&self, site: usize) -> bool {
+    pub fn may_decay(&self, site: usize) -> bool {
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
         !leads
             && site != 0

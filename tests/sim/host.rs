@@ -92,6 +92,8 @@ pub struct Host {
     pub waits: Vec<crate::oracle::Wait>,
     /// What keeps the log of this process.
     pub pin: Option<kvstore::node::PinId>,
+    /// It stays down until its leader's log has gone on without it.
+    pub away: bool,
     /// The state that this process loaded was compared with the log.
     pub load_checked: bool,
 }

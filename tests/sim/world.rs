@@ -142,6 +142,8 @@ impl World {
             Event::Rolling => self.rolling_step(),
             Event::Rescue => self.rescue_step(),
             Event::TwinEnds => self.end_twin(),
+            Event::Away { site, steps } => self.away_step(site, steps),
+            Event::Trouble { site, trouble } => self.trouble(site, trouble),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
             Event::Start(site) => self.start(site),
             Event::CrashNow { host, incarnation, power } => {
@@ -257,8 +259,11 @@ impl World {
         }
         core.trace(|| format!("host {site} is gone (power loss: {power})"));
         core.leave(site, power);
-        let later =
-            if core.chance(100_000) { core.between(0, 8_000 * MS) } else { core.between(MS, 500 * MS) };
+        let later = if core.chance_of(|knobs| knobs.long_down_ppm) {
+            core.between(0, 8_000 * MS)
+        } else {
+            core.between(MS, 500 * MS)
+        };
         core.after(later, Event::Start(site));
     }
 
@@ -315,6 +320,7 @@ impl World {
                 self.hosts[site].left = last;
             }
             TurnEnd::GoesOn => {
+                self.note_repair_in_turn(site);
                 let mut core = self.core.borrow_mut();
                 let cuts_allowed = core.stats.0.get("node: cut below commit allowed").copied();
                 self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, false);
@@ -483,6 +489,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         waits: Vec::new(),
         pin: None,
         load_checked: false,
+        away: false,
         printed: Vec::new(),
     }
 }
