@@ -118,6 +118,27 @@ fn an_old_transfers_chunk_changes_nothing_and_is_counted() {
     ignored(&mut lone, second, &old.chunk(TERM, 0, 1_000));
 }
 
+/// What was deleted between the two is in the first one only.
+#[test]
+fn nothing_of_a_transfer_that_another_one_replaces_is_in_the_state() {
+    let (old, new) = (snapshot_of(80, (30, 44)), snapshot_of(20, (60, 70)));
+    for restart in [false, true] {
+        let mut lone = LoneNode::new(RoleFlag::Follower);
+        let mut conn = session(&mut lone);
+        ack_of(&mut lone, conn, &old.offer());
+        ack_of(&mut lone, conn, &old.chunk(TERM, 0, old.raw.len() - 1));
+        assert_eq!(lone.node.keyspace().len(), 80, "its block is loaded, and its footer not here");
+        if restart {
+            conn = session(&mut lone);
+        }
+        ack_of(&mut lone, conn, &new.offer());
+        let last = ack_of(&mut lone, conn, &new.chunk(TERM, 0, new.raw.len()));
+        assert_eq!(last.installed, Some((Lsn(60), new.info.chain)));
+        assert_eq!(lone.node.keyspace().len(), 20);
+        assert_eq!(lone.node.keyspace().state_hash(), lone.node.keyspace().recompute_hash());
+    }
+}
+
 #[test]
 fn before_the_end_of_the_snapshot_nothing_is_read_and_nobody_promoted() {
     let new = snapshot_of(80, (60, 70));
