@@ -157,6 +157,7 @@ impl World {
         } else {
             "disk: bit rot in the newest snapshot"
         });
+        self.hosts[site].snapshots_rot = Some(all);
         // With all of the log no snapshot is needed.
         self.hosts[site].rotten = all && log_begins(&self.hosts[site]) != Some(1);
     }

@@ -134,8 +134,8 @@ impl Knobs {
             flap: pick(&[0, 0, 2]),
             wipe: if removal && !transfers { 0 } else { pick(&[0, 0, 0, 0, 0, 1]) },
             shutdown: pick(&[0, 1, 2]),
-            // Below the base of a log nothing is read, and nothing refused.
-            rot: if with_snapshots { 0 } else { pick(&[0, 0, 0, 1]) },
+            // Whom this costs more than its last segment, needs a leader that can send a snapshot.
+            rot: if with_snapshots && !transfers { 0 } else { pick(&[0, 0, 0, 1]) },
         };
         let feed = match pick(&[0, 1, 2]) {
             0 => FeedLimits::default(),

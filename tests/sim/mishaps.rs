@@ -83,15 +83,15 @@ impl SmallBudgets {
 }
 
 impl Mishaps {
-    /// Draws them. `pick`: one of these. What a snapshot covers may be damaged in the log without anybody's notice, and
-    /// the checks read all of the log: where there are snapshots, no disk decays.
+    /// Draws them. `pick`: one of these. Where there are snapshots a disk decays only if a follower may get one of its
+    /// leader: what is left of its log may be of no use without.
     pub fn draw(
         hosts: usize,
         with_snapshots: bool,
         transfers: bool,
         pick: &mut impl FnMut(&[u64]) -> u64,
     ) -> Mishaps {
-        let decays = u64::from(!with_snapshots);
+        let decays = u64::from(!with_snapshots || transfers);
         let slow = pick(&[0, 0, 0, 0, 1, 2]) as usize;
         let small = pick(&[0, 0, 1]) == 1;
         let budgets = SmallBudgets {

@@ -381,15 +381,27 @@ impl Oracle {
     }
 }
 
-/// A state that came from a snapshot is what the log says at its LSN, key by key.
+/// A state that came from a snapshot is what the log says at its LSN, key by key: one of its own, or a leader's.
 fn check_loaded(core: &mut Core, host: &mut Host, seen: &Observed, in_slices: bool) {
     let process = host.process.as_ref().expect("it runs");
-    if host.load_checked || process.node.is_loading() {
+    let counters = &process.node.counters;
+    let installed = counters.snapshots_installed > host.installs;
+    if !process.node.is_loading()
+        && let Some(all) = host.snapshots_rot.take()
+    {
+        match (all, counters.loaded_from_snapshot) {
+            (false, 1) => core.stats.count("node: started from the older snapshot"),
+            (true, 0) => core.stats.count("node: survived damage of all its snapshots"),
+            _ => {}
+        }
+    }
+    // The state of an installed snapshot is none before its end.
+    if host.load_checked && !installed || process.node.is_loading() || !seen.complete {
         return;
     }
     host.load_checked = true;
-    // The state of an installed snapshot is none before its end.
-    if process.node.counters.loaded_from_snapshot == 0 || !seen.complete {
+    host.installs = counters.snapshots_installed;
+    if counters.loaded_from_snapshot == 0 && !installed {
         return;
     }
     let (mirror, keyspace, lsn) = (host.mirror.borrow(), process.node.keyspace(), seen.applied.0);
@@ -407,6 +419,9 @@ fn check_loaded(core: &mut Core, host: &mut Host, seen: &Observed, in_slices: bo
         "host {}: keys at LSN {lsn} are missing",
         host.site
     );
+    if installed {
+        return core.stats.count("check: state of an installed snapshot is that of the log");
+    }
     core.stats.count("check: state from a snapshot is that of the log");
     core.stats.count("snapshot: state loaded at a start");
     if in_slices {

@@ -88,7 +88,8 @@ impl World {
         self.check_healed();
         let began_twice = |site, term| self.oracle.began_twice(site, term);
         self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues, began_twice);
-        let core = self.core.borrow();
+        let mut core = self.core.borrow_mut();
+        self.hosts.iter().for_each(|host| count_process(&mut core.stats, host));
         Outcome {
             stats: core.stats.clone(),
             trace_hash: core.trace_hash,
@@ -219,18 +220,7 @@ impl World {
     /// The process is gone, and with `power` what its disk had not synced.
     pub fn end_process(&mut self, site: usize, power: bool) {
         let mut core = self.core.borrow_mut();
-        if let Some(process) = &self.hosts[site].process {
-            let counters = &process.node.counters;
-            core.stats.add("node: session", counters.sessions);
-            core.stats.add("snapshot: published", counters.snapshots);
-            core.stats.add("snapshot: segments removed", counters.segments_removed);
-            core.stats.add("transfer: installed", counters.snapshots_installed);
-            core.stats.add("transfer: refused by the follower", counters.snapshots_refused);
-            core.stats.add("transfer: dropped at the bound", counters.transfers_dropped);
-            core.stats.add("transfer: gone on with", counters.transfers_resumed);
-            core.stats.add("node: in-sync set left", counters.insync_left);
-            core.stats.add("node: dead session frames", counters.dead_session_frames);
-        }
+        count_process(&mut core.stats, &self.hosts[site]);
         self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, true);
         let host = &mut self.hosts[site];
         host.process = None;
@@ -431,6 +421,21 @@ impl World {
     }
 }
 
+/// What a process has counted in its life.
+fn count_process(stats: &mut Stats, host: &Host) {
+    let Some(process) = &host.process else { return };
+    let counters = &process.node.counters;
+    stats.add("node: session", counters.sessions);
+    stats.add("snapshot: published", counters.snapshots);
+    stats.add("snapshot: segments removed", counters.segments_removed);
+    stats.add("transfer: installed", counters.snapshots_installed);
+    stats.add("transfer: refused by the follower", counters.snapshots_refused);
+    stats.add("transfer: dropped at the bound", counters.transfers_dropped);
+    stats.add("transfer: gone on with", counters.transfers_resumed);
+    stats.add("node: in-sync set left", counters.insync_left);
+    stats.add("node: dead session frames", counters.dead_session_frames);
+}
+
 fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let others: Vec<String> = (0..knobs.hosts).filter(|other| *other != site).map(Host::address).collect();
     let ahead = Rc::new(Cell::new(0));
@@ -483,12 +488,14 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         spin: (0, 0),
         ending: false,
         rotten: false,
+        snapshots_rot: None,
         left: 0,
         at_risk: false,
         backup: None,
         waits: Vec::new(),
         pin: None,
         load_checked: false,
+        installs: 0,
         away: false,
         printed: Vec::new(),
     }
