@@ -1,7 +1,7 @@
 //! Followers that are away for longer than their leader's log goes back, so that a snapshot has to bring them back; and
 //! what befalls them, the leader, and the link between the two while it does. And snapshots that rot.
 
-use kvstore::snapshot::parse_snapshot_name;
+use kvstore::snapshot::{RECEIVED_NAME, parse_snapshot_name};
 use kvstore::wal::parse_segment_name;
 
 use crate::client::Ask;
@@ -27,8 +27,8 @@ pub enum Trouble {
     Promotion,
 }
 
-const TROUBLES: [Trouble; 5] =
-    [Trouble::Link, Trouble::Link, Trouble::LeaderDies, Trouble::Dies, Trouble::Promotion];
+const TROUBLES: [Trouble; 6] =
+    [Trouble::Link, Trouble::Link, Trouble::Link, Trouble::LeaderDies, Trouble::Dies, Trouble::Promotion];
 
 /// The first LSN that a log on this disk holds, if it holds any.
 fn log_begins(host: &Host) -> Option<u64> {
@@ -73,11 +73,17 @@ impl World {
         if passed {
             core.stats.count("process: away for longer than the log goes back");
             // None, one, or several, at any moment from the first dial to the records behind the snapshot.
+            self.hosts[site].troubles.clear();
             for _ in 0..core.rng.below(4) {
                 let trouble = TROUBLES[core.rng.below(TROUBLES.len() as u64) as usize];
-                let most = [20, 100, 400, 2_000][core.rng.below(4) as usize];
-                let delay = core.between(MS, most * MS);
-                core.after(delay, Event::Trouble { site, trouble });
+                if core.chance(700_000) {
+                    let most = [1, 2, 5, 20][core.rng.below(4) as usize];
+                    let turns = core.rng.below(most);
+                    self.hosts[site].troubles.push((trouble, turns));
+                } else {
+                    let delay = core.between(MS, 1_000 * MS);
+                    core.after(delay, Event::Trouble { site, trouble });
+                }
             }
             if core.chance(300_000) {
                 let ops = core.between(0, 60);
@@ -91,6 +97,24 @@ impl World {
         self.start(site);
     }
 
+    /// A turn of this host has ended; a snapshot may be on its way to it. True: its process is gone.
+    pub fn trouble_in_transfer(&mut self, site: usize) -> bool {
+        let host = &mut self.hosts[site];
+        let Some((trouble, turns)) = host.troubles.last_mut() else { return false };
+        if self.healed_at.is_some() || !host.mem.names().iter().any(|name| name == RECEIVED_NAME) {
+            return false;
+        }
+        if *turns > 0 {
+            *turns -= 1;
+            return false;
+        }
+        let trouble = *trouble;
+        host.troubles.pop();
+        self.core.borrow_mut().stats.count("process: trouble in a transfer");
+        self.trouble(site, trouble);
+        self.hosts[site].process.is_none()
+    }
+
     /// Something comes in between.
     pub fn trouble(&mut self, site: usize, trouble: Trouble) {
         let leader = (0..self.hosts.len()).find(|other| *other != site && self.leads(*other));
@@ -99,12 +123,11 @@ impl World {
         match trouble {
             Trouble::Link => {
                 let mut core = self.core.borrow_mut();
-                let for_ns = core.between(10 * MS, 1_500 * MS);
+                let for_ns = core.between(MS, 800 * MS);
+                core.reset_between(site, leader);
+                core.stats.count("net: reset");
                 core.block(site, leader, for_ns);
                 core.block(leader, site, for_ns);
-                if core.reset_some() {
-                    core.stats.count("net: reset");
-                }
             }
             Trouble::LeaderDies | Trouble::Dies => {
                 let victim = if matches!(trouble, Trouble::Dies) { site } else { leader };

@@ -94,6 +94,8 @@ pub struct Host {
     pub waits: Vec<crate::oracle::Wait>,
     /// What keeps the log of this process.
     pub pin: Option<kvstore::node::PinId>,
+    /// What comes in between while a snapshot is on its way to it, and after how many of its turns.
+    pub troubles: Vec<(crate::away::Trouble, u64)>,
     /// It stays down until its leader's log has gone on without it.
     pub away: bool,
     /// The state that this process loaded was compared with the log.

@@ -81,6 +81,7 @@ impl Oracle {
         if process.node.is_loading() {
             // Its role is still to come: until then it counts as what it was.
             seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+            seen.complete = host.seen.as_ref().is_some_and(|before| before.complete);
         }
         let emitted = std::mem::take(&mut process.socks.emitted);
         let acks = std::mem::take(&mut process.socks.acks);
@@ -324,6 +325,7 @@ impl Oracle {
         let mut seen = process.node.observe();
         if process.node.is_loading() {
             seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+            seen.complete = host.seen.as_ref().is_some_and(|before| before.complete);
         }
         check_loaded(core, host, &seen, false);
         let mirror = host.mirror.borrow();

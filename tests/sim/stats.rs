@@ -101,7 +101,7 @@ pub const FLOORS: &[(&str, u64)] = &[
     ("node: survived damage of all its snapshots", 5),
     ("process: away for longer than the log goes back", 300),
     ("transfer: dropped at the bound", 10),
-    ("transfer: gone on with", 20),
+    ("transfer: gone on with", 8),
     ("transfer: installed", 150),
 ];
 

@@ -322,6 +322,9 @@ impl World {
                 if removal {
                     self.let_log_go(site);
                 }
+                if self.trouble_in_transfer(site) {
+                    return;
+                }
                 self.start_dials(site);
                 if let Some(time) = self.hosts[site].wants_turn_at() {
                     self.schedule(site, time);
@@ -497,6 +500,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         load_checked: false,
         installs: 0,
         away: false,
+        troubles: Vec::new(),
         printed: Vec::new(),
     }
 }
