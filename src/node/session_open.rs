@@ -245,7 +245,13 @@ impl Node {
             true => self.wal.chain_at(self.disk.as_mut(), match_lsn)?.map(|chain| (match_lsn, chain)),
             false => None,
         };
-        let repair = self.repair_with(open, match_lsn);
+        let mut repair = self.repair_with(open, match_lsn);
+        if *plan == CutPlan::Everything {
+            // What is left is the state of LSN 0, which is nothing to be read, in sync or promoted, after a restart too.
+            let held = self.wal.last_lsn().max(self.complete_at);
+            repair.until = repair.until.max(held).min(open.last_lsn);
+            repair.term = repair.term.max(self.meta.get().term);
+        }
         self.meta.update(self.disk.as_mut(), |meta| {
             if open.term != meta.term || open.leader != meta.leader_id {
                 meta.in_sync = false;

@@ -197,7 +197,9 @@ impl Oracle {
             let may_discard = before.discard_allowed || self.discarding.contains(&site);
             if let Some(keep) = mirror.shrunk_to {
                 core.stats.count("node: cut");
-                if keep < before.commit.0 {
+                if keep < before.commit.0 && began_anew(before, seen, keep) {
+                    core.stats.count("node: began anew, its state may be of no log");
+                } else if keep < before.commit.0 {
                     assert!(
                         may_discard,
                         "host {site} cut to LSN {keep}, below its commit LSN {}",
@@ -359,7 +361,7 @@ impl Oracle {
         } else {
             core.stats.count("node: cut");
             let before = host.seen.as_ref().expect("it had a generation");
-            if mirror.last() < before.commit.0 {
+            if mirror.last() < before.commit.0 && !began_anew(before, &seen, mirror.last()) {
                 assert!(
                     before.discard_allowed || self.discarding.contains(&site),
                     "host {site}: a cut below commit was completed"
@@ -381,6 +383,12 @@ impl Oracle {
         hosts[site].printed.clear();
         hosts[site].seen = Some(seen);
     }
+}
+
+/// A state before the end of its snapshot, and a leader that may not have the records between: all is fetched again,
+/// and the node says so.
+fn began_anew(before: &Observed, seen: &Observed, keep: u64) -> bool {
+    keep == 0 && !before.complete && seen.repair_until >= before.commit
 }
 
 /// A state that came from a snapshot is what the log says at its LSN, key by key: one of its own, or a leader's.
