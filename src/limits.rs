@@ -24,6 +24,8 @@ pub const FRAME_SLACK: usize = 4096;
 pub const ADDRESS_SIZE_MAX: usize = 255;
 /// Peers of a node, at most.
 pub const PEERS_MAX: usize = 15;
+/// Members of an elected cluster, at most: a node and its peers.
+pub const MEMBERS_MAX: usize = 1 + PEERS_MAX;
 /// Bytes of the opaque authentication field in a hello, at most.
 pub const AUTH_SIZE_MAX: usize = 4096;
 /// Entries of a term history, at most (each start of a leader adds one).
