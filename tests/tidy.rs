@@ -51,7 +51,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ledger", &[]),
     ("sabotage", &[]),
     ("address", &["limits"]),
-    ("wire", &["ids", "limits", "wire", "replication::history", "replication::members"]),
+    (
+        "wire",
+        &[
+            "ids",
+            "limits",
+            "wire",
+            "replication::election::ballot",
+            "replication::history",
+            "replication::members",
+        ],
+    ),
     ("replication", &["ids", "limits", "replication", "rng", "time", "wal::Durable"]),
     ("keyspace", &["ids", "limits", "wire", "keyspace"]),
     ("disk", &["disk", "ledger"]),

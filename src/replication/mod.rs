@@ -18,6 +18,7 @@
 //! Deliberately absent: membership changes, snapshots for followers that are behind the log.
 
 pub mod commit;
+pub mod election;
 pub mod history;
 pub mod link;
 pub mod members;

@@ -1,0 +1,3 @@
+//! Electing a leader.
+
+pub mod ballot;
