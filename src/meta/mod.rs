@@ -22,7 +22,10 @@ mod error;
 mod layout;
 mod record;
 
+use std::borrow::Cow;
+
 use crate::disk::{Disk, FileId};
+use crate::ids::NodeId;
 
 pub use error::{MetaError, MetaNotice};
 pub use layout::CopyProblem;
@@ -154,7 +157,7 @@ impl MetaStore {
             (self.meta, self.version) = (next, version);
             return Ok(MetaDurable { version });
         }
-        let bytes = layout::encode(version, &next);
+        let bytes = layout::encode(version, &without_vote_if_sabotaged(&next));
         self.failed = true;
         write_durably(disk, NAME_A, self.a, &bytes)?;
         write_durably(disk, NAME_B, self.b, &bytes)?;
@@ -162,6 +165,13 @@ impl MetaStore {
         self.meta = next;
         self.version = version;
         Ok(MetaDurable { version })
+    }
+}
+
+fn without_vote_if_sabotaged(meta: &Meta) -> Cow<'_, Meta> {
+    match crate::sabotage::is(crate::sabotage::Variant::VoteNotDurable) {
+        true => Cow::Owned(Meta { vote: NodeId::NONE, ..meta.clone() }),
+        false => Cow::Borrowed(meta),
     }
 }
 

@@ -13,7 +13,7 @@
 //!
 //! What lives where: [`history`] finds the match LSN, [`progress`] keeps what is known of one follower and
 //! who is in sync, [`commit`] says what is committed, [`link`] when to dial again, [`promotion`] who may
-//! lead after an operator asked, [`members`] who votes where no operator is asked.
+//! lead after an operator asked, [`election`] who leads where no operator is asked, [`members`] who votes then.
 //!
 //! Deliberately absent: membership changes, snapshots for followers that are behind the log.
 
