@@ -256,11 +256,13 @@ impl Node {
             if open.term != meta.term || open.leader != meta.leader_id {
                 meta.in_sync = false;
             }
-            meta.term = open.term;
+            meta.enter_term(open.term);
             meta.leader_id = open.leader;
             meta.leader_address.clone_from(&leader.address);
             meta.own_address.clone_from(&open.your_address);
-            meta.peers.clone_from(&open.peers);
+            if meta.members.is_empty() {
+                meta.peers.clone_from(&open.peers);
+            }
             meta.discard_allowed = false;
             meta.in_sync &= !repair.is_due();
             meta.repair = repair;

@@ -284,7 +284,7 @@ impl Oracle {
         }
         match core.knobs.ack {
             AckPolicy::Leader => {}
-            AckPolicy::Quorum => {
+            AckPolicy::Quorum | AckPolicy::Majority => {
                 assert!(
                     self.quorum_excused(promotion, write),
                     "LSN {lsn}, acknowledged by a majority, is lost: host {site} leads in {term}"
