@@ -151,8 +151,8 @@ pub const FLUSH_STALL_MS: u64 = 2_000;
 pub const PEER_IDLE_MS: u64 = 10_000;
 /// Milliseconds between heartbeats of a leader, by default.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
-/// Milliseconds without a leader after which a member of an elected cluster campaigns, by default. A disk that stalls for
-/// the odd 100 ms costs nobody leadership.
+/// Milliseconds without a leader after which a member of an elected cluster campaigns, by default. A disk that stalls
+/// for the odd 100 ms costs nobody leadership.
 pub const ELECTION_TIMEOUT_MS_DEFAULT: u64 = 500;
 /// The value of `--election-timeout-ms`, at least: two flushes of a slow disk and five heartbeats must fit.
 pub const ELECTION_TIMEOUT_MS_MIN: u64 = 100;

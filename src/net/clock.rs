@@ -6,9 +6,9 @@ use crate::time::{Clock, Time};
 
 /// The clock of this process: CLOCK_BOOTTIME, from its start on.
 ///
-/// It is not CLOCK_MONOTONIC, which stands still while the machine sleeps: a leader that wakes up must see that its lease
-/// is over. Both are read in user space (by vDSO), in some 30 ns. The timeout of a poll still runs by the other clock; a
-/// sleep of the machine only makes it late.
+/// It is not CLOCK_MONOTONIC, which stands still while the machine sleeps: a leader that wakes up must see that its
+/// lease is over. Both are read in user space (by vDSO), in some 30 ns. The timeout of a poll still runs by the other
+/// clock; a sleep of the machine only makes it late.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {
     start_ns: u64,

@@ -37,8 +37,8 @@ pub struct CommitRule {
     pub policy: AckPolicy,
     /// Nodes in sync, the leader among them, that must have a write on disk.
     pub min_insync: usize,
-    /// The LSN of the leader's own `TERM` record. With [`AckPolicy::Majority`] nothing below it is committed by count: a
-    /// record of an earlier term may be on a majority and still be cut by a leader that does not have it. Once the
+    /// The LSN of the leader's own `TERM` record. With [`AckPolicy::Majority`] nothing below it is committed by count:
+    /// a record of an earlier term may be on a majority and still be cut by a leader that does not have it. Once the
     /// `TERM` record is on a majority, no such leader can be elected.
     pub term_lsn: Lsn,
 }

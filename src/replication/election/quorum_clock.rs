@@ -1,10 +1,10 @@
 //! Since when a majority has heard this leader: what its lease runs from, and by what it notices that it is cut off.
 //!
-//! Of each follower one frame at a time is watched: the first one sent after the last watched one was echoed. When an ACK
-//! echoes it, or a later one, the follower has heard this leader at or after the moment it was *sent*. That moment is
-//! what counts: when it was heard is not known, and the ACK may have been on its way for long. A reading from before the
-//! frame left errs to the safe side. Watching one frame costs a comparison per frame and ACK, and no list; the moment is
-//! then at most one round trip older than the newest echo.
+//! Of each follower one frame at a time is watched: the first one sent after the last watched one was echoed. When an
+//! ACK echoes it, or a later one, the follower has heard this leader at or after the moment it was *sent*. That moment
+//! is what counts: when it was heard is not known, and the ACK may have been on its way for long. A reading from
+//! before the frame left errs to the safe side. Watching one frame costs a comparison per frame and ACK, and no list;
+//! the moment is then at most one round trip older than the newest echo.
 //!
 //! The leader itself hears itself now. A majority of the members has heard it since the moment that the
 //! (majority - 1)-th newest of the followers' echoes names.

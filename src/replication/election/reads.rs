@@ -38,8 +38,8 @@ pub enum ReadVerdict {
     AfterRound,
 }
 
-/// Decides about a read that came at `arrived`. Both readings of the clock were made after the request was read from its
-/// socket, so that a pause before it is in both; `applied` is what is applied and committed here.
+/// Decides about a read that came at `arrived`. Both readings of the clock were made after the request was read from
+/// its socket, so that a pause before it is in both; `applied` is what is applied and committed here.
 pub fn judge(
     mode: ReadMode,
     (arrived, now): (Time, Time),

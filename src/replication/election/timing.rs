@@ -7,10 +7,10 @@
 //!       |-------- lease: 9/10 of it --------|
 //! ```
 //!
-//! The lease must end before any member that heard the frame votes. The frame was heard after it was sent, so what is left
-//! to differ are the rates of two clocks. With rates wrong by at most 5 % either way the lease lasts 0.9 / 0.95 = 0.947 of
-//! a timeout at most and the refusal 1 / 1.05 = 0.952 of one at least. (Crystals are wrong by 0.01 %; NTP slews by 0.05 %.
-//! The bound is for clocks of virtual machines.)
+//! The lease must end before any member that heard the frame votes. The frame was heard after it was sent, so what is
+//! left to differ are the rates of two clocks. With rates wrong by at most 5 % either way the lease lasts 0.9 / 0.95 =
+//! 0.947 of a timeout at most and the refusal 1 / 1.05 = 0.952 of one at least. (Crystals are wrong by 0.01 %; NTP
+//! slews by 0.05 %. The bound is for clocks of virtual machines.)
 
 use crate::limits::{ELECTION_TIMEOUT_MS_MAX, ELECTION_TIMEOUT_MS_MIN};
 use crate::rng::Rng;
@@ -100,8 +100,8 @@ impl ElectionTimer {
     }
 
     /// The leader was heard: a frame came in the live session, or one opened. `read_at` is a reading of the clock made
-    /// *after* the frame was read from its socket; one from the beginning of the turn may be older than the frame, whose
-    /// sender's lease would then outlast the refusal.
+    /// *after* the frame was read from its socket; one from the beginning of the turn may be older than the frame,
+    /// whose sender's lease would then outlast the refusal.
     pub fn heard_leader(&mut self, read_at: Time) {
         let refuse_until = Time(read_at.0 + self.timing.timeout_ns);
         self.refuse_until = self.refuse_until.max(refuse_until);

@@ -86,8 +86,8 @@ fn hears_leader(now: Time, voter: &VoterView) -> bool {
     voter.leads_with_quorum || now < voter.refuse_until
 }
 
-/// A hand-over's votes are those of the term behind the one whose lease was given up: a voter that is in a higher term by
-/// then may have heard *its* leader, whose lease stands.
+/// A hand-over's votes are those of the term behind the one whose lease was given up: a voter that is in a higher term
+/// by then may have heard *its* leader, whose lease stands.
 fn skips_refusal_time(ballot: &Ballot, voter: &VoterView) -> bool {
     let next_after_mine = voter.term.promoted() == Some(ballot.term);
     ballot.phase == Phase::HandOver
@@ -102,8 +102,8 @@ fn term_to_adopt(reason: Refusal, ballot: &Ballot, voter: &VoterView) -> Option<
     (!stays && ballot.phase != Phase::Pre && ballot.term > voter.term).then_some(ballot.term)
 }
 
-/// Milliseconds for which a refusal because of a leader will last, rounded up; for the answer. 0 for other refusals, and
-/// of a voter that leads.
+/// Milliseconds for which a refusal because of a leader will last, rounded up; for the answer. 0 for other refusals,
+/// and of a voter that leads.
 pub fn refuses_for_ms(now: Time, decision: &Decision, voter: &VoterView) -> u32 {
     match decision {
         Decision::Refuse { reason: Refusal::HearsLeader, .. } => {
