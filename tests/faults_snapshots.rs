@@ -212,7 +212,7 @@ fn a_follower_whose_log_is_damaged_anywhere_about_its_snapshot_keeps_the_snapsho
                 let b = cluster.node("b");
                 let repairs = b.observe().repair_until > Lsn::ZERO;
                 assert!(b.positions().0 >= s, "{when}: what the snapshot covers stays");
-                from_snapshot += u64::from(b.counters.loaded_from_snapshot);
+                from_snapshot += b.counters.loaded_from_snapshot;
                 repaired += u64::from(repairs);
                 if repairs {
                     let reply = read_b(&mut cluster);

@@ -200,7 +200,7 @@ fn a_leader_whose_log_may_not_be_that_of_the_state_sends_everything_anew() {
             assert_eq!((reply.match_lsn, lone.node.keyspace().len()), (Lsn(60), 80), "{when}");
             continue;
         }
-        // Everything is to come again, and until it has nobody reads the nothing that is here: not after a restart either.
+        // Everything is to come again, and until it has nobody reads the nothing that is here, after a restart too.
         assert_eq!((reply.match_lsn, reply.repair_until), (Lsn::ZERO, last.min(Lsn(70))), "{when}");
         for restart in [false, true] {
             if restart {

@@ -247,7 +247,7 @@ impl Node {
         };
         let mut repair = self.repair_with(open, match_lsn);
         if *plan == CutPlan::Everything {
-            // What is left is the state of LSN 0, which is nothing to be read, in sync or promoted, after a restart too.
+            // What is left is the state of LSN 0: nothing to be read, in sync or promoted, after a restart too.
             let held = self.wal.last_lsn().max(self.complete_at);
             repair.until = repair.until.max(held).min(open.last_lsn);
             repair.term = repair.term.max(self.meta.get().term);
