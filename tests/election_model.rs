@@ -6,6 +6,7 @@
 //! `KVSTORE_MODEL_FROM=N` begins there. A failure prints its seed.
 
 #[path = "support/election/mod.rs"]
+#[allow(dead_code, reason = "the script is for the other test")]
 mod election;
 
 use election::World;
@@ -100,14 +101,6 @@ mod broken {
     }
 
     #[test]
-    fn an_older_terms_record_committed_by_count_is_lost() {
-        caught(
-            Variant::OlderTermCommitByCount,
-            &["leader completeness", "state machine safety", "below the commit"],
-        );
-    }
-
-    #[test]
     fn a_vote_right_after_a_restart_breaks_a_lease() {
         caught(Variant::VotesRightAfterRestart, &["stale read"]);
     }
@@ -117,8 +110,9 @@ mod broken {
         caught(Variant::ReadBeforeTermRecord, &["stale read"]);
     }
 
+    /// One more is caught in `election_properties.rs`: commits of older terms by count, which are rare at random.
     #[test]
-    fn every_variant_of_elections_has_a_test_here() {
-        assert_eq!(Variant::ELECTION.len(), 7);
+    fn every_variant_of_elections_has_a_test() {
+        assert_eq!(Variant::ELECTION.len(), 6 + 1);
     }
 }

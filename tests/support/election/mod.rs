@@ -21,6 +21,7 @@ pub mod mem_disk;
 pub mod messages;
 pub mod nemesis;
 pub mod node;
+pub mod script;
 
 use checks::Checks;
 use messages::Message;
@@ -39,6 +40,16 @@ enum Event {
     Client,
     Start(usize),
     Nemesis,
+    Bounce { leader: usize },
+    Kill { node: usize, life: u64 },
+}
+
+/// A clock of a rate that may change, within the bound.
+#[derive(Debug)]
+struct NodeClock {
+    base_ns: u64,
+    base: Time,
+    rate_percent: u64,
 }
 
 pub struct World {
@@ -51,9 +62,12 @@ pub struct World {
     pub paused_until_ns: Vec<u64>,
     /// Messages lost, in parts per million.
     pub loss_ppm: u64,
-    /// Whether clients write and the nemesis acts.
+    /// Nothing is done to the cluster any more.
     pub calm: bool,
-    rates_percent: Vec<u64>,
+    /// Until then no client writes.
+    quiet_until_ns: u64,
+    clocks: Vec<NodeClock>,
+    dead: BTreeSet<usize>,
     lives: Vec<u64>,
     syncing: Vec<bool>,
     queue: BTreeMap<(u64, u64), Event>,
@@ -62,6 +76,9 @@ pub struct World {
     broken: BTreeSet<(usize, usize, u64)>,
     values: u64,
     slow_disk: Option<usize>,
+    /// What a message, and a sync, takes at most, if nothing is wrong with it.
+    message_ns: u64,
+    sync_ns: u64,
 }
 
 impl World {
@@ -76,9 +93,11 @@ impl World {
         let node = |index| Node::new(index, &members, timing, Time(MS), Rng::new(rng.next_u64()));
         let nodes = (0..count).map(node).collect();
         let error = CLOCK_RATE_ERROR_PERCENT;
-        let rate = |_| [100 - error, 100, 100 + error][rng.below(3) as usize];
-        let rates_percent = (0..count).map(rate).collect();
+        let mut rate = |_: usize| [100 - error, 100, 100 + error][rng.below(3) as usize];
+        let clock = |index| NodeClock { base_ns: 0, base: Time(MS), rate_percent: rate(index) };
+        let clocks = (0..count).map(clock).collect();
         let slow_disk = (rng.below(3) == 0).then(|| rng.below(count as u64) as usize);
+        let (message_ns, sync_ns) = [(2 * MS, 3 * MS), (MS / 10, MS / 5)][rng.below(2) as usize];
         let loss_ppm = [0, 5_000, 50_000][rng.below(3) as usize];
         let mut world = World {
             now_ns: 0,
@@ -88,7 +107,9 @@ impl World {
             paused_until_ns: vec![0; count],
             loss_ppm,
             calm: false,
-            rates_percent,
+            quiet_until_ns: 0,
+            clocks,
+            dead: BTreeSet::new(),
             lives: vec![0; count],
             syncing: vec![false; count],
             queue: BTreeMap::new(),
@@ -97,6 +118,8 @@ impl World {
             broken: BTreeSet::new(),
             values: 0,
             slow_disk,
+            message_ns,
+            sync_ns,
             rng,
         };
         (0..count).for_each(|index| world.at(MS + index as u64, Event::Tick { node: index, life: 0 }));
@@ -112,7 +135,14 @@ impl World {
 
     /// What a node's clock reads now.
     pub fn local(&self, node: usize) -> Time {
-        Time(MS + self.now_ns / 100 * self.rates_percent[node])
+        let clock = &self.clocks[node];
+        Time(clock.base.0 + (self.now_ns - clock.base_ns) * clock.rate_percent / 100)
+    }
+
+    /// From now on this node's clock runs at this rate.
+    pub fn set_rate(&mut self, node: usize, rate_percent: u64) {
+        let (base_ns, base) = (self.now_ns, self.local(node));
+        self.clocks[node] = NodeClock { base_ns, base, rate_percent };
     }
 
     pub fn run_ms(&mut self, ms: u64) {
@@ -134,7 +164,8 @@ impl World {
             Event::Tick { node, .. } | Event::Synced { node, .. } | Event::Message { to: node, .. } => {
                 Some(*node)
             }
-            Event::Client | Event::Start(_) | Event::Nemesis => None,
+            Event::Client | Event::Start(_) | Event::Nemesis | Event::Bounce { .. } => None,
+            Event::Kill { .. } => None,
         };
         // What comes to a stopped process waits for it, in order.
         if let Some(until) = whose.map(|node| self.paused_until_ns[node]).filter(|until| *until > self.now_ns)
@@ -154,13 +185,16 @@ impl World {
                 }
             }
             Event::Client => self.client(),
-            Event::Start(node) if !self.nodes[node].is_up() => {
+            Event::Start(node) if !self.nodes[node].is_up() && !self.dead.contains(&node) => {
                 let now = self.local(node);
                 self.nodes[node].start(now);
                 let life = self.lives[node];
                 self.at(self.now_ns + TICK_NS, Event::Tick { node, life });
             }
             Event::Start(_) => {}
+            Event::Bounce { leader } => self.bounce(leader),
+            Event::Kill { node, life } if life == self.lives[node] && !self.calm => self.kill(node, 30 * MS),
+            Event::Kill { .. } => {}
             Event::Nemesis => {
                 if !self.calm {
                     self.nemesis();
@@ -216,8 +250,8 @@ impl World {
         let (generation, lsn) = (log.generation, log.last());
         if log.durable() < lsn && !self.syncing[node] && self.nodes[node].is_up() {
             self.syncing[node] = true;
-            let slow_ms = if self.slow_disk == Some(node) { 60 } else { 3 };
-            let wait_ns = self.rng.below(slow_ms * MS);
+            let sync_ns = if self.slow_disk == Some(node) { 60 * MS } else { self.sync_ns };
+            let wait_ns = self.rng.below(sync_ns);
             let life = self.lives[node];
             self.at(self.now_ns + wait_ns, Event::Synced { node, life, generation, lsn });
         }
@@ -232,8 +266,8 @@ impl World {
             self.broken.extend(channel);
             return;
         }
-        let slow = self.rng.below(20) == 0 && !self.calm;
-        let wait_ns = self.rng.below(if slow { 80 * MS } else { 2 * MS }) + 50_000;
+        let slow = self.rng.below(40) == 0 && !self.calm;
+        let wait_ns = self.rng.below(if slow { 80 * MS } else { self.message_ns }) + 20_000;
         let mut time_ns = self.now_ns + wait_ns;
         if let Some(channel) = channel {
             let last_ns = self.channels.entry(channel).or_insert(0);
@@ -246,7 +280,8 @@ impl World {
     /// Every leader there is gets a write and a read; a stopped one reads neither.
     fn client(&mut self) {
         for node in 0..self.nodes.len() {
-            if self.calm || self.nodes[node].leader().is_none() || self.is_paused(node) {
+            let quiet = self.calm || self.now_ns < self.quiet_until_ns;
+            if quiet || self.nodes[node].leader().is_none() || self.is_paused(node) {
                 continue;
             }
             self.values += 1;
@@ -290,17 +325,24 @@ impl World {
         leaders.max_by_key(|node| node.term()).map(|node| node.index)
     }
 
-    /// Everything is mended; after some timeouts one node leads and all have applied the same.
+    /// Everything is mended, but for a minority that never comes back: after some timeouts one node leads and all have
+    /// applied the same.
     pub fn check_liveness(&mut self) {
+        let minority = self.nodes.len() - (self.nodes.len() / 2 + 1);
+        let dead = self.rng.below(minority as u64 + 1) as usize;
+        let first = self.rng.below(self.nodes.len() as u64) as usize;
+        self.dead = (0..dead).map(|at| (first + at) % self.nodes.len()).collect();
+        self.dead.clone().into_iter().for_each(|node| self.kill(node, 0));
         self.calm = true;
         self.cut.clear();
         (self.loss_ppm, self.slow_disk) = (0, None);
         self.run_ms(40 * TIMEOUT_MS);
         let leaders = self.nodes.iter().filter(|node| node.leader().is_some()).count();
         assert_eq!(leaders, 1, "liveness: leaders after everything was mended");
-        for node in &self.nodes {
+        let leader = self.leader().expect("one leads");
+        for node in self.nodes.iter().filter(|node| !self.dead.contains(&node.index)) {
             assert!(node.is_up(), "liveness: node {} is up", node.index);
-            assert_eq!(node.applied, self.nodes[0].log.last(), "liveness: node {} has all", node.index);
+            assert_eq!(node.applied, self.nodes[leader].log.last(), "liveness: node {} has all", node.index);
         }
         self.checks.log_matching(&self.nodes);
     }

@@ -286,12 +286,11 @@ impl Node {
             let Role::Leader(leader) = &mut self.role else { return };
             let peer = &mut leader.peers[to];
             let silent = peer.session == 0 || now.since(peer.last_heard) > self.timing.timeout_ns() / 2;
-            if silent && now.since(peer.last_sent) > heartbeat_ns {
-                self.open_session(to, now);
-            } else if peer.streaming
-                && (now.since(peer.last_sent) >= heartbeat_ns || peer.next <= self.log.last())
-            {
-                self.send_append(to, now);
+            let due = now.since(peer.last_sent) >= heartbeat_ns;
+            match (silent, peer.streaming) {
+                (true, _) if due => self.open_session(to, now),
+                (false, true) if due || peer.next <= self.log.last() => self.send_append(to, now),
+                _ => {}
             }
         }
     }
