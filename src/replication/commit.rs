@@ -95,24 +95,25 @@ impl CommitRule {
         Committed(own.min(by_policy).min(by_min_insync))
     }
 
-    /// The median of what is on the members' disks, or [`Lsn::ZERO`] while that is below the leader's own term. It may
-    /// be above what is on the leader's disk.
     fn committed_by_majority(&self, own: Lsn, followers: &[FollowerState]) -> Committed {
-        let count = 1 + followers.len();
         // An array on the stack: this is asked in every turn with an ACK.
-        let mut sorted = [own; MEMBERS_MAX];
-        let sorted = &mut sorted[..count];
-        sorted[1..].iter_mut().zip(followers).for_each(|(lsn, follower)| *lsn = follower.match_lsn);
-        sorted.sort_unstable();
-        // Of `count` rising values as many as a majority are at or above this one.
-        let on_majority = sorted[(count - 1) / 2];
-        if on_majority < self.term_lsn
-            && !crate::sabotage::is(crate::sabotage::Variant::OlderTermCommitByCount)
-        {
-            return Committed(Lsn::ZERO);
-        }
-        Committed(on_majority)
+        let mut lsns = [own; MEMBERS_MAX];
+        let lsns = &mut lsns[..1 + followers.len()];
+        lsns[1..].iter_mut().zip(followers).for_each(|(lsn, follower)| *lsn = follower.match_lsn);
+        Committed(majority_lsn(self.term_lsn, lsns))
     }
+}
+
+/// What is committed with these LSNs on the disks of all members: as much as a majority has, or [`Lsn::ZERO`] while that
+/// is below the first record of the leader's own term. It may be above what is on the leader's disk. Sorts them.
+pub fn majority_lsn(term_lsn: Lsn, lsns: &mut [Lsn]) -> Lsn {
+    lsns.sort_unstable();
+    // Of so many rising values a majority is at or above this one.
+    let on_majority = lsns[(lsns.len() - 1) / 2];
+    if on_majority < term_lsn && !crate::sabotage::is(crate::sabotage::Variant::OlderTermCommitByCount) {
+        return Lsn::ZERO;
+    }
+    on_majority
 }
 
 /// The `n`-th highest (n = 1: the highest); `None` if there are fewer, or n is 0.

@@ -107,8 +107,7 @@ impl Campaign {
         if !self.members.contains(from) {
             return self.outcome();
         }
-        // In a pre-vote the candidate is in the term below the one it asks for, and so may a voter in that one be.
-        if reply.term > self.term {
+        if self.is_higher(reply) {
             return Outcome::Lost(Loss::HigherTerm(reply.term));
         }
         if reply.commit_lsn > self.last_lsn {
@@ -125,6 +124,15 @@ impl Campaign {
             counted.push(from);
         }
         self.outcome()
+    }
+
+    /// Whether the answer knows a term above the candidate's. With pre-votes the candidate is still in the term below the
+    /// one it asks for. A voter that is in that one already may say yes; one that says no because it has voted in it says
+    /// no for ever, so the candidate enters the term and asks for the next. (Otherwise two of three can stay without a
+    /// leader: the one with the better log asks for a term in which the other one voted for the third, who is gone.)
+    fn is_higher(&self, reply: &BallotReply) -> bool {
+        let refused_in_it = self.phase == Phase::Pre && reply.verdict.is_err() && reply.term == self.term;
+        reply.term > self.term || refused_in_it
     }
 
     /// Where it stands. A single member has won before it asked.
@@ -230,6 +238,10 @@ mod tests {
         let mut campaign = campaign(5);
         let higher = BallotReply { term: term(6), asked_term: term(1), ..no(&campaign) };
         assert_eq!(campaign.on_reply(id(2), &higher), Outcome::Lost(Loss::HigherTerm(term(6))));
+        let voted_in_it = BallotReply { term: term(5), ..no(&campaign) };
+        assert_eq!(campaign.on_reply(id(2), &voted_in_it), Outcome::Lost(Loss::HigherTerm(term(5))));
+        let would_vote_in_it = BallotReply { term: term(5), ..yes(&campaign) };
+        assert_eq!(campaign.on_reply(id(2), &would_vote_in_it), Outcome::Waiting);
         let committed = BallotReply { commit_lsn: Lsn(10), ..yes(&campaign) };
         assert_eq!(campaign.on_reply(id(2), &committed), Outcome::Lost(Loss::BelowCommit(Lsn(10))));
     }
