@@ -104,8 +104,8 @@ impl CommitRule {
     }
 }
 
-/// What is committed with these LSNs on the disks of all members: as much as a majority has, or [`Lsn::ZERO`] while that
-/// is below the first record of the leader's own term. It may be above what is on the leader's disk. Sorts them.
+/// What is committed with these LSNs on the disks of all members: as much as a majority has, or [`Lsn::ZERO`] while
+/// that is below the first record of the leader's own term. It may be above what is on the leader's disk. Sorts them.
 pub fn majority_lsn(term_lsn: Lsn, lsns: &mut [Lsn]) -> Lsn {
     lsns.sort_unstable();
     // Of so many rising values a majority is at or above this one.

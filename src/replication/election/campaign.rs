@@ -126,10 +126,11 @@ impl Campaign {
         self.outcome()
     }
 
-    /// Whether the answer knows a term above the candidate's. With pre-votes the candidate is still in the term below the
-    /// one it asks for. A voter that is in that one already may say yes; one that says no because it has voted in it says
-    /// no for ever, so the candidate enters the term and asks for the next. (Otherwise two of three can stay without a
-    /// leader: the one with the better log asks for a term in which the other one voted for the third, who is gone.)
+    /// Whether the answer knows a term above the candidate's. With pre-votes the candidate is still in the term below
+    /// the one it asks for. A voter that is in that one already may say yes; one that says no because it has voted in
+    /// it says no for ever, so the candidate enters the term and asks for the next. (Otherwise two of three can stay
+    /// without a leader: the one with the better log asks for a term in which the other one voted for the third, who
+    /// is gone.)
     fn is_higher(&self, reply: &BallotReply) -> bool {
         let refused_in_it = self.phase == Phase::Pre && reply.verdict.is_err() && reply.term == self.term;
         reply.term > self.term || refused_in_it

@@ -5,8 +5,10 @@
 //! What lives where: [`ballot`] is what is asked and answered, [`voter`] decides a vote, [`campaign`] counts them,
 //! [`timing`] says when to campaign and for how long to refuse, [`quorum_clock`] knows since when a majority has heard
 //! this leader (lease, check-quorum), [`reads`] when a read may be answered. What is committed is
-//! `replication::commit`'s, where logs part is `replication::history`'s. Every rule is also a known-bad variant
-//! (`sabotage`), and `tests/election_model.rs` fails for each.
+//! `replication::commit`'s, where logs part is `replication::history`'s. The rules are also known-bad variants
+//! (`sabotage`), for each of which `tests/election_model.rs` fails, but for commits of older terms by count.
+//!
+//! No role of the node uses this yet.
 //!
 //! # Why this is Raft
 //!
@@ -21,8 +23,9 @@
 //! the record before on every AppendEntries; here a session is a TCP connection, in order and without gaps, and the
 //! check is made once when it opens: the two term histories are compared, the match LSN is the last one on which they
 //! agree, and the follower cuts behind it, durably, before it takes a record. A session ends when either side's term
-//! moves on, so no record of an older leader follows one of a newer. A chain checksum proves the comparison on every
-//! frame.
+//! moves on, so no record of an older leader follows one of a newer. An OPEN that was left in the socket of an older
+//! connection is refused where it would cut: it ends before records of its own term that are here. A chain checksum
+//! proves the comparison on every frame.
 //!
 //! *Leader completeness: whoever leads has all that was committed in earlier terms.* What is committed is on the disks
 //! of a majority, and is of the leader's own term or below a record of it that is (`AckPolicy::Majority`: nothing
