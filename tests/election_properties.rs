@@ -94,6 +94,21 @@ fn leader_completeness_nobody_leads_who_lacks_what_is_committed() {
     assert_eq!(log(&script.nodes[B]), [0, 71, 0]);
 }
 
+#[test]
+fn liveness_a_candidate_whose_voter_has_voted_in_the_term_it_asks_for_asks_for_the_next() {
+    let mut script = Script::new(3);
+    script.elect(C, B);
+    script.restart(C);
+    // A got B's vote in the next term and is gone for good, with nothing of its own anywhere else. C has the better log.
+    script.campaign(A, B);
+    script.campaign(A, B);
+    script.nodes[A].crash();
+    script.campaign(C, B);
+    assert_eq!(script.nodes[C].term(), term(2), "it learns the term in which B has voted");
+    script.campaign(C, B);
+    assert!(script.nodes[C].leader().is_some());
+}
+
 /// The interleaving for which Raft commits nothing of earlier terms by count.
 #[test]
 fn leader_completeness_an_older_terms_record_is_not_committed_because_a_majority_has_it() {
@@ -104,10 +119,13 @@ fn older_terms_record_on_a_majority() {
     let mut script = Script::new(3);
     script.elect(A, B);
     script.restart(A);
+    // Whoever was away learns first in which term B has voted.
+    script.campaign(C, B);
     script.elect(C, B);
     script.restart(C);
     // A leads again, and the record of its first term reaches B: a majority has it. Its newest record does not.
     script.nodes[A].entries_per_frame = 1;
+    script.campaign(A, B);
     script.campaign(A, B);
     let between = |from: usize, to: usize| [A, B].contains(&from) && [A, B].contains(&to);
     script.deliver_one(|from, to, message| between(from, to) && matches!(message, Message::Open { .. }));
@@ -118,6 +136,7 @@ fn older_terms_record_on_a_majority() {
     script.deliver(|from, to, message| (from, to) == (B, A) && matches!(message, Message::Ack { .. }));
     script.restart(A);
     // C has a record of a higher term than B, and may lead: it must not miss what was committed.
+    script.campaign(C, B);
     script.elect(C, B);
     assert_eq!(script.checks.committed(), Lsn::ZERO);
 }
@@ -151,7 +170,7 @@ fn n2_n3_a_node_that_is_cut_off_raises_no_term_and_deposes_nobody_when_it_is_bac
         script.deliver(|from, to, _| [B, C].contains(&from) && [B, C].contains(&to));
         script.lose();
     }
-    assert_eq!((script.nodes[B].term(), script.nodes[C].term()), (term(1), Term::ZERO));
+    assert_eq!((script.nodes[B].term(), script.nodes[C].term()), (term(1), term(1)), "it learns the term");
     script.replicate(A, C, 2 * TIMEOUT_MS);
     assert!(script.nodes[A].leader().is_some());
     assert_eq!(log(&script.nodes[C]), log(&script.nodes[A]));

@@ -20,7 +20,8 @@
 //! record before on every AppendEntries; here a session is a TCP connection, in order and without gaps, and the check is
 //! made once when it opens: the two term histories are compared, the match LSN is the last one on which they agree, and
 //! the follower cuts behind it, durably, before it takes a record. A session ends when either side's term moves on, so no
-//! record of an older leader follows one of a newer. A chain checksum proves the comparison on every frame.
+//! record of an older leader follows one of a newer. An OPEN that was left in the socket of an older connection is refused
+//! where it would cut: it ends before records of its own term that are here. A chain checksum proves the comparison on every frame.
 //!
 //! *Leader completeness: whoever leads has all that was committed in earlier terms.* What is committed is on the disks of
 //! a majority, and is of the leader's own term or below a record of it that is (`AckPolicy::Majority`: nothing below the

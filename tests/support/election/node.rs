@@ -406,7 +406,11 @@ impl Node {
             let term = self.term();
             return self.out.push((from, Message::Refuse { session, term }));
         }
-        // An older connection of the same leader may be answered late.
+        // An older connection of the same leader may be read late: it knows less of this term than is here.
+        let rolled_back = self.log.last_term() == term && self.log.last() > last;
+        if rolled_back {
+            return;
+        }
         if matches!(&self.role, Role::Follower(Some(live)) if live.term == term && live.id >= session) {
             return;
         }
