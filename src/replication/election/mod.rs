@@ -5,8 +5,8 @@
 //! What lives where: [`ballot`] is what is asked and answered, [`voter`] decides a vote, [`campaign`] counts them,
 //! [`timing`] says when to campaign and for how long to refuse, [`quorum_clock`] knows since when a majority has heard
 //! this leader (lease, check-quorum), [`reads`] when a read may be answered. What is committed is
-//! `replication::commit`'s, where logs part is `replication::history`'s. The rules are also known-bad variants
-//! (`sabotage`), for each of which `tests/election_model.rs` fails, but for commits of older terms by count.
+//! `replication::commit`'s, where logs part is `replication::history`'s. Every rule is also a known-bad variant
+//! (`sabotage`), and `tests/election_model.rs` fails for each.
 //!
 //! No role of the node uses this yet.
 //!

@@ -21,6 +21,7 @@ pub mod mem_disk;
 pub mod messages;
 pub mod nemesis;
 pub mod node;
+pub mod script;
 
 use checks::Checks;
 use messages::Message;
