@@ -413,6 +413,7 @@ impl Config {
             (AckPolicy::Quorum, _) => {
                 format!("on this node and a majority ({} of {nodes} nodes)", nodes / 2 + 1)
             }
+            (AckPolicy::Majority, _) => format!("on any majority ({} of {nodes} nodes)", nodes / 2 + 1),
             (AckPolicy::Leader, _) => "on this node alone; followers get it later".to_owned(),
         };
         let least = if node.min_insync > 1 {

@@ -24,6 +24,8 @@ pub const FRAME_SLACK: usize = 4096;
 pub const ADDRESS_SIZE_MAX: usize = 255;
 /// Peers of a node, at most.
 pub const PEERS_MAX: usize = 15;
+/// Members of an elected cluster, at most: a node and its peers.
+pub const MEMBERS_MAX: usize = 1 + PEERS_MAX;
 /// Bytes of the opaque authentication field in a hello, at most.
 pub const AUTH_SIZE_MAX: usize = 4096;
 /// Entries of a term history, at most (each start of a leader adds one).
@@ -149,6 +151,13 @@ pub const FLUSH_STALL_MS: u64 = 2_000;
 pub const PEER_IDLE_MS: u64 = 10_000;
 /// Milliseconds between heartbeats of a leader, by default.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
+/// Milliseconds without a leader after which a member of an elected cluster campaigns, by default. A disk that stalls
+/// for the odd 100 ms costs nobody leadership.
+pub const ELECTION_TIMEOUT_MS_DEFAULT: u64 = 500;
+/// The value of `--election-timeout-ms`, at least: two flushes of a slow disk and five heartbeats must fit.
+pub const ELECTION_TIMEOUT_MS_MIN: u64 = 100;
+/// The same, at most.
+pub const ELECTION_TIMEOUT_MS_MAX: u64 = 60_000;
 /// Milliseconds without progress after which a follower leaves the in-sync set, by default.
 pub const INSYNC_TIMEOUT_MS_DEFAULT: u64 = 500;
 /// Milliseconds without a frame after which a session's other side is taken for gone (N5).
@@ -186,5 +195,7 @@ const _: () = {
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
     assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);
+    assert!(ELECTION_TIMEOUT_MS_MIN <= ELECTION_TIMEOUT_MS_DEFAULT);
+    assert!(ELECTION_TIMEOUT_MS_DEFAULT <= ELECTION_TIMEOUT_MS_MAX);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);
 };

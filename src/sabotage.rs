@@ -67,6 +67,33 @@ variants! {
     ReadsBeforeComplete = "reads-before-complete";
     /// The records during the scan of a snapshot are taken to be in it.
     SnapshotTakenTooLate = "snapshot-taken-too-late";
+    /// Whom a node voted for is kept in memory alone.
+    VoteNotDurable = "vote-not-durable";
+    /// A campaign raises its term before it asks anybody.
+    NoPreVote = "no-pre-vote";
+    /// A leader that nobody hears goes on.
+    NoCheckQuorum = "no-check-quorum";
+    /// A lease is as long as the refusal of votes.
+    LeaseWithoutDriftBound = "lease-without-drift-bound";
+    /// Records of earlier terms are committed by count.
+    OlderTermCommitByCount = "older-term-commit-by-count";
+    /// A member votes as soon as it is started, whomever it heard before.
+    VotesRightAfterRestart = "votes-right-after-restart";
+    /// A leader answers reads before a record of its own term is applied.
+    ReadBeforeTermRecord = "read-before-term-record";
+}
+
+impl Variant {
+    /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches them.
+    pub const ELECTION: &'static [Variant] = &[
+        Variant::VoteNotDurable,
+        Variant::NoPreVote,
+        Variant::NoCheckQuorum,
+        Variant::LeaseWithoutDriftBound,
+        Variant::OlderTermCommitByCount,
+        Variant::VotesRightAfterRestart,
+        Variant::ReadBeforeTermRecord,
+    ];
 }
 
 #[cfg(feature = "sabotage")]

@@ -4,6 +4,7 @@
 use kvstore::disk::Disk;
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::meta::{Meta, MetaError, MetaStore, Repair, StoredRole};
+use kvstore::replication::members::Members;
 
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
@@ -21,6 +22,7 @@ fn meta(promotion: u32) -> Meta {
         leader_id: NodeId([3; 16]),
         leader_address: "host:1".to_owned(),
         peers: (10..25).map(address).collect(),
+        members: Members::default(),
         own_address: "[::1]:9001".to_owned(),
         in_sync: true,
         log_generation: promotion.into(),

@@ -1,7 +1,9 @@
 //! Damage to the record of identity, term and vote, newer formats, and changes that are bugs.
 
 use kvstore::ids::{ClusterId, Lsn, NodeId, Term};
-use kvstore::meta::{Meta, MetaError, MetaStore};
+use kvstore::limits::{ADDRESS_SIZE_MAX, MEMBERS_MAX};
+use kvstore::meta::{Meta, MetaError, MetaStore, StoredRole};
+use kvstore::replication::members::{Member, Members};
 
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
@@ -124,8 +126,8 @@ fn a_record_of_format_1_is_read_and_has_nothing_to_repair() {
     assert!(loaded.notices().is_empty() && !loaded.get().repair.is_due());
     assert_eq!(
         disk.raw("META.a").unwrap()[8..12],
-        2_u32.to_be_bytes(),
-        "it is written as format 2 from now on"
+        3_u32.to_be_bytes(),
+        "it is written as format 3 from now on"
     );
 }
 
@@ -149,24 +151,27 @@ fn a_newer_format_is_refused_naming_both_versions_and_left_alone() {
         bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
         disk.put_raw(name, &bytes);
         let error = refusal(&disk);
-        let expected = format!("memory/{name} has format version 7, this program knows versions up to 2");
+        let expected = format!("memory/{name} has format version 7, this program knows versions up to 3");
         assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
-fn a_record_of_the_format_before_is_read_and_has_no_base() {
-    let (disk, store) = with_record();
-    for name in ["META.a", "META.b"] {
-        let mut bytes = disk.raw(name).unwrap();
-        bytes[8..12].copy_from_slice(&1u32.to_be_bytes());
-        let checksum = crc32fast::hash(&bytes[..8188]);
-        bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
-        disk.put_raw(name, &bytes);
+fn a_record_of_a_format_before_is_read_and_has_neither_base_nor_members() {
+    for format in [1, 2_u32] {
+        let (disk, store) = with_record();
+        for name in ["META.a", "META.b"] {
+            let mut bytes = disk.raw(name).unwrap();
+            bytes[8..12].copy_from_slice(&format.to_be_bytes());
+            let checksum = crc32fast::hash(&bytes[..8188]);
+            bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
+            disk.put_raw(name, &bytes);
+        }
+        let loaded = load(&disk).unwrap().unwrap();
+        assert_eq!((loaded.get(), loaded.get().base_lsn), (store.get(), Lsn::ZERO));
+        assert!(loaded.get().members.is_empty());
+        assert_eq!(disk.raw("META.a").unwrap()[8..12], 3u32.to_be_bytes());
     }
-    let loaded = load(&disk).unwrap().unwrap();
-    assert_eq!((loaded.get(), loaded.get().base_lsn), (store.get(), Lsn::ZERO));
-    assert_eq!(disk.raw("META.a").unwrap()[8..12], 2u32.to_be_bytes());
 }
 
 #[test]
@@ -269,4 +274,99 @@ fn an_update_after_a_failed_one_is_a_bug() {
     disk.fail(OpKind::Write, 0, EIO);
     store.update(&mut disk, |meta| meta.in_sync = true).unwrap_err();
     let _ = store.update(&mut disk, |meta| meta.in_sync = true);
+}
+
+fn member(id: usize, address: &str) -> Member {
+    Member { node_id: NodeId([id as u8; 16]), address: address.to_owned() }
+}
+
+fn become_member(meta: &mut Meta) {
+    meta.cluster_id = ClusterId([2; 16]);
+    meta.role = StoredRole::Elected;
+    meta.members = Members::new(vec![member(1, "a:1"), member(2, "b:1"), member(3, "c:1")]).unwrap();
+}
+
+#[test]
+fn the_most_members_with_the_longest_addresses_have_room_and_come_back_in_order() {
+    let (disk, mut store) = with_record();
+    let long = |id: usize| member(id, &format!("{}:{id:03}", "h".repeat(ADDRESS_SIZE_MAX - 4)));
+    let members = Members::new((1..=MEMBERS_MAX).rev().map(long).collect()).unwrap();
+    let address = "o".repeat(ADDRESS_SIZE_MAX);
+    store
+        .update(&mut disk.clone(), |meta| {
+            become_member(meta);
+            meta.members = members.clone();
+            meta.own_address.clone_from(&address);
+            meta.leader_address = address;
+        })
+        .unwrap();
+    disk.crash(Keep::None);
+    let loaded = load(&disk).unwrap().unwrap();
+    assert_eq!(loaded.get(), store.get());
+    assert_eq!(loaded.get().members, members);
+}
+
+#[test]
+#[should_panic(expected = "the members of an elected cluster are fixed when it is formed")]
+fn other_members_are_a_bug() {
+    let (disk, mut store) = with_record();
+    store.update(&mut disk.clone(), become_member).unwrap();
+    let other = Members::new(vec![member(1, "a:1"), member(2, "b:2")]).unwrap();
+    let _ = store.update(&mut disk.clone(), |meta| meta.members = other);
+}
+
+#[test]
+#[should_panic(expected = "members elect, and nobody else does")]
+fn a_member_that_leaves_its_role_is_a_bug() {
+    let (disk, mut store) = with_record();
+    store.update(&mut disk.clone(), become_member).unwrap();
+    let _ = store.update(&mut disk.clone(), |meta| meta.role = StoredRole::Deposed);
+}
+
+#[test]
+#[should_panic(expected = "does not begin to vote")]
+fn a_node_of_fixed_roles_that_becomes_a_member_is_a_bug() {
+    let (disk, mut store) = with_record();
+    store.update(&mut disk.clone(), |meta| meta.role = StoredRole::FollowerByFlags).unwrap();
+    let _ = store.update(&mut disk.clone(), become_member);
+}
+
+#[test]
+#[should_panic(expected = "is a member of its cluster")]
+fn members_without_this_node_are_a_bug() {
+    update(|meta| {
+        become_member(meta);
+        meta.members = Members::new(vec![member(2, "b:1"), member(3, "c:1")]).unwrap();
+    });
+}
+
+#[test]
+#[should_panic(expected = "term 3.1 is led by 0202")]
+fn a_second_leader_in_an_elected_term_is_a_bug() {
+    let (disk, mut store) = with_record();
+    store.update(&mut disk.clone(), become_member).unwrap();
+    store.update(&mut disk.clone(), |meta| meta.leader_id = NodeId([2; 16])).unwrap();
+    let _ = store.update(&mut disk.clone(), |meta| meta.leader_id = NodeId([3; 16]));
+}
+
+#[test]
+fn a_higher_term_has_no_vote_and_no_leader_and_a_lower_one_changes_nothing() {
+    let (disk, mut store) = with_record();
+    store
+        .update(&mut disk.clone(), |meta| {
+            become_member(meta);
+            meta.leader_id = NodeId([2; 16]);
+            meta.leader_address = "b:1".to_owned();
+        })
+        .unwrap();
+    let before = store.get().clone();
+    for term in [Term::ZERO, before.term] {
+        store.update(&mut disk.clone(), |meta| meta.enter_term(term)).unwrap();
+        assert_eq!(*store.get(), before);
+    }
+    let higher = before.term.promoted().unwrap();
+    store.update(&mut disk.clone(), |meta| meta.enter_term(higher)).unwrap();
+    let after = store.get();
+    assert_eq!((after.term, after.vote, after.leader_id), (higher, NodeId::NONE, NodeId::NONE));
+    assert_eq!(after.leader_address, "");
 }

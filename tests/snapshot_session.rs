@@ -3,10 +3,11 @@
 use kvstore::conn::ConnId;
 use kvstore::ids::{Chain, Lsn, Term};
 use kvstore::node::RoleFlag;
+use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::snapshot::SnapshotInfo;
 use kvstore::wire::MessageType;
 use kvstore::wire::client::{Reply, Request, Status};
-use kvstore::wire::peer::{Open, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};
+use kvstore::wire::peer::{Open, OpenReply, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};
 
 #[path = "support/lone_node.rs"]
 mod lone_node;
@@ -54,6 +55,11 @@ impl Sent {
 
 /// A session of a leader whose log begins far above the follower's.
 fn session(lone: &mut LoneNode) -> ConnId {
+    opened(lone, Lsn(100), history()).0
+}
+
+/// A session of a leader with this log, and the answer.
+fn opened(lone: &mut LoneNode, last_lsn: Lsn, history: TermHistory) -> (ConnId, OpenReply) {
     let conn = lone.connect();
     let mut bytes = Vec::new();
     let mut hello = hello("leader:1");
@@ -65,15 +71,15 @@ fn session(lone: &mut LoneNode) -> ConnId {
         your_address: "lone:1".to_owned(),
         peers: vec!["lone:1".to_owned()],
         first_lsn: Lsn(61),
-        last_lsn: Lsn(100),
+        last_lsn,
         last_chain: Chain(1),
-        history: history(),
+        history,
         heard_lsn: Lsn::ZERO,
     };
     open.encode(&mut bytes);
     let answer = lone.send(conn, &bytes);
-    assert_eq!(answer.frames.last().map(|(kind, _)| *kind), Some(MessageType::OpenReply), "{answer:?}");
-    conn
+    let Some((MessageType::OpenReply, body)) = answer.frames.last() else { panic!("{answer:?}") };
+    (conn, OpenReply::decode(body).expect("a node sends whole frames"))
 }
 
 fn ack_of(lone: &mut LoneNode, conn: ConnId, bytes: &[u8]) -> SnapshotAck {
@@ -118,6 +124,27 @@ fn an_old_transfers_chunk_changes_nothing_and_is_counted() {
     ignored(&mut lone, second, &old.chunk(TERM, 0, 1_000));
 }
 
+/// What was deleted between the two is in the first one only.
+#[test]
+fn nothing_of_a_transfer_that_another_one_replaces_is_in_the_state() {
+    let (old, new) = (snapshot_of(80, (30, 44)), snapshot_of(20, (60, 70)));
+    for restart in [false, true] {
+        let mut lone = LoneNode::new(RoleFlag::Follower);
+        let mut conn = session(&mut lone);
+        ack_of(&mut lone, conn, &old.offer());
+        ack_of(&mut lone, conn, &old.chunk(TERM, 0, old.raw.len() - 1));
+        assert_eq!(lone.node.keyspace().len(), 80, "its block is loaded, and its footer not here");
+        if restart {
+            conn = session(&mut lone);
+        }
+        ack_of(&mut lone, conn, &new.offer());
+        let last = ack_of(&mut lone, conn, &new.chunk(TERM, 0, new.raw.len()));
+        assert_eq!(last.installed, Some((Lsn(60), new.info.chain)));
+        assert_eq!(lone.node.keyspace().len(), 20);
+        assert_eq!(lone.node.keyspace().state_hash(), lone.node.keyspace().recompute_hash());
+    }
+}
+
 #[test]
 fn before_the_end_of_the_snapshot_nothing_is_read_and_nobody_promoted() {
     let new = snapshot_of(80, (60, 70));
@@ -141,6 +168,57 @@ fn before_the_end_of_the_snapshot_nothing_is_read_and_nobody_promoted() {
     let (status, text) = asked(&mut lone, Request::Get { key: b"key1" });
     assert!(status == Status::Loading && text.contains("70"), "{text}");
     assert_eq!(asked(&mut lone, Request::Promote { force: true }).0, Status::Loading);
+}
+
+/// The snapshot ends at LSN 70 and the log at 60: what was loaded is a state of a leader's log only if that has the
+/// records between. One that ends before, or began a term among them, may have others there.
+#[test]
+fn a_leader_whose_log_may_not_be_that_of_the_state_sends_everything_anew() {
+    let parts_at = |first_lsn: u64| {
+        let mut starts = history().starts().to_vec();
+        let chain = Chain(first_lsn as u32);
+        starts.push(TermStart { term: TERM, leader: LEADER, first_lsn: Lsn(first_lsn), chain });
+        TermHistory::from_starts(starts).expect("they rise")
+    };
+    for (last, history, contradicts) in [
+        (Lsn(69), history(), true),
+        (Lsn(70), history(), false),
+        (Lsn(100), parts_at(61), true),
+        (Lsn(100), parts_at(70), true),
+        (Lsn(100), parts_at(71), false),
+    ] {
+        let when = format!("a log up to LSN {last}, {history:?}");
+        let new = snapshot_of(80, (60, 70));
+        let disk = MemDisk::new();
+        let mut lone = LoneNode::on(&disk, RoleFlag::Follower, &[]);
+        let conn = session(&mut lone);
+        ack_of(&mut lone, conn, &new.offer());
+        ack_of(&mut lone, conn, &new.chunk(TERM, 0, new.raw.len()));
+        assert_eq!((lone.node.positions().0, lone.node.keyspace().len()), (Lsn(60), 80));
+        let (_, reply) = opened(&mut lone, last, history);
+        if !contradicts {
+            assert_eq!((reply.match_lsn, lone.node.keyspace().len()), (Lsn(60), 80), "{when}");
+            continue;
+        }
+        // Everything is to come again, and until it has nobody reads the nothing that is here: not after a restart
+        // either.
+        assert_eq!((reply.match_lsn, reply.repair_until), (Lsn::ZERO, last.min(Lsn(70))), "{when}");
+        for restart in [false, true] {
+            if restart {
+                drop(lone);
+                disk.crash(mem_disk::Keep::None);
+                lone = LoneNode::on(&disk, RoleFlag::Follower, &[]);
+            }
+            let seen = lone.node.observe();
+            assert_eq!((seen.last, lone.node.keyspace().len()), (Lsn::ZERO, 0), "{when}");
+            assert!(!seen.in_sync && seen.repair_until > Lsn::ZERO, "{when}: {seen:?}");
+            let (client, mut bytes) = (lone.connect(), Vec::new());
+            Request::Get { key: b"key1" }.encode(&mut bytes);
+            let answer = lone.send(client, &bytes);
+            let status = Reply::decode(&answer.frames[0].1).expect("a reply").status;
+            assert!([Status::Loading, Status::Repairing].contains(&status), "{when}: {status:?}");
+        }
+    }
 }
 
 #[test]

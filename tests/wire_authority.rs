@@ -114,6 +114,8 @@ fn a_peers_connection_takes_no_requests_and_no_answers_that_were_not_asked_for()
         MessageType::OpenReply,
         MessageType::AppendEntriesAck,
         MessageType::FenceReply,
+        MessageType::VoteReply,
+        MessageType::FormReply,
     ];
     for message_type in of(Authority::Client).chain(of(Authority::Operator)).chain(asked_for_nothing) {
         let mut lone = LoneNode::new(RoleFlag::Follower);

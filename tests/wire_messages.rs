@@ -1,12 +1,15 @@
 //! Every message type with arbitrary contents: there and back, cut short, longer than known, and random.
 
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, PEERS_MAX, SNAPSHOT_CHUNK_SIZE_MAX};
+use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, MEMBERS_MAX, PEERS_MAX, SNAPSHOT_CHUNK_SIZE_MAX};
+use kvstore::replication::election::ballot::{Ballot, BallotReply, Phase, Refusal};
 use kvstore::replication::history::{TermHistory, TermStart};
+use kvstore::replication::members::{Member, Members};
 use kvstore::wire::client::{Inspect, Reply, Request, Status};
 use kvstore::wire::peer::{
-    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply,
-    PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
+    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open,
+    OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
+    Vote, VoteReply,
 };
 use kvstore::wire::{Effect, MESSAGE_TYPES, MessageType, Record};
 use proptest::prelude::*;
@@ -368,6 +371,96 @@ fn a_snapshot_that_ends_before_it_begins_and_a_chunk_beyond_the_limit_are_refuse
     assert_eq!(SnapshotChunk::decode(&huge).unwrap_err().field, "chunk");
 }
 
+fn phase() -> impl Strategy<Value = Phase> {
+    prop::sample::select(vec![Phase::Pre, Phase::Real, Phase::HandOver])
+}
+
+fn vote() -> impl Strategy<Value = Sample> {
+    (phase(), term(), node_id(), term(), lsn(), address()).prop_map(
+        |(phase, term, candidate, last_term, last_lsn, address)| {
+            let vote = Vote { ballot: Ballot { phase, term, candidate, last_term, last_lsn }, address };
+            let sample = Sample::new(EMPTY_TRAILER, |out| vote.encode(out));
+            assert_eq!(Vote::decode(sample.body()), Ok(vote));
+            sample
+        },
+    )
+}
+
+fn vote_reply() -> impl Strategy<Value = Sample> {
+    use Refusal::*;
+    let refusals =
+        vec![NotMember, StaleTerm, HearsLeader, OlderLog, BelowCommit, Incomplete, VotedAlready, Other];
+    let verdict = prop_oneof![Just(Ok(())), prop::sample::select(refusals).prop_map(Err)];
+    (phase(), term(), verdict, term(), lsn(), any::<u32>()).prop_map(
+        |(phase, asked_term, verdict, term, commit_lsn, refuses_for_ms)| {
+            let reply =
+                VoteReply(BallotReply { phase, asked_term, verdict, term, commit_lsn, refuses_for_ms });
+            let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
+            assert_eq!(VoteReply::decode(sample.body()), Ok(reply));
+            sample
+        },
+    )
+}
+
+fn form() -> impl Strategy<Value = Sample> {
+    let cluster = (1..=u128::MAX).prop_map(|id| ClusterId(id.to_be_bytes()));
+    let ids = prop::collection::btree_map(1..=u128::MAX, text(ADDRESS_SIZE_MAX - 1), 1..=MEMBERS_MAX);
+    (cluster, ids).prop_map(|(cluster_id, ids)| {
+        // The first byte tells the addresses apart.
+        let member = |(index, (id, rest)): (u8, (u128, String))| {
+            let address = format!("{}{rest}", char::from(b'a' + index));
+            Member { node_id: NodeId(id.to_be_bytes()), address }
+        };
+        let members = Members::from_sorted((0..).zip(ids).map(member).collect()).expect("they differ");
+        let form = Form { cluster_id, members };
+        let sample = Sample::new(EMPTY_TRAILER, |out| form.encode(out));
+        assert_eq!(Form::decode(sample.body()), Ok(form));
+        sample
+    })
+}
+
+fn form_reply() -> impl Strategy<Value = Sample> {
+    let ids = (node_id(), any::<[u8; 16]>().prop_map(ClusterId));
+    (any::<bool>(), ids, text(usize::from(u16::MAX))).prop_map(
+        |(accepted, (node_id, cluster_id), message)| {
+            let reply = FormReply { accepted, node_id, cluster_id, message };
+            let sample = Sample::new(EMPTY_TRAILER, |out| reply.encode(out));
+            assert_eq!(FormReply::decode(sample.body()), Ok(reply));
+            sample
+        },
+    )
+}
+
+fn hand_over() -> impl Strategy<Value = Sample> {
+    (term(), lsn()).prop_map(|(term, last_lsn)| {
+        let hand_over = HandOver { term, last_lsn };
+        let sample = Sample::new(EMPTY_TRAILER, |out| hand_over.encode(out));
+        assert_eq!(HandOver::decode(sample.body()), Ok(hand_over));
+        sample
+    })
+}
+
+#[test]
+fn members_out_of_order_or_twice_or_of_no_cluster_are_refused() {
+    let member = |id: u8, address: &str| Member { node_id: NodeId([id; 16]), address: address.to_owned() };
+    let members = Members::new(vec![member(1, "a:1"), member(2, "b:1")]).expect("they differ");
+    let mut frame = Vec::new();
+    Form { cluster_id: ClusterId([7; 16]), members }.encode(&mut frame);
+    let body = &frame[5..];
+    assert!(Form::decode(body).is_ok());
+    let changed = |at: usize, byte: u8| {
+        let mut body = body.to_vec();
+        body[at] = byte;
+        Form::decode(&body).unwrap_err().field
+    };
+    // The first member's id begins at 18, its address at 36; the second's id at 39.
+    assert_eq!(changed(18, 9), "members", "they are in no order");
+    assert_eq!(changed(36, b'b'), "members", "two have one address");
+    assert_eq!(changed(17, 17), "members", "too many");
+    assert_eq!(Form::decode(&[&[0; 16], &body[16..]].concat()).unwrap_err().field, "cluster_id");
+    assert_eq!(Form::decode(&[&body[..16], &[0, 0], &body[57..]].concat()).unwrap_err().field, "members");
+}
+
 /// Any message; each kind asserts its own round trip while it is made.
 fn sample() -> impl Strategy<Value = Sample> {
     prop_oneof![
@@ -384,6 +477,11 @@ fn sample() -> impl Strategy<Value = Sample> {
         1 => snapshot_offer(),
         1 => snapshot_chunk(),
         1 => snapshot_ack(),
+        1 => vote(),
+        1 => vote_reply(),
+        1 => form(),
+        1 => form_reply(),
+        1 => hand_over(),
     ]
 }
 

@@ -14,6 +14,7 @@
 //!               peers: [count u8], then as many [size u16][text]
 //!               base: [LSN u64][chain u32]; repair: [until LSN u64][term u64][commit LSN u64]. Zeros in format 1,
 //!               which knew neither: they mean that there is none
+//!               members: [count u8], then as many [node id 16][size u16][address]. Zero before format 3
 //!               zeros
 //!   8188     4  CRC-32 of all bytes before it
 //! ```
@@ -27,15 +28,16 @@ use std::io;
 
 use super::{Meta, Repair, StoredRole};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
+use crate::limits::{ADDRESS_SIZE_MAX, MEMBERS_MAX, PEERS_MAX};
+use crate::replication::members::{Member, Members};
 use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
 
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
-/// Format 1 is read too: it has zeros where format 2 has the base of the log and the note of a repair, which is what
-/// having neither looks like. The version was raised all the same, so that a program that would forget them does not
-/// start.
-pub(super) const FORMAT_VERSION: u32 = 2;
+/// Formats 1 and 2 are read too: they have zeros where a later one has the base of the log and the note of a repair
+/// (2), and the members of an elected cluster (3), which is what having none looks like. The version was raised all the
+/// same, so that a program that would forget them does not start.
+pub(super) const FORMAT_VERSION: u32 = 3;
 /// The oldest version that is read.
 const FORMAT_VERSION_MIN: u32 = 1;
 const MAGIC: [u8; 8] = *b"KVSTMETA";
@@ -44,15 +46,20 @@ const FIXED_SIZE: usize = 110;
 /// Bytes behind the peers.
 const APPENDED_SIZE: usize = 8 + 4 + REPAIR_SIZE;
 const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
+/// The two addresses of a record with neither peers nor members, and the counts of those.
+const LISTLESS_SIZE_MAX: usize = FIXED_SIZE + 2 * ADDRESS_FIELD_SIZE_MAX + 1 + APPENDED_SIZE + 1;
 
 const FLAG_IN_SYNC: u8 = 1;
 const FLAG_DISCARD_ALLOWED: u8 = 2;
 const FLAG_REPAIR_FILES_PENDING: u8 = 4;
 const REPAIR_SIZE: usize = 24;
+const NODE_ID_SIZE: usize = 16;
 
 const _: () = {
     assert!(PEERS_MAX <= u8::MAX as usize);
-    assert!(FIXED_SIZE + 1 + (2 + PEERS_MAX) * ADDRESS_FIELD_SIZE_MAX + APPENDED_SIZE <= CHECKSUM_OFFSET);
+    // A record has peers or members, never both: together they would not fit.
+    assert!(LISTLESS_SIZE_MAX + PEERS_MAX * ADDRESS_FIELD_SIZE_MAX <= CHECKSUM_OFFSET);
+    assert!(LISTLESS_SIZE_MAX + MEMBERS_MAX * (NODE_ID_SIZE + ADDRESS_FIELD_SIZE_MAX) <= CHECKSUM_OFFSET);
 };
 
 /// What makes a copy unusable.
@@ -130,6 +137,11 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     out.put_u64(meta.repair.until.0);
     out.put_u64(meta.repair.term.as_u64());
     out.put_u64(meta.repair.commit_lsn.0);
+    out.put_u8(u8::try_from(meta.members.len()).expect("members are bounded by MEMBERS_MAX"));
+    for member in meta.members.iter() {
+        out.extend_from_slice(&member.node_id.0);
+        out.put_bytes16(member.address.as_bytes());
+    }
     assert!(out.len() <= CHECKSUM_OFFSET, "addresses are bounded by ADDRESS_SIZE_MAX");
     out.resize(CHECKSUM_OFFSET, 0);
     out.put_u32(crc32fast::hash(&out));
@@ -181,6 +193,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         commit_lsn: Lsn(reader.u64("repair commit LSN")?),
         files_pending: flags & FLAG_REPAIR_FILES_PENDING != 0,
     };
+    let members = read_members(&mut reader)?;
     let meta = Box::new(Meta {
         cluster_id,
         node_id,
@@ -190,6 +203,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         leader_id,
         leader_address,
         peers,
+        members,
         own_address,
         in_sync: flags & FLAG_IN_SYNC != 0,
         log_generation,
@@ -212,6 +226,23 @@ fn read_peers(reader: &mut Reader<'_>) -> Result<Vec<String>, DecodeError> {
     (0..count).map(|_| Ok(reader.text16("peer", ADDRESS_SIZE_MAX)?.to_owned())).collect()
 }
 
+fn read_members(reader: &mut Reader<'_>) -> Result<Members, DecodeError> {
+    let at_count = reader.clone();
+    let count = reader.u8("member count")?;
+    if usize::from(count) > MEMBERS_MAX {
+        let problem = DecodeProblem::TooLarge { value: count.into(), limit: MEMBERS_MAX as u64 };
+        return Err(at_count.error("member count", problem));
+    }
+    let read_member = |_| {
+        Ok(Member {
+            node_id: NodeId(reader.array("member id")?),
+            address: reader.text16("member address", ADDRESS_SIZE_MAX)?.to_owned(),
+        })
+    };
+    let members = (0..count).map(read_member).collect::<Result<_, _>>()?;
+    Members::from_sorted(members).ok_or(at_count.error("members", DecodeProblem::Invalid(count.into())))
+}
+
 fn role_to_byte(role: StoredRole) -> u8 {
     match role {
         StoredRole::Unset => 0,
@@ -220,6 +251,7 @@ fn role_to_byte(role: StoredRole) -> u8 {
         StoredRole::LeaderByPromotion => 3,
         StoredRole::FollowerByCommand => 4,
         StoredRole::Deposed => 5,
+        StoredRole::Elected => 6,
     }
 }
 
@@ -232,6 +264,7 @@ fn read_role(reader: &mut Reader<'_>) -> Result<StoredRole, DecodeError> {
         3 => StoredRole::LeaderByPromotion,
         4 => StoredRole::FollowerByCommand,
         5 => StoredRole::Deposed,
+        6 => StoredRole::Elected,
         other => return Err(at_role.error("role", DecodeProblem::Invalid(other.into()))),
     })
 }

@@ -20,13 +20,16 @@
 
 mod error;
 mod layout;
+mod record;
+
+use std::borrow::Cow;
 
 use crate::disk::{Disk, FileId};
-use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
-use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
+use crate::ids::NodeId;
 
 pub use error::{MetaError, MetaNotice};
 pub use layout::CopyProblem;
+pub use record::{Meta, Repair, StoredRole};
 
 use layout::{COPY_SIZE, Decoded};
 
@@ -38,120 +41,6 @@ const NAME_B_NEW: &str = "META.b.new";
 const NEW_NAMES: [&str; 2] = [NAME_A_NEW, NAME_B_NEW];
 /// Files with such names are never without a record: segments of the log, and snapshots.
 const STATE_PREFIXES: [&str; 2] = ["wal-", "snap-"];
-
-/// The role a node has beyond its restart, and whose word it was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StoredRole {
-    /// Never started in a role.
-    #[default]
-    Unset,
-    /// Leader, as its flags said.
-    LeaderByFlags,
-    /// Follower, as its flags said.
-    FollowerByFlags,
-    /// Leader since a promotion, whatever the flags say.
-    LeaderByPromotion,
-    /// Follower since an operator's command, whatever the flags say.
-    FollowerByCommand,
-    /// A leader that met a higher term.
-    Deposed,
-}
-
-/// What this node once held and does not hold any more: its log was damaged and cut in front of the damage, or a leader
-/// remembers more of it than is here. Until the log reaches `until` again, as a leader confirms it, the node repairs:
-/// it answers no reads, is not in sync and may not be promoted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Repair {
-    /// The last LSN that it held, as far as can be told; 0: there is nothing to repair.
-    pub until: Lsn,
-    /// No record up to there is of a higher term.
-    pub term: Term,
-    /// Up to here they were known to be committed.
-    pub commit_lsn: Lsn,
-    /// The log is cut in this record, and the damaged files may still stand where they were.
-    pub files_pending: bool,
-}
-
-impl Repair {
-    /// Whether the node repairs.
-    pub fn is_due(&self) -> bool {
-        self.until > Lsn::ZERO
-    }
-}
-
-/// The record.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Meta {
-    /// The cluster; `NONE` until the first leader is met. Set once.
-    pub cluster_id: ClusterId,
-    /// This node. Never changes.
-    pub node_id: NodeId,
-    /// The highest term met. Never goes back.
-    pub term: Term,
-    /// Who got the vote in `term`, or `NONE`. Given once per term; who raises the term sets it anew.
-    pub vote: NodeId,
-    /// See [`StoredRole`].
-    pub role: StoredRole,
-    /// The leader last followed.
-    pub leader_id: NodeId,
-    /// Where it listens.
-    pub leader_address: String,
-    /// The other nodes, at most `PEERS_MAX`.
-    pub peers: Vec<String>,
-    /// This node, as the leader dials it.
-    pub own_address: String,
-    /// Whether this node was in sync when it last heard its leader.
-    pub in_sync: bool,
-    /// Raised by every cut of the log, and by every snapshot in its place. Never goes back.
-    pub log_generation: u64,
-    /// The generation began behind this LSN.
-    pub cut_lsn: Lsn,
-    /// Nothing at or below this LSN is in the log; 0 unless a snapshot was installed. Changes with the generation
-    /// only, as one step: before it the old log is there, after it the snapshot is in its place.
-    pub base_lsn: Lsn,
-    /// The chain checksum there.
-    pub base_chain: Chain,
-    /// Whether an operator allowed a cut below the commit LSN.
-    pub discard_allowed: bool,
-    /// See [`Repair`].
-    pub repair: Repair,
-}
-
-impl Meta {
-    fn invariants(&self) {
-        assert!(!self.node_id.is_none(), "a record has a node id");
-        assert!(self.peers.len() <= PEERS_MAX, "{} peers are too many", self.peers.len());
-        for address in self.peers.iter().chain([&self.leader_address, &self.own_address]) {
-            assert!(address.len() <= ADDRESS_SIZE_MAX, "address {address} is too long");
-        }
-    }
-
-    /// What no change may do. Each would break a promise this node made to another one.
-    fn change_invariants(&self, next: &Meta) {
-        next.invariants();
-        assert_eq!(self.node_id, next.node_id, "a node keeps its id");
-        assert!(
-            self.cluster_id.is_none() || self.cluster_id == next.cluster_id,
-            "cluster {} does not become {}",
-            self.cluster_id,
-            next.cluster_id
-        );
-        assert!(next.term >= self.term, "term {} does not go back to {}", self.term, next.term);
-        assert!(
-            next.term > self.term || self.vote.is_none() || self.vote == next.vote,
-            "the vote of term {} was given to {}",
-            self.term,
-            self.vote
-        );
-        assert!(next.log_generation >= self.log_generation, "log generations rise");
-        assert!(
-            next.log_generation > self.log_generation
-                || (next.cut_lsn, next.base_lsn, next.base_chain)
-                    == (self.cut_lsn, self.base_lsn, self.base_chain),
-            "a cut or a new base begins a log generation"
-        );
-    }
-}
 
 /// Proof that a version of the record is durable in both copies.
 #[derive(Debug, PartialEq, Eq)]
@@ -250,7 +139,7 @@ impl MetaStore {
     ///
     /// # Panics
     /// If the change breaks a promise: a term or log generation that goes back, a second vote in a term,
-    /// another node or cluster id. Also after an error.
+    /// another node or cluster id, other members. Also after an error.
     pub fn update(
         &mut self,
         disk: &mut dyn Disk,
@@ -268,7 +157,7 @@ impl MetaStore {
             (self.meta, self.version) = (next, version);
             return Ok(MetaDurable { version });
         }
-        let bytes = layout::encode(version, &next);
+        let bytes = layout::encode(version, &without_vote_if_sabotaged(&next));
         self.failed = true;
         write_durably(disk, NAME_A, self.a, &bytes)?;
         write_durably(disk, NAME_B, self.b, &bytes)?;
@@ -276,6 +165,13 @@ impl MetaStore {
         self.meta = next;
         self.version = version;
         Ok(MetaDurable { version })
+    }
+}
+
+fn without_vote_if_sabotaged(meta: &Meta) -> Cow<'_, Meta> {
+    match crate::sabotage::is(crate::sabotage::Variant::VoteNotDurable) {
+        true => Cow::Owned(Meta { vote: NodeId::NONE, ..meta.clone() }),
+        false => Cow::Borrowed(meta),
     }
 }
 

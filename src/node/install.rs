@@ -110,6 +110,10 @@ impl Node {
         );
         let entries = offer.entries.min(wanted.bytes / ENTRY_SIZE_MIN);
         self.install = Some(Install { tag: offer.tag, file, entries, lost_at: None, began: self.now });
+        if self.state_is_given_up {
+            // Blocks of the transfer before are loaded, with keys that have been deleted since.
+            self.empty_keyspace();
+        }
         Ok(())
     }
 
@@ -170,9 +174,13 @@ impl Node {
         // A snapshot in the making would go on with entries of another state.
         self.abort_snapshot_behind(io, Lsn::ZERO);
         self.state_is_given_up = true;
+        self.empty_keyspace();
+        log_info!("replication", "reads wait for the leader's snapshot from now on");
+    }
+
+    fn empty_keyspace(&mut self) {
         self.keyspace.clear();
         self.keyspace.reserve(self.install.as_ref().map_or(0, |install| install.entries));
-        log_info!("replication", "reads wait for the leader's snapshot from now on");
     }
 
     fn ack_snapshot(

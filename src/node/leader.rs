@@ -133,7 +133,7 @@ impl Leader {
         };
         Leader {
             peers: addresses.into_iter().map(peer).collect(),
-            rule: CommitRule { policy: config.ack, min_insync: config.min_insync },
+            rule: CommitRule { policy: config.ack, min_insync: config.min_insync, term_lsn },
             term_lsn,
             writers: VecDeque::new(),
             barred_readers: Vec::new(),

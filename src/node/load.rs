@@ -166,6 +166,8 @@ pub(super) struct Sources {
     next: usize,
     /// Why those before it are not used.
     tried: Vec<String>,
+    /// One of them may be good: the disk did not read it, or it is of another version or cluster.
+    one_is_unread: bool,
 }
 
 impl Sources {
@@ -177,7 +179,13 @@ impl Sources {
         let cluster_id = (!identity.cluster_id.is_none()).then_some(identity.cluster_id);
         let listed = snapshot::list(disk, cluster_id)
             .map_err(|source| FatalReason::NoSnapshots { directory: disk.describe(), source })?;
-        let mut sources = Sources { found: Vec::new(), unusable: Vec::new(), next: 0, tried: Vec::new() };
+        let mut sources = Sources {
+            found: Vec::new(),
+            unusable: Vec::new(),
+            next: 0,
+            tried: Vec::new(),
+            one_is_unread: false,
+        };
         // The log was given up in one durable step, before the snapshots went: see `session_open`.
         let all_void =
             identity.was_emptied() && !Wal::has_generation(disk, identity).map_err(FatalReason::Open)?;
@@ -193,7 +201,10 @@ impl Sources {
                     );
                 }
                 Listed::Snapshot(info) => sources.found.push(info),
-                Listed::Unreadable { id, error } => sources.give_up(id, error.to_string()),
+                Listed::Unreadable { id, error } => {
+                    sources.one_is_unread |= !error.is_damage();
+                    sources.give_up(id, error.to_string());
+                }
             }
         }
         Ok(sources)
@@ -210,8 +221,14 @@ impl Sources {
         self.found.get(self.next)
     }
 
+    /// The chosen one does not read to its end.
+    fn on_unreadable(&mut self, error: &snapshot::ReadError) {
+        self.one_is_unread |= !error.is_damage();
+        self.disbelieve(error.to_string());
+    }
+
     /// The chosen one turned out to be no good.
-    pub fn disbelieve(&mut self, why: String) {
+    fn disbelieve(&mut self, why: String) {
         let info = self.found.remove(self.next);
         self.give_up(info.id, why);
     }
@@ -239,7 +256,9 @@ impl Sources {
             // the old one, and does not reach it. Nothing is damaged by that, and nothing to be repaired.
             let uninstalled =
                 self.chosen().is_some_and(|info| info.maker != node_id) && base.lsn > meta.get().base_lsn;
-            match open_log(disk, meta, follows && !uninstalled, &base, config, salt) {
+            // A repair gives records up. Where a snapshot could lead to them once the disk reads it again, it must not.
+            let may_repair = follows && !uninstalled && !self.one_is_unread;
+            match open_log(disk, meta, may_repair, &base, config, salt) {
                 Err(FatalReason::Open(error @ OpenError::BaseDisagrees { .. })) if base.lsn > Lsn::ZERO => {
                     self.disbelieve(error.to_string());
                 }
@@ -313,7 +332,7 @@ impl Node {
             }
             Err(LoadError::Log(error)) => Err(error.into()),
             Err(LoadError::Snapshot(error)) => {
-                sources.disbelieve(error.to_string());
+                sources.on_unreadable(&error);
                 self.reopen_log(&mut sources, start == StartRole::Follow)?;
                 self.begin_load(sources, start)
             }
@@ -358,16 +377,16 @@ impl Node {
                 Ok(())
             }
             Err(LoadError::Log(error)) => Err(error.into()),
-            Err(LoadError::Snapshot(error)) => self.load_from_next(error.to_string()),
+            Err(LoadError::Snapshot(error)) => self.load_from_next(&error),
         }
     }
 
     /// The snapshot is damaged: the next source, and the log that goes on behind that one.
-    fn load_from_next(&mut self, why: String) -> Result<(), FatalReason> {
+    fn load_from_next(&mut self, why: &snapshot::ReadError) -> Result<(), FatalReason> {
         let Loading { loader, mut sources, start, .. } = *self.load.take().expect("it is under way");
         loader.close(self.disk.as_mut());
         self.keyspace.clear();
-        sources.disbelieve(why);
+        sources.on_unreadable(why);
         self.reopen_log(&mut sources, start == StartRole::Follow)?;
         self.begin_load(sources, start).map(|_| ())
     }

@@ -25,7 +25,7 @@ use super::start::log_identity;
 use super::{FatalReason, Node, NodeConfig, Role};
 use crate::disk::Disk;
 use crate::ids::{Lsn, Term};
-use crate::meta::{MetaStore, Repair};
+use crate::meta::{Meta, MetaStore, Repair};
 use crate::replication::promotion::Objections;
 use crate::wal::{Base, Damage, OpenError, Opened, Wal, highest_seen};
 use crate::wire::peer::{Hello, Open};
@@ -44,7 +44,7 @@ pub(super) fn open_log(
     loop {
         let (known, pending) = (meta.get(), meta.get().repair.files_pending);
         let open = if pending { Wal::open_repairing } else { Wal::open };
-        match open(disk, log_identity(known), base, salt, config.wal) {
+        match open(disk, log_identity(known), &as_it_is_repaired(base, known), salt, config.wal) {
             Ok(opened) if pending => {
                 meta.update(disk, |meta| meta.repair.files_pending = false)?;
                 tell_repair(&opened, &meta.get().repair);
@@ -61,6 +61,15 @@ pub(super) fn open_log(
             Err(error) => return Err(FatalReason::Open(error)),
         }
     }
+}
+
+/// That the log reached the end of a snapshot once says nothing of a log that was cut before it and is fetched again.
+fn as_it_is_repaired(base: &Base, known: &Meta) -> Base {
+    let held = match known.repair.is_due() && known.cut_lsn < base.durable_lsn {
+        true => base.lsn.max(known.cut_lsn),
+        false => base.durable_lsn,
+    };
+    Base { durable_lsn: held, ..base.clone() }
 }
 
 /// Makes durable what is given up, before anything is.

@@ -90,6 +90,11 @@ pub fn start_role(
                  follow ADDR` to make it a follower of the node that leads now, or `promote` to make it lead again"
             )),
         )),
+        (StoredRole::Elected, _) => Err(format!(
+            "the data directory belongs to a member of a cluster that elects its leader and the flags say --role={}: \
+             nothing was changed. Start it with --role=auto, or name another --data-dir",
+            flag.name()
+        )),
         (StoredRole::LeaderByFlags, F) => Err(format!(
             "the data directory belongs to a leader and the flags say --role=follower: nothing was changed. Start it \
              with --role=leader and run `kv_client --port {port} follow ADDR`, or name another --data-dir"
@@ -121,6 +126,8 @@ mod tests {
         assert_eq!(start(FollowerByCommand, RoleFlag::Follower), Ok((follow, false)));
         for flag in [RoleFlag::Leader, RoleFlag::Follower] {
             assert_eq!(start(Deposed, flag), Ok((StartRole::Deposed, true)));
+            let refusal = start(Elected, flag).unwrap_err();
+            assert!(refusal.contains("nothing was changed") && refusal.contains("--role=auto"), "{refusal}");
         }
         assert!(start(LeaderByFlags, RoleFlag::Follower).unwrap_err().contains("nothing was changed"));
         assert!(start(FollowerByFlags, RoleFlag::Leader).unwrap_err().contains("promote"));

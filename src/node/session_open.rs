@@ -245,16 +245,24 @@ impl Node {
             true => self.wal.chain_at(self.disk.as_mut(), match_lsn)?.map(|chain| (match_lsn, chain)),
             false => None,
         };
-        let repair = self.repair_with(open, match_lsn);
+        let mut repair = self.repair_with(open, match_lsn);
+        if *plan == CutPlan::Everything {
+            // What is left is the state of LSN 0, which is nothing to read, in sync or promoted, after a restart too.
+            let held = self.wal.last_lsn().max(self.complete_at);
+            repair.until = repair.until.max(held).min(open.last_lsn);
+            repair.term = repair.term.max(self.meta.get().term);
+        }
         self.meta.update(self.disk.as_mut(), |meta| {
             if open.term != meta.term || open.leader != meta.leader_id {
                 meta.in_sync = false;
             }
-            meta.term = open.term;
+            meta.enter_term(open.term);
             meta.leader_id = open.leader;
             meta.leader_address.clone_from(&leader.address);
             meta.own_address.clone_from(&open.your_address);
-            meta.peers.clone_from(&open.peers);
+            if meta.members.is_empty() {
+                meta.peers.clone_from(&open.peers);
+            }
             meta.discard_allowed = false;
             meta.in_sync &= !repair.is_due();
             meta.repair = repair;

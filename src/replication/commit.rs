@@ -1,6 +1,7 @@
 //! What is committed: the one place that turns durable LSNs into a commit LSN.
 
 use crate::ids::Lsn;
+use crate::limits::MEMBERS_MAX;
 use crate::wal::Durable;
 
 /// When a write of a fixed leader is acknowledged.
@@ -12,6 +13,9 @@ pub enum AckPolicy {
     Quorum,
     /// On the leader's disk alone.
     Leader,
+    /// On the disks of any majority of the members, the leader's one among equals: what two fast followers have is
+    /// committed before a slow leader has it. An elected leader's rule.
+    Majority,
 }
 
 impl AckPolicy {
@@ -21,6 +25,7 @@ impl AckPolicy {
             AckPolicy::InSync => "insync",
             AckPolicy::Quorum => "quorum",
             AckPolicy::Leader => "leader",
+            AckPolicy::Majority => "majority",
         }
     }
 }
@@ -32,6 +37,10 @@ pub struct CommitRule {
     pub policy: AckPolicy,
     /// Nodes in sync, the leader among them, that must have a write on disk.
     pub min_insync: usize,
+    /// The LSN of the leader's own `TERM` record. With [`AckPolicy::Majority`] nothing below it is committed by count:
+    /// a record of an earlier term may be on a majority and still be cut by a leader that does not have it. Once the
+    /// `TERM` record is on a majority, no such leader can be elected.
+    pub term_lsn: Lsn,
 }
 
 /// Proof that everything up to an LSN is committed. Only [`CommitRule::committed`] makes one, so a write's
@@ -61,9 +70,12 @@ impl CommitRule {
     /// The highest LSN that is acknowledged with the leader's own disk at `own` and these followers.
     pub fn committed(&self, own: &Durable, followers: &[FollowerState]) -> Committed {
         let own = own.lsn();
+        if self.policy == AckPolicy::Majority {
+            return self.committed_by_majority(own, followers);
+        }
         let in_sync = followers.iter().filter(|follower| follower.in_sync);
         let by_policy = match self.policy {
-            AckPolicy::Leader => own,
+            AckPolicy::Leader | AckPolicy::Majority => own,
             AckPolicy::InSync if crate::sabotage::is(crate::sabotage::Variant::ReplyBeforeInSync) => own,
             AckPolicy::InSync => {
                 let waited_for = followers.iter().filter(|follower| follower.in_sync || follower.joining);
@@ -82,6 +94,26 @@ impl CommitRule {
         };
         Committed(own.min(by_policy).min(by_min_insync))
     }
+
+    fn committed_by_majority(&self, own: Lsn, followers: &[FollowerState]) -> Committed {
+        // An array on the stack: this is asked in every turn with an ACK.
+        let mut lsns = [own; MEMBERS_MAX];
+        let lsns = &mut lsns[..1 + followers.len()];
+        lsns[1..].iter_mut().zip(followers).for_each(|(lsn, follower)| *lsn = follower.match_lsn);
+        Committed(majority_lsn(self.term_lsn, lsns))
+    }
+}
+
+/// What is committed with these LSNs on the disks of all members: as much as a majority has, or [`Lsn::ZERO`] while
+/// that is below the first record of the leader's own term. It may be above what is on the leader's disk. Sorts them.
+pub fn majority_lsn(term_lsn: Lsn, lsns: &mut [Lsn]) -> Lsn {
+    lsns.sort_unstable();
+    // Of so many rising values a majority is at or above this one.
+    let on_majority = lsns[(lsns.len() - 1) / 2];
+    if on_majority < term_lsn && !crate::sabotage::is(crate::sabotage::Variant::OlderTermCommitByCount) {
+        return Lsn::ZERO;
+    }
+    on_majority
 }
 
 /// The `n`-th highest (n = 1: the highest); `None` if there are fewer, or n is 0.
@@ -101,7 +133,7 @@ mod tests {
             .map(|&(in_sync, lsn)| FollowerState { in_sync, joining: false, match_lsn: Lsn(lsn) })
             .collect();
         let own = Durable::for_tests(1, Lsn(own));
-        CommitRule { policy, min_insync }.committed(&own, &followers).lsn().0
+        CommitRule { policy, min_insync, term_lsn: Lsn(1) }.committed(&own, &followers).lsn().0
     }
 
     #[test]
@@ -116,7 +148,7 @@ mod tests {
     fn insync_waits_for_a_follower_that_joins_but_does_not_count_it() {
         let own = Durable::for_tests(1, Lsn(10));
         let joining = [FollowerState { in_sync: false, joining: true, match_lsn: Lsn(7) }];
-        let rule = |min_insync| CommitRule { policy: AckPolicy::InSync, min_insync };
+        let rule = |min_insync| CommitRule { policy: AckPolicy::InSync, min_insync, term_lsn: Lsn(1) };
         assert_eq!(rule(1).committed(&own, &joining).lsn(), Lsn(7));
         assert_eq!(rule(2).committed(&own, &joining).lsn(), Lsn(0));
     }
@@ -143,5 +175,31 @@ mod tests {
         assert_eq!(committed(AckPolicy::InSync, 2, 10, &[(true, 9), (false, 3)]), 9);
         assert_eq!(committed(AckPolicy::Leader, 3, 10, &[(true, 4), (true, 5)]), 4);
         assert_eq!(committed(AckPolicy::InSync, 2, 10, &[]), 0);
+    }
+
+    fn majority(term_lsn: u64, own: u64, followers: &[u64]) -> u64 {
+        let follower = |lsn: &u64| FollowerState { in_sync: false, joining: false, match_lsn: Lsn(*lsn) };
+        let followers: Vec<_> = followers.iter().map(follower).collect();
+        let rule = CommitRule { policy: AckPolicy::Majority, min_insync: 1, term_lsn: Lsn(term_lsn) };
+        rule.committed(&Durable::for_tests(1, Lsn(own)), &followers).lsn().0
+    }
+
+    #[test]
+    fn majority_is_the_fastest_one_and_the_leader_need_not_be_in_it() {
+        assert_eq!(majority(1, 10, &[]), 10);
+        assert_eq!(majority(1, 10, &[4]), 4);
+        assert_eq!(majority(1, 3, &[4]), 3);
+        assert_eq!(majority(1, 10, &[4, 9]), 9);
+        assert_eq!(majority(1, 3, &[8, 9]), 8, "two fast followers commit past a slow leader");
+        assert_eq!(majority(1, 10, &[4, 5, 6]), 5, "three of four");
+        assert_eq!(majority(1, 10, &[4, 5, 6, 7]), 6);
+        assert_eq!(majority(1, 1, &[4, 5, 6, 7]), 5);
+    }
+
+    #[test]
+    fn nothing_below_the_leaders_own_term_record_is_committed_by_count() {
+        assert_eq!(majority(8, 10, &[7, 7]), 0);
+        assert_eq!(majority(8, 10, &[7, 8]), 8);
+        assert_eq!(majority(8, 7, &[8, 9]), 8);
     }
 }

@@ -13,12 +13,14 @@
 //!
 //! What lives where: [`history`] finds the match LSN, [`progress`] keeps what is known of one follower and
 //! who is in sync, [`commit`] says what is committed, [`link`] when to dial again, [`promotion`] who may
-//! lead after an operator asked.
+//! lead after an operator asked, [`election`] who leads where no operator is asked, [`members`] who votes then.
 //!
-//! Deliberately absent: elections, membership changes, snapshots for followers that are behind the log.
+//! Deliberately absent: membership changes, snapshots for followers that are behind the log.
 
 pub mod commit;
+pub mod election;
 pub mod history;
 pub mod link;
+pub mod members;
 pub mod progress;
 pub mod promotion;

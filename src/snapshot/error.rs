@@ -174,6 +174,11 @@ impl ReadError {
     ) -> ReadError {
         ReadError::Io { op, file: path(disk, name), offset, source }
     }
+
+    /// Whether the file itself is no good. What the disk does not read now, or another version wrote, may be.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, ReadError::Damaged { .. })
+    }
 }
 
 impl fmt::Display for ReadError {

@@ -139,8 +139,7 @@ impl Wal {
             }
             Mode::Repair => {
                 let generation = identity.generation;
-                report.damaged =
-                    put_damage_aside(disk, generation, &survey, &found.cut_off, &found.unreadable)?;
+                report.damaged = put_damage_aside(disk, generation, &survey, &found.cut_off, &found.to_keep)?;
                 cut_tails(disk, &survey)?;
             }
         }
@@ -287,12 +286,12 @@ fn put_damage_aside(
     generation: u64,
     survey: &Survey,
     cut_off: &[Segment],
-    unreadable: &[Lsn],
+    to_keep: &[Lsn],
 ) -> Result<Vec<String>, WalError> {
     let own = survey.segments.last().filter(|(own, litter_end)| *litter_end > own.end);
     let own = own.map(|(own, litter_end)| (own.name.as_str(), *litter_end));
     let readable = cut_off.iter().map(|segment| segment.header.first_lsn);
-    let mut behind: Vec<Lsn> = readable.chain(unreadable.iter().copied()).collect();
+    let mut behind: Vec<Lsn> = readable.chain(to_keep.iter().copied()).collect();
     behind.sort_unstable();
     put_aside(disk, generation, own, &behind)
 }

@@ -122,8 +122,8 @@ pub(super) struct Found {
     pub live: Vec<Segment>,
     /// Taken back by a cut.
     pub cut_off: Vec<Segment>,
-    /// Behind the cut of a repair: files whose header does not read.
-    pub unreadable: Vec<Lsn>,
+    /// Of a repair: files behind its cut whose header does not read, and the one that holds the record at the base.
+    pub to_keep: Vec<Lsn>,
     /// To be removed.
     pub dropped: Vec<Dropped>,
 }
@@ -145,11 +145,17 @@ pub(super) fn discover(
                 found.drop_file(segment_name(first_lsn), REPLACED);
             }
             Err(OpenError::Damaged(_)) if mode == Mode::Repair && first_lsn > identity.cut_lsn => {
-                found.unreadable.push(first_lsn);
+                found.to_keep.push(first_lsn);
             }
             Err(OpenError::Damaged(damage)) => unreadable.push((first_lsn, damage)),
             Err(other) => return Err(other),
         }
+    }
+    if mode == Mode::Repair
+        && let Some(holder) = found.dropped.pop()
+    {
+        // The last of them reaches behind the base: what is damaged in it is for a person to look at.
+        found.to_keep.extend(parse_segment_name(&holder.file));
     }
     found.set_old_aside(base);
     for (first_lsn, damage) in unreadable {
@@ -207,8 +213,8 @@ impl Found {
     fn do_without(&mut self, base: &Base, first_lsn: Lsn, damage: Damage) -> Result<(), OpenError> {
         let holder = self.live.first().map_or(Lsn::ZERO, |segment| segment.header.first_lsn);
         if first_lsn >= holder || holder > base.lsn.next() {
-            // What is left in front of it is a log only if it reaches the base.
-            let whole_lsn = damage.whole_lsn.filter(|whole| *whole >= base.lsn);
+            // What the base covers is whole in the snapshot, whatever the log has of it.
+            let whole_lsn = damage.whole_lsn.map(|whole| whole.max(base.lsn));
             return Err(OpenError::Damaged(Damage { whole_lsn, ..damage }));
         }
         self.drop_file(segment_name(first_lsn), UNREADABLE);

@@ -85,12 +85,12 @@ pub(super) fn survey(
     Ok(survey)
 }
 
-/// What stands before the damage at the end of a scan, and before a next segment that claims a part of it. Nothing, if
-/// it does not reach the base: then no cut makes a log of what is left.
+/// What stands before the damage at the end of a scan, and before a next segment that claims a part of it; at least
+/// what the base covers, which is whole in the snapshot.
 fn whole_before(scanned: &Scanned, next: Option<&Segment>, base: &Base) -> Option<Lsn> {
     let whole = scanned.at.next.prev();
     let whole = next.map_or(whole, |next| whole.min(next.header.first_lsn.prev()));
-    (scanned.behind != Behind::Contradiction && whole >= base.lsn).then_some(whole)
+    (scanned.behind != Behind::Contradiction).then_some(whole.max(base.lsn))
 }
 
 /// The highest durable LSN that marks in segments behind a damaged one name.

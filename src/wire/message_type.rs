@@ -79,6 +79,16 @@ message_types! {
     SnapshotChunk = 0x18, Peer;
     /// The follower says how much of it it has, and that it is installed.
     SnapshotAck = 0x19, Peer;
+    /// A candidate asks for a vote.
+    Vote = 0x1a, Peer;
+    /// The answer to that.
+    VoteReply = 0x1b, Peer;
+    /// The founder of a cluster says who is in it.
+    Form = 0x1c, Peer;
+    /// The answer to that, once it is durable.
+    FormReply = 0x1d, Peer;
+    /// The leader asks its follower to campaign now.
+    HandOver = 0x1e, Peer;
     /// The answer to any request; requests are answered in order.
     Reply = 0x20, Client;
 }

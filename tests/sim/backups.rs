@@ -71,7 +71,7 @@ impl World {
         let host = &mut self.hosts[site];
         host.mem = backup.mem;
         host.told = backup.told;
-        host.rotten = false;
+        (host.rotten, host.snapshots_rot) = (false, None);
         host.seen = None;
         host.mirror.borrow_mut().stands_still_at(left);
         let mut core = self.core.borrow_mut();
@@ -106,7 +106,7 @@ impl World {
         let host = &mut self.hosts[site];
         host.mem = copy;
         host.told = told;
-        host.rotten = false;
+        (host.rotten, host.snapshots_rot) = (false, None);
         host.seen = None;
         host.backup = None;
         host.mirror.borrow_mut().stands_still_at(left);
@@ -135,7 +135,7 @@ impl World {
         host.config.role = RoleFlag::Follower;
         host.config.leader = Host::address(leader);
         host.config.peers = Vec::new();
-        host.rotten = false;
+        (host.rotten, host.snapshots_rot) = (false, None);
         host.mem = MemDisk::new();
         *host.mirror.borrow_mut() = Mirror::default();
         host.seen = None;

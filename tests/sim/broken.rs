@@ -134,7 +134,7 @@ impl World {
 
     /// Whether this host may be started.
     pub fn may_start(&self, site: usize) -> bool {
-        !matches!(self.broken(site), Some(Broken::Down | Broken::Paused))
+        !matches!(self.broken(site), Some(Broken::Down | Broken::Paused)) && !self.hosts[site].away
     }
 
     /// A disk that does not sync lets a process begin, and no further.

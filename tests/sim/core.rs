@@ -44,6 +44,10 @@ pub enum Event {
     Rescue,
     /// The second node of one identity gets a directory of its own.
     TwinEnds,
+    /// A follower is away until the log has gone on without it.
+    Away { site: usize, steps: u64 },
+    /// Something comes in between when it is back.
+    Trouble { site: usize, trouble: crate::away::Trouble },
     /// A blocked link works again.
     Unblock { from: usize, to: usize },
     /// A dead process is started.

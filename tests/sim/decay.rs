@@ -44,7 +44,7 @@ struct Claimed {
 
 impl World {
     /// Whether a follower's disk may be taken from it now.
-    fn may_decay(&self, site: usize) -> bool {
+    pub fn may_decay(&self, site: usize) -> bool {
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
         !leads
             && site != 0
@@ -55,8 +55,13 @@ impl World {
 
     fn claimed_segments(&self, site: usize) -> Vec<Claimed> {
         let mem = &self.hosts[site].mem;
-        let names = mem.names().into_iter().filter(|name| parse_segment_name(name).is_some());
-        let claims = names.filter_map(|name| {
+        let mut names = mem.names();
+        names.retain(|name| parse_segment_name(name).is_some());
+        if self.core.borrow().knobs.transfers {
+            // What lies below the base of a log is read by nobody, and its damage noticed by nobody.
+            names = names.split_off(names.len().saturating_sub(1));
+        }
+        let claims = names.into_iter().filter_map(|name| {
             let bytes = mem.raw(&name)?;
             let (claimed, end) = claimed_bytes(&bytes);
             (claimed > 0).then_some(Claimed { name, bytes, claimed, end })

@@ -80,6 +80,8 @@ pub struct Host {
     pub ending: bool,
     /// A durable bit of its log has flipped: it must refuse to start, or repair.
     pub rotten: bool,
+    /// Its newest snapshot (false), or all of them (true), are damaged, and it has not been started since.
+    pub snapshots_rot: Option<bool>,
     /// What it warned of: what a forced promotion or a discard may lose.
     pub printed: Vec<String>,
     /// Where its log ended when its process ended in order; 0: nothing is known of that.
@@ -92,8 +94,14 @@ pub struct Host {
     pub waits: Vec<crate::oracle::Wait>,
     /// What keeps the log of this process.
     pub pin: Option<kvstore::node::PinId>,
+    /// What comes in between while a snapshot is on its way to it, and after how many of its turns.
+    pub troubles: Vec<(crate::away::Trouble, u64)>,
+    /// It stays down until its leader's log has gone on without it.
+    pub away: bool,
     /// The state that this process loaded was compared with the log.
     pub load_checked: bool,
+    /// Snapshots that this process had installed when its state was looked at.
+    pub installs: u64,
 }
 
 /// How a turn ended.
@@ -140,6 +148,7 @@ impl Host {
         let transfers = self.core.borrow().knobs.transfers;
         self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
         self.load_checked = false;
+        self.installs = 0;
         if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
             node.set_budgets(small.of_node());
         }

@@ -59,6 +59,8 @@ pub struct Knobs {
     /// The log goes wherever snapshots let it go: who falls behind gets one.
     pub transfers: bool,
     pub pin: PinConfig,
+    /// A machine that went down stays down for up to eight seconds with this probability.
+    pub long_down_ppm: u64,
     /// One out of so many acknowledgements is proved on a copy of the disk.
     pub fork_check_every: u64,
     pub mishaps: Mishaps,
@@ -94,17 +96,25 @@ impl Knobs {
             _ => AckPolicy::Leader,
         };
         // Every few seconds, or never.
-        let snapshot_log_bytes = pick(&[u64::MAX, u64::MAX, 4_000, 20_000, 60_000]);
+        let mut snapshot_log_bytes = pick(&[u64::MAX, u64::MAX, 4_000, 20_000, 60_000]);
         let with_snapshots = snapshot_log_bytes < u64::MAX;
         let removal = with_snapshots && pick(&[0, 1, 1]) == 1;
-        let transfers = removal && pick(&[0, 1]) == 1;
+        let transfers = removal && pick(&[0, 1, 1]) == 1;
+        if transfers {
+            // So that the log that is left is short, and who is away for a second needs more than that.
+            snapshot_log_bytes = pick(&[1_000, 2_000, 8_000]);
+        }
         let pin = PinConfig {
-            log_bytes: pick(&[3_000, 30_000, 1 << 30]),
+            log_bytes: pick(if transfers {
+                &[1_000, 5_000, 30_000, 1 << 30]
+            } else {
+                &[3_000, 30_000, 1 << 30]
+            }),
             overflow: if pick(&[0, 1]) == 1 { PinOverflow::Slow } else { PinOverflow::Drop },
         };
         let snapshot = SnapshotConfig {
             log_bytes: Some(snapshot_log_bytes),
-            retain_log_bytes: pick(&[0, 10_000, 1 << 20]),
+            retain_log_bytes: pick(if transfers { &[0, 0, 2_000, 10_000] } else { &[0, 10_000, 1 << 20] }),
             load_at_once_bytes: pick(&[0, 4_000, 1 << 20]),
             slice_bytes: pick(&[300, 2_000, 20_000]),
             settle_ms: pick(&[0, 5, 50]),
@@ -124,8 +134,8 @@ impl Knobs {
             flap: pick(&[0, 0, 2]),
             wipe: if removal && !transfers { 0 } else { pick(&[0, 0, 0, 0, 0, 1]) },
             shutdown: pick(&[0, 1, 2]),
-            // Below the base of a log nothing is read, and nothing refused.
-            rot: if with_snapshots { 0 } else { pick(&[0, 0, 0, 1]) },
+            // Whom this costs more than its last segment, needs a leader that can send a snapshot.
+            rot: if with_snapshots && !transfers { 0 } else { pick(&[0, 0, 0, 1]) },
         };
         let feed = match pick(&[0, 1, 2]) {
             0 => FeedLimits::default(),
@@ -143,7 +153,11 @@ impl Knobs {
             min_insync: pick(&[1, 1, 1, 2]).min(hosts as u64) as usize,
             insync_timeout_ms: pick(&[100, 200, 500, 2000]),
             heartbeat_ms: pick(&[30, 100]),
-            segment_bytes: pick(&[8 << 10, 16 << 10, 64 << 10]),
+            segment_bytes: pick(if transfers {
+                &[5 << 10, 6 << 10, 8 << 10]
+            } else {
+                &[8 << 10, 16 << 10, 64 << 10]
+            }),
             feed,
             chaos_ns: pick(&[2_000, 5_000, 10_000, 20_000]) * MS,
             fault_every_ns: pick(&[100, 300, 1_000, 3_000]) * MS,
@@ -173,14 +187,15 @@ impl Knobs {
             lazy_reader_ppm: pick(&[0, 0, 5_000]),
             follower_read_ppm: pick(&[0, 50_000, 300_000]),
             // A cut below both snapshots leaves nothing that a log without its beginning could feed.
-            force_ppm: if removal { 0 } else { pick(&[0, 0, 300_000]) },
+            force_ppm: if removal && !transfers { 0 } else { pick(&[0, 0, 300_000]) },
             discard_ppm: pick(&[0, 100_000, 500_000]),
             snapshot,
             removal,
             transfers,
             pin,
+            long_down_ppm: if transfers { 400_000 } else { 100_000 },
             fork_check_every: 150,
-            mishaps: Mishaps::draw(hosts, with_snapshots, &mut pick),
+            mishaps: Mishaps::draw(hosts, with_snapshots, transfers, &mut pick),
         }
     }
 }

@@ -150,6 +150,20 @@ impl World {
         }
     }
 
+    /// The same in the middle of a load in slices: the block that was damaged is met only then.
+    pub fn note_repair_in_turn(&mut self, site: usize) {
+        if !self.hosts[site].repairs_rot() {
+            return;
+        }
+        let before = self.hosts[site].mirror.borrow().entries.clone();
+        let last = self.hosts[site].process.as_ref().expect("it repairs").node.positions().0;
+        let mut mirror = self.hosts[site].mirror.borrow_mut();
+        mirror.cut(last.0);
+        mirror.shrunk_to = None;
+        drop(mirror);
+        self.note_repair(site, &before);
+    }
+
     /// A follower has found its log damaged, and keeps what is whole. META is not: it is held to the terms it has
     /// promised, and it knows that it lacks something, so the loss excuses no promotion of its own.
     fn note_repair(&mut self, site: usize, before: &[Rc<Entry>]) {

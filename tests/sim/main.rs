@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 mod args;
+mod away;
 mod backups;
 mod bounds;
 mod broken;

@@ -135,6 +135,10 @@ impl Mirror {
     pub fn push(&mut self, record: &Record<'_>, chain: Chain, file: FileId) {
         let lsn = record.lsn.0;
         assert!(lsn <= self.last() + 1, "LSN {lsn} is written behind LSN {}", self.last());
+        if self.holds(lsn, chain) {
+            // A log that is opened again, behind another snapshot, writes what it is not sure of in its place again.
+            return;
+        }
         self.cut(lsn - 1);
         let before = self.entries.last();
         let mut term = before.map_or(Term::ZERO, |entry| entry.term);

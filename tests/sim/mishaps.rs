@@ -56,6 +56,9 @@ pub struct Mishaps {
     pub rolling: u64,
     pub leader_unreachable: u64,
     pub fast_flap: u64,
+    /// Where transfers bring followers back.
+    pub away: u64,
+    pub rot_snapshot: u64,
 }
 
 /// Limits that a run can reach.
@@ -80,10 +83,15 @@ impl SmallBudgets {
 }
 
 impl Mishaps {
-    /// Draws them. `pick`: one of these. What a snapshot covers may be damaged in the log without anybody's notice, and
-    /// the checks read all of the log: where there are snapshots, no disk decays.
-    pub fn draw(hosts: usize, with_snapshots: bool, pick: &mut impl FnMut(&[u64]) -> u64) -> Mishaps {
-        let decays = u64::from(!with_snapshots);
+    /// Draws them. `pick`: one of these. Where there are snapshots a disk decays only if a follower may get one of its
+    /// leader: what is left of its log may be of no use without.
+    pub fn draw(
+        hosts: usize,
+        with_snapshots: bool,
+        transfers: bool,
+        pick: &mut impl FnMut(&[u64]) -> u64,
+    ) -> Mishaps {
+        let decays = u64::from(!with_snapshots || transfers);
         let slow = pick(&[0, 0, 0, 0, 1, 2]) as usize;
         let small = pick(&[0, 0, 1]) == 1;
         let budgets = SmallBudgets {
@@ -104,11 +112,13 @@ impl Mishaps {
             rolling: pick(&[0, 0, 0, 1]),
             leader_unreachable: pick(&[0, 0, 1, 2]),
             fast_flap: pick(&[0, 0, 0, 1]),
+            away: if transfers { pick(&[8, 20, 40]) } else { 0 },
+            rot_snapshot: if transfers { pick(&[0, 0, 3]) } else { 0 },
         }
     }
 
     /// The faults with their weights.
-    pub fn table(&self) -> [(u64, Fault); 7] {
+    pub fn table(&self) -> [(u64, Fault); 9] {
         [
             (self.misdirect, World::misdirect),
             (self.rot_leader, World::rot_leader),
@@ -117,6 +127,8 @@ impl Mishaps {
             (self.rolling, |world, _| world.begin_rolling_restart()),
             (self.leader_unreachable, World::leader_unreachable),
             (self.fast_flap, World::fast_flap),
+            (self.away, World::go_away),
+            (self.rot_snapshot, World::rot_snapshot),
         ]
     }
 }
@@ -218,6 +230,7 @@ impl World {
     /// The second phase begins: what these faults left is put right, as an operator would.
     pub fn end_mishaps(&mut self) {
         self.rolling = None;
+        self.hosts.iter_mut().for_each(|host| host.away = false);
         let mut core = self.core.borrow_mut();
         core.knobs.mishaps.slow_site = None;
         core.knobs.mishaps.client_gap_ppm = 0;

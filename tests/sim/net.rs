@@ -247,6 +247,21 @@ impl Core {
         true
     }
 
+    /// The same of all open connections between two sites.
+    pub fn reset_between(&mut self, one: usize, other: usize) {
+        let open = |conn: &NetConn| conn.ends.iter().all(|end| end.state == EndState::Open);
+        let theirs = |conn: &NetConn| {
+            let sites = (conn.ends[0].site, conn.ends[1].site);
+            sites == (one, other) || sites == (other, one)
+        };
+        for conn in 0..self.net.conns.len() {
+            if open(&self.net.conns[conn]) && theirs(&self.net.conns[conn]) {
+                self.put(conn, 0, Chunk::Reset, 0);
+                self.put(conn, 1, Chunk::Reset, 0);
+            }
+        }
+    }
+
     /// Some open connection never delivers anything again, in one direction or both.
     pub fn half_open_some(&mut self) -> bool {
         let Some(conn) = self.pick_open() else { return false };

@@ -81,6 +81,7 @@ impl Oracle {
         if process.node.is_loading() {
             // Its role is still to come: until then it counts as what it was.
             seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+            seen.complete = host.seen.as_ref().is_some_and(|before| before.complete);
         }
         let emitted = std::mem::take(&mut process.socks.emitted);
         let acks = std::mem::take(&mut process.socks.acks);
@@ -196,7 +197,9 @@ impl Oracle {
             let may_discard = before.discard_allowed || self.discarding.contains(&site);
             if let Some(keep) = mirror.shrunk_to {
                 core.stats.count("node: cut");
-                if keep < before.commit.0 {
+                if keep < before.commit.0 && began_anew(before, seen, keep) {
+                    core.stats.count("node: began anew, its state may be of no log");
+                } else if keep < before.commit.0 {
                     assert!(
                         may_discard,
                         "host {site} cut to LSN {keep}, below its commit LSN {}",
@@ -281,7 +284,7 @@ impl Oracle {
         }
         match core.knobs.ack {
             AckPolicy::Leader => {}
-            AckPolicy::Quorum => {
+            AckPolicy::Quorum | AckPolicy::Majority => {
                 assert!(
                     self.quorum_excused(promotion, write),
                     "LSN {lsn}, acknowledged by a majority, is lost: host {site} leads in {term}"
@@ -324,6 +327,7 @@ impl Oracle {
         let mut seen = process.node.observe();
         if process.node.is_loading() {
             seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+            seen.complete = host.seen.as_ref().is_some_and(|before| before.complete);
         }
         check_loaded(core, host, &seen, false);
         let mirror = host.mirror.borrow();
@@ -357,7 +361,7 @@ impl Oracle {
         } else {
             core.stats.count("node: cut");
             let before = host.seen.as_ref().expect("it had a generation");
-            if mirror.last() < before.commit.0 {
+            if mirror.last() < before.commit.0 && !began_anew(before, &seen, mirror.last()) {
                 assert!(
                     before.discard_allowed || self.discarding.contains(&site),
                     "host {site}: a cut below commit was completed"
@@ -381,15 +385,33 @@ impl Oracle {
     }
 }
 
-/// A state that came from a snapshot is what the log says at its LSN, key by key.
+/// A state before the end of its snapshot, and a leader that may not have the records between: all is fetched again,
+/// and the node says so.
+fn began_anew(before: &Observed, seen: &Observed, keep: u64) -> bool {
+    keep == 0 && !before.complete && seen.repair_until >= before.commit
+}
+
+/// A state that came from a snapshot is what the log says at its LSN, key by key: one of its own, or a leader's.
 fn check_loaded(core: &mut Core, host: &mut Host, seen: &Observed, in_slices: bool) {
     let process = host.process.as_ref().expect("it runs");
-    if host.load_checked || process.node.is_loading() {
+    let counters = &process.node.counters;
+    let installed = counters.snapshots_installed > host.installs;
+    if !process.node.is_loading()
+        && let Some(all) = host.snapshots_rot.take()
+    {
+        match (all, counters.loaded_from_snapshot) {
+            (false, 1) => core.stats.count("node: started from the older snapshot"),
+            (true, 0) => core.stats.count("node: survived damage of all its snapshots"),
+            _ => {}
+        }
+    }
+    // The state of an installed snapshot is none before its end.
+    if host.load_checked && !installed || process.node.is_loading() || !seen.complete {
         return;
     }
     host.load_checked = true;
-    // The state of an installed snapshot is none before its end.
-    if process.node.counters.loaded_from_snapshot == 0 || !seen.complete {
+    host.installs = counters.snapshots_installed;
+    if counters.loaded_from_snapshot == 0 && !installed {
         return;
     }
     let (mirror, keyspace, lsn) = (host.mirror.borrow(), process.node.keyspace(), seen.applied.0);
@@ -407,6 +429,9 @@ fn check_loaded(core: &mut Core, host: &mut Host, seen: &Observed, in_slices: bo
         "host {}: keys at LSN {lsn} are missing",
         host.site
     );
+    if installed {
+        return core.stats.count("check: state of an installed snapshot is that of the log");
+    }
     core.stats.count("check: state from a snapshot is that of the log");
     core.stats.count("snapshot: state loaded at a start");
     if in_slices {

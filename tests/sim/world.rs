@@ -88,7 +88,8 @@ impl World {
         self.check_healed();
         let began_twice = |site, term| self.oracle.began_twice(site, term);
         self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues, began_twice);
-        let core = self.core.borrow();
+        let mut core = self.core.borrow_mut();
+        self.hosts.iter().for_each(|host| count_process(&mut core.stats, host));
         Outcome {
             stats: core.stats.clone(),
             trace_hash: core.trace_hash,
@@ -142,6 +143,8 @@ impl World {
             Event::Rolling => self.rolling_step(),
             Event::Rescue => self.rescue_step(),
             Event::TwinEnds => self.end_twin(),
+            Event::Away { site, steps } => self.away_step(site, steps),
+            Event::Trouble { site, trouble } => self.trouble(site, trouble),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
             Event::Start(site) => self.start(site),
             Event::CrashNow { host, incarnation, power } => {
@@ -217,18 +220,7 @@ impl World {
     /// The process is gone, and with `power` what its disk had not synced.
     pub fn end_process(&mut self, site: usize, power: bool) {
         let mut core = self.core.borrow_mut();
-        if let Some(process) = &self.hosts[site].process {
-            let counters = &process.node.counters;
-            core.stats.add("node: session", counters.sessions);
-            core.stats.add("snapshot: published", counters.snapshots);
-            core.stats.add("snapshot: segments removed", counters.segments_removed);
-            core.stats.add("transfer: installed", counters.snapshots_installed);
-            core.stats.add("transfer: refused by the follower", counters.snapshots_refused);
-            core.stats.add("transfer: dropped at the bound", counters.transfers_dropped);
-            core.stats.add("transfer: gone on with", counters.transfers_resumed);
-            core.stats.add("node: in-sync set left", counters.insync_left);
-            core.stats.add("node: dead session frames", counters.dead_session_frames);
-        }
+        count_process(&mut core.stats, &self.hosts[site]);
         self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, true);
         let host = &mut self.hosts[site];
         host.process = None;
@@ -257,8 +249,11 @@ impl World {
         }
         core.trace(|| format!("host {site} is gone (power loss: {power})"));
         core.leave(site, power);
-        let later =
-            if core.chance(100_000) { core.between(0, 8_000 * MS) } else { core.between(MS, 500 * MS) };
+        let later = if core.chance_of(|knobs| knobs.long_down_ppm) {
+            core.between(0, 8_000 * MS)
+        } else {
+            core.between(MS, 500 * MS)
+        };
         core.after(later, Event::Start(site));
     }
 
@@ -315,6 +310,7 @@ impl World {
                 self.hosts[site].left = last;
             }
             TurnEnd::GoesOn => {
+                self.note_repair_in_turn(site);
                 let mut core = self.core.borrow_mut();
                 let cuts_allowed = core.stats.0.get("node: cut below commit allowed").copied();
                 self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, false);
@@ -325,6 +321,9 @@ impl World {
                 drop(core);
                 if removal {
                     self.let_log_go(site);
+                }
+                if self.trouble_in_transfer(site) {
+                    return;
                 }
                 self.start_dials(site);
                 if let Some(time) = self.hosts[site].wants_turn_at() {
@@ -425,6 +424,21 @@ impl World {
     }
 }
 
+/// What a process has counted in its life.
+fn count_process(stats: &mut Stats, host: &Host) {
+    let Some(process) = &host.process else { return };
+    let counters = &process.node.counters;
+    stats.add("node: session", counters.sessions);
+    stats.add("snapshot: published", counters.snapshots);
+    stats.add("snapshot: segments removed", counters.segments_removed);
+    stats.add("transfer: installed", counters.snapshots_installed);
+    stats.add("transfer: refused by the follower", counters.snapshots_refused);
+    stats.add("transfer: dropped at the bound", counters.transfers_dropped);
+    stats.add("transfer: gone on with", counters.transfers_resumed);
+    stats.add("node: in-sync set left", counters.insync_left);
+    stats.add("node: dead session frames", counters.dead_session_frames);
+}
+
 fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let others: Vec<String> = (0..knobs.hosts).filter(|other| *other != site).map(Host::address).collect();
     let ahead = Rc::new(Cell::new(0));
@@ -477,12 +491,16 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         spin: (0, 0),
         ending: false,
         rotten: false,
+        snapshots_rot: None,
         left: 0,
         at_risk: false,
         backup: None,
         waits: Vec::new(),
         pin: None,
         load_checked: false,
+        installs: 0,
+        away: false,
+        troubles: Vec::new(),
         printed: Vec::new(),
     }
 }

@@ -6,8 +6,8 @@ use std::fmt::Write;
 use kvstore::ids::{ClusterId, NodeId};
 use kvstore::wire::client::{Reply, Request};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, Fence, FenceReply, Hello, Open, OpenReply, Refuse, SnapshotAck, SnapshotChunk,
-    SnapshotOffer,
+    Ack, AppendEntries, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open, OpenReply, Refuse,
+    SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
 };
 use kvstore::wire::{Effect, Frame, MessageType, Record};
 
@@ -106,6 +106,35 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
                 .installed
                 .map_or_else(String::new, |(lsn, chain)| format!(", installed: match {lsn}, chain {chain}"));
             format!("term {}, lsn {}..{}, has {}{installed}", ack.term, ack.tag.s, ack.tag.e, ack.offset)
+        }
+        Type::Vote => {
+            let Vote { ballot, address } = Vote::decode(body)?;
+            let (phase, term, from) = (ballot.phase, ballot.term, name(names, ballot.candidate));
+            let (last, of) = (ballot.last_lsn, ballot.last_term);
+            format!("{phase:?}, term {term}, candidate {from} at {address}, last {last} of term {of}")
+        }
+        Type::VoteReply => {
+            let VoteReply(reply) = VoteReply::decode(body)?;
+            let verdict = match reply.verdict {
+                Ok(()) => "granted".to_owned(),
+                Err(refusal) => format!("refused ({refusal:?})"),
+            };
+            let (phase, asked) = (reply.phase, reply.asked_term);
+            format!("{phase:?} of term {asked} {verdict}, term {}, commit {}", reply.term, reply.commit_lsn)
+        }
+        Type::Form => {
+            let Form { cluster_id, members } = Form::decode(body)?;
+            let members = members.iter().map(|member| name(names, member.node_id)).collect::<Vec<_>>();
+            format!("{}, members {}", cluster(cluster_id), members.join(" "))
+        }
+        Type::FormReply => {
+            let FormReply { accepted, node_id, cluster_id, message } = FormReply::decode(body)?;
+            let accepted = if accepted { "accepted" } else { "not accepted" };
+            format!("{accepted} by {}, {} {message}", name(names, node_id), cluster(cluster_id))
+        }
+        Type::HandOver => {
+            let HandOver { term, last_lsn } = HandOver::decode(body)?;
+            format!("term {term}, last {last_lsn}")
         }
         Type::Reply => {
             let Reply { status, lsn, term, payload } = Reply::decode(body)?;

@@ -7,7 +7,9 @@ use crate::wire::{DecodeError, MessageType, Reader, Writer};
 
 /// The feature bit of a node that takes SNAPSHOT_OFFER.
 pub const FEATURE_SNAPSHOTS: u64 = 1;
-/// The feature bits of this program.
+/// The feature bit of a node that runs with `--role=auto`: it votes, or wants to.
+pub const FEATURE_ELECTED: u64 = 2;
+/// The feature bits of this program, whatever its role.
 pub const FEATURES_KNOWN: u64 = FEATURE_SNAPSHOTS;
 
 /// A node introduces itself.

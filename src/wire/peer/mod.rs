@@ -20,6 +20,11 @@
 //! SNAPSHOT_OFFER     = [term u64][tag][file bytes u64][entries u64] trailer       tag = [s u64][e u64][crc u32]
 //! SNAPSHOT_CHUNK     = [term u64][tag][offset u64][size u32][bytes of the file] trailer
 //! SNAPSHOT_ACK       = [term u64][tag][offset u64] trailer(flags: bit 0 installed) [match_lsn u64][match_chain u32]
+//! VOTE               = [phase u8][term u64][candidate_id 16][last_term u64][last_lsn u64][candidate address] trailer
+//! VOTE_REPLY         = [phase u8][verdict u8][term u64][asked_term u64][commit_lsn u64][refuses_for_ms u32] trailer
+//! FORM               = [cluster_id 16][member_count u16][node_id 16, address]... trailer
+//! FORM_REPLY         = [accepted u8][node_id 16][cluster_id 16][message_len u16][message] trailer
+//! HAND_OVER          = [term u64][last_lsn u64] trailer
 //! ```
 //!
 //! A leader whose log begins behind the follower's match LSN offers a snapshot on the session's connection, if the
@@ -32,9 +37,11 @@
 //! a log that is not the leader's, never reaches a disk.
 
 mod append;
+mod form;
 mod hello;
 mod session;
 mod snapshot;
+mod vote;
 
 use super::codec::{DecodeError, Reader};
 use super::frame::{begin_frame, end_frame};
@@ -42,9 +49,13 @@ use super::message_type::MessageType;
 use crate::limits::ADDRESS_SIZE_MAX;
 
 pub use append::{Ack, AckDurations, AppendEntries, AppendTail};
-pub use hello::{FEATURE_SNAPSHOTS, FEATURES_KNOWN, Hello, HelloError, Refuse, RefuseCode, common_version};
+pub use form::{Form, FormReply};
+pub use hello::{
+    FEATURE_ELECTED, FEATURE_SNAPSHOTS, FEATURES_KNOWN, Hello, HelloError, Refuse, RefuseCode, common_version,
+};
 pub use session::{Fence, FenceReply, Open, OpenReply};
 pub use snapshot::{SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};
+pub use vote::{HandOver, Vote, VoteReply};
 
 /// The oldest and newest version of the peer protocol spoken here.
 pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);

@@ -151,7 +151,7 @@ impl Open {
 
 /// A counted list of at most `count_max` entries, each of at least `entry_size_min` bytes; nothing is allocated for
 /// entries that cannot be there.
-fn decode_list<'a, T>(
+pub(super) fn decode_list<'a, T>(
     reader: &mut Reader<'a>,
     field: &'static str,
     (count_max, entry_size_min): (usize, usize),

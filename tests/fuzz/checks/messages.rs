@@ -2,8 +2,8 @@
 
 use kvstore::wire::client::{Reply, Request};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, Fence, FenceReply, Hello, HelloError, Open, OpenReply, Refuse, SnapshotAck,
-    SnapshotChunk, SnapshotOffer,
+    Ack, AppendEntries, Fence, FenceReply, Form, FormReply, HandOver, Hello, HelloError, Open, OpenReply,
+    Refuse, SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
 };
 use kvstore::wire::{DecodeError, MessageType};
 
@@ -57,6 +57,11 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
         Type::SnapshotOffer => SnapshotOffer::decode(body)?.encode(&mut out),
         Type::SnapshotChunk => SnapshotChunk::decode(body)?.encode(&mut out),
         Type::SnapshotAck => SnapshotAck::decode(body)?.encode(&mut out),
+        Type::Vote => Vote::decode(body)?.encode(&mut out),
+        Type::VoteReply => VoteReply::decode(body)?.encode(&mut out),
+        Type::Form => Form::decode(body)?.encode(&mut out),
+        Type::FormReply => FormReply::decode(body)?.encode(&mut out),
+        Type::HandOver => HandOver::decode(body)?.encode(&mut out),
         Type::AppendEntriesAck => Ack::decode(body)?.encode(&mut out),
     }
     Ok(out)
