@@ -21,7 +21,7 @@ use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 use super::{Disk, FileId, Flush, FlushRing, advice};
 use crate::ledger::{Syscall, count};
 
-const LOCK_NAME: &str = "LOCK";
+pub(super) const LOCK_NAME: &str = "LOCK";
 /// The pid is written in place with a fixed width: the file never grows again, so a full disk cannot
 /// keep a node from starting.
 const PID_WIDTH: usize = 10;
@@ -201,20 +201,7 @@ impl Disk for RealDisk {
     }
 
     fn list(&mut self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.dir)? {
-            let entry = entry?;
-            // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
-            if entry.file_type() == FileType::Directory {
-                continue;
-            }
-            match entry.file_name().to_str() {
-                Ok("." | ".." | LOCK_NAME) | Err(_) => {}
-                Ok(name) => names.push(name.to_owned()),
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        list_files(&self.dir)
     }
 
     fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
@@ -330,6 +317,24 @@ impl Disk for RealDisk {
     }
 }
 
+/// The names of all files but the lock's, sorted.
+pub(super) fn list_files(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
+        if entry.file_type() == FileType::Directory {
+            continue;
+        }
+        match entry.file_name().to_str() {
+            Ok("." | ".." | LOCK_NAME) | Err(_) => {}
+            Ok(name) => names.push(name.to_owned()),
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// Whether the directory had to be created. Its parents are not: a missing one is more likely a missing
 /// mount than a wish, and a store that starts empty beside its data is the worse surprise.
 fn create_dir(path: &Path) -> rustix::io::Result<bool> {
@@ -354,7 +359,7 @@ fn write_pid(lock: &OwnedFd) -> rustix::io::Result<()> {
 
 /// What the holder of the lock wrote. In the microseconds between its lock and its write that is the pid of
 /// the holder before it.
-fn read_pid(lock: &OwnedFd) -> Option<u32> {
+pub(super) fn read_pid(lock: &OwnedFd) -> Option<u32> {
     let mut text = [0; PID_WIDTH];
     let size = retry_on_intr(|| pread(lock, &mut text[..], 0)).ok()?;
     std::str::from_utf8(&text[..size]).ok()?.trim().parse().ok()
