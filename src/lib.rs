@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod client;
+pub mod commands;
 pub mod config;
 pub mod conn;
 pub mod disk;
