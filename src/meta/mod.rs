@@ -20,6 +20,7 @@
 
 mod error;
 mod layout;
+mod look;
 
 use crate::disk::{Disk, FileId};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
@@ -27,6 +28,7 @@ use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
 
 pub use error::{MetaError, MetaNotice};
 pub use layout::CopyProblem;
+pub use look::{COPY_NAMES, look_at_copy};
 
 use layout::{COPY_SIZE, Decoded};
 

@@ -210,6 +210,11 @@ impl Sources {
         self.found.get(self.next)
     }
 
+    /// Why the files that are not used are not.
+    pub fn tried(&self) -> &[String] {
+        &self.tried
+    }
+
     /// The chosen one turned out to be no good.
     pub fn disbelieve(&mut self, why: String) {
         let info = self.found.remove(self.next);
