@@ -3,18 +3,48 @@
 //! `kvstore` alone runs a node, as it always did. A command stands in the first place, and none of the node's flags
 //! beside it. It talks on stdout and stderr, never through the log, and its exit code is one of those in `--help`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::disk::advice;
+use crate::inspect;
 
 /// Exit code: a flag makes no sense, or what is asked for cannot be had from what was given.
 const EXIT_USAGE: u8 = 2;
+/// Exit code: something that is inspected is damaged, or a node would not start with it.
+const EXIT_DAMAGED: u8 = 1;
+/// Exit code: a directory or a file cannot be read.
+const EXIT_DATA_DIR: u8 = 10;
 
 /// A command in the place of running a node.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Build a new data directory from a backup, a snapshot file, and segments of the log kept aside
     Restore(RestoreFlags),
+    /// Show what is in a data directory, an archive, or one file of either, and what a start would do with it.
+    /// Changes nothing, takes no lock, and works beside a running node
+    Inspect(InspectFlags),
+}
+
+/// What `kvstore inspect` is told.
+#[derive(Args, Clone, Debug)]
+pub struct InspectFlags {
+    /// A directory, or one file: a segment, a snapshot, META.a or META.b, a file that was put aside
+    #[arg(value_name = "DIR|FILE")]
+    pub path: PathBuf,
+    /// Text for people, or a JSON document
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: OutputChoice,
+}
+
+/// `--output`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum OutputChoice {
+    Text,
+    Json,
 }
 
 /// What `kvstore restore` is told.
@@ -40,6 +70,7 @@ impl Command {
     pub fn run(&self) -> u8 {
         match self {
             Command::Restore(flags) => restore(flags),
+            Command::Inspect(flags) => inspect(flags),
         }
     }
 }
@@ -47,4 +78,26 @@ impl Command {
 fn restore(flags: &RestoreFlags) -> u8 {
     eprintln!("error: this build cannot restore {} yet", flags.file.display());
     EXIT_USAGE
+}
+
+fn inspect(flags: &InspectFlags) -> u8 {
+    let report = match inspect::inspect(&flags.path) {
+        Ok(report) => report,
+        Err(why) => {
+            eprintln!("error: cannot look at {}: {why}; {}", flags.path.display(), advice(&why));
+            return EXIT_DATA_DIR;
+        }
+    };
+    let text = match flags.output {
+        OutputChoice::Text => inspect::text(&report),
+        OutputChoice::Json => format!("{:#}\n", inspect::document(&report)),
+    };
+    // Who reads may stop reading (`| head`), and that is no failure of the files.
+    if let Err(why) = std::io::stdout().write_all(text.as_bytes())
+        && why.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: cannot write the report: {why}");
+        return EXIT_DATA_DIR;
+    }
+    if report.problems().is_empty() { 0 } else { EXIT_DAMAGED }
 }

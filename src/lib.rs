@@ -12,6 +12,7 @@ pub mod config;
 pub mod conn;
 pub mod disk;
 pub mod ids;
+pub mod inspect;
 pub mod keyspace;
 pub mod ledger;
 pub mod limits;

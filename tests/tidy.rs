@@ -94,6 +94,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
+    ("inspect", &["disk", "ids", "inspect", "meta", "node", "replication::history", "snapshot", "wal"]),
     ("client", &["address", "client", "ids", "limits", "trace::STAGES", "wire"]),
 ];
 

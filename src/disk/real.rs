@@ -117,7 +117,6 @@ pub struct RealDisk {
     ring: Option<FlushRing>,
     /// Held open for the lock; without one the directory is somebody else's, or nobody's.
     _lock: Option<OwnedFd>,
-    is_read_only: bool,
 }
 
 impl RealDisk {
@@ -157,41 +156,17 @@ impl RealDisk {
             Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
         }
         let lock = Some(lock);
-        Ok(RealDisk {
-            path: path.to_owned(),
-            dir,
-            files: Vec::new(),
-            ring: None,
-            _lock: lock,
-            is_read_only: false,
-        })
+        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: lock })
     }
 
-    /// A directory to read, which may be another process's: nothing is locked, created or written, and whatever
-    /// would change it is refused as on a read-only file system. Its files may be links.
-    ///
-    /// # Errors
-    /// Those of opening it.
-    pub fn open_to_read(path: &Path) -> io::Result<RealDisk> {
-        Self::unlocked(path, true)
-    }
-
-    /// A directory for single files of any purpose, which is no data directory: without a lock.
+    /// A directory for single files that are made in it, and which is no data directory: without a lock.
     ///
     /// # Errors
     /// Those of opening it.
     pub fn open_any(path: &Path) -> io::Result<RealDisk> {
-        Self::unlocked(path, false)
-    }
-
-    fn unlocked(path: &Path, is_read_only: bool) -> io::Result<RealDisk> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let dir = fs::open(path, flags, Mode::empty())?;
-        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: None, is_read_only })
-    }
-
-    fn refuse_change(&self) -> io::Result<()> {
-        if self.is_read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
+        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: None })
     }
 
     /// What the directory lies on.
@@ -225,8 +200,7 @@ impl RealDisk {
 
     fn open_file(&self, name: &str, extra: OFlags) -> io::Result<OwnedFd> {
         assert!(!name.contains('/') && name != LOCK_NAME, "{name} is no plain name of a file");
-        let access = if self.is_read_only { OFlags::RDONLY } else { OFlags::RDWR | OFlags::NOFOLLOW };
-        let flags = access | OFlags::CLOEXEC | extra;
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
         count(Syscall::Open);
         Ok(fs::openat(&self.dir, name, flags, FILE_MODE)?)
     }
@@ -238,24 +212,10 @@ impl Disk for RealDisk {
     }
 
     fn list(&mut self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.dir)? {
-            let entry = entry?;
-            // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
-            if entry.file_type() == FileType::Directory {
-                continue;
-            }
-            match entry.file_name().to_str() {
-                Ok("." | ".." | LOCK_NAME) | Err(_) => {}
-                Ok(name) => names.push(name.to_owned()),
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        list_files(&self.dir)
     }
 
     fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
-        self.refuse_change()?;
         let fd = self.open_file(name, OFlags::CREATE | OFlags::EXCL)?;
         if let Err(error) = allocate(&fd, size) {
             // Without its space the file is of no use; should even this fail, it is the caller's leftover
@@ -358,16 +318,32 @@ impl Disk for RealDisk {
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
-        self.refuse_change()?;
         count(Syscall::Rename);
         Ok(fs::renameat(&self.dir, from, &self.dir, to)?)
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        self.refuse_change()?;
         count(Syscall::Unlink);
         Ok(fs::unlinkat(&self.dir, name, AtFlags::empty())?)
     }
+}
+
+/// The names of all files but the lock's, sorted.
+pub(super) fn list_files(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
+        if entry.file_type() == FileType::Directory {
+            continue;
+        }
+        match entry.file_name().to_str() {
+            Ok("." | ".." | LOCK_NAME) | Err(_) => {}
+            Ok(name) => names.push(name.to_owned()),
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Whether the directory had to be created. Its parents are not: a missing one is more likely a missing
@@ -394,7 +370,7 @@ fn write_pid(lock: &OwnedFd) -> rustix::io::Result<()> {
 
 /// What the holder of the lock wrote. In the microseconds between its lock and its write that is the pid of
 /// the holder before it.
-fn read_pid(lock: &OwnedFd) -> Option<u32> {
+pub(super) fn read_pid(lock: &OwnedFd) -> Option<u32> {
     let mut text = [0; PID_WIDTH];
     let size = retry_on_intr(|| pread(lock, &mut text[..], 0)).ok()?;
     std::str::from_utf8(&text[..size]).ok()?.trim().parse().ok()

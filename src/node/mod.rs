@@ -21,6 +21,7 @@
 
 mod config;
 mod conn_table;
+mod dry_run;
 mod fatal;
 mod flush;
 pub mod follower;
@@ -64,6 +65,7 @@ use crate::wire::{Authority, Frame, MessageType};
 
 pub use config::{Budgets, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
+pub use dry_run::{DryRun, Outcome, dry_run};
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
 pub use flush::FlushMode;

@@ -73,6 +73,7 @@ mod block;
 mod error;
 mod files;
 mod header;
+mod look;
 mod parser;
 mod reader;
 mod received;
@@ -88,6 +89,7 @@ pub use files::{
     Listed, NEW_NAME, RECEIVED_NAME, list, parse_snapshot_name, remove, remove_leftovers, set_aside,
 };
 pub use header::{FOOTER_SIZE, FORMAT_VERSION};
+pub use look::{PartLook, look_at_part};
 pub use reader::SnapshotReader;
 pub use received::{Offer, ReceivedFile};
 pub use stream::{SnapshotStream, StreamStep};
