@@ -3,12 +3,14 @@
 //! `kvstore` alone runs a node, as it always did. A command stands in the first place, and none of the node's flags
 //! beside it. It talks on stdout and stderr, never through the log, and its exit code is one of those in `--help`.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::backup::{self, Plan, RestoreError};
 use crate::disk::advice;
+use crate::ids::Lsn;
 use crate::inspect;
 
 /// Exit code: a flag makes no sense, or what is asked for cannot be had from what was given.
@@ -66,18 +68,58 @@ pub struct RestoreFlags {
 }
 
 impl Command {
-    /// Does it. Returns the exit code.
-    pub fn run(&self) -> u8 {
+    /// Does it. Returns the exit code. `seed` draws a random number.
+    pub fn run(&self, seed: fn() -> io::Result<u64>) -> u8 {
         match self {
-            Command::Restore(flags) => restore(flags),
+            Command::Restore(flags) => restore(flags, seed),
             Command::Inspect(flags) => inspect(flags),
         }
     }
 }
 
-fn restore(flags: &RestoreFlags) -> u8 {
-    eprintln!("error: this build cannot restore {} yet", flags.file.display());
-    EXIT_USAGE
+fn restore(flags: &RestoreFlags, seed: fn() -> io::Result<u64>) -> u8 {
+    let seed = match seed() {
+        Ok(seed) => seed,
+        Err(why) => {
+            eprintln!("error: cannot get random bytes for the new ids: {why}");
+            return EXIT_DATA_DIR;
+        }
+    };
+    let plan = Plan {
+        file: flags.file.clone(),
+        data_dir: flags.data_dir.clone(),
+        until: flags.until.map(Lsn),
+        archives: flags.archive.clone(),
+        seed,
+    };
+    match backup::restore(&plan) {
+        Ok(restored) => {
+            // Nobody may be there to read it, and that is no failure of the restore.
+            let _unread = writeln!(
+                io::stdout(),
+                "restored the state at LSN {} to {}: snapshot of LSN {} with {} entries, log up to {0}\n\
+                 new cluster {}, new node {} (the backup is of cluster {})",
+                restored.last,
+                flags.data_dir.display(),
+                restored.id,
+                restored.entries,
+                restored.cluster_id,
+                restored.node_id,
+                restored.from
+            );
+            0
+        }
+        Err(why) => {
+            eprintln!("error: {why}");
+            match why {
+                _ if why.is_damage() => EXIT_DAMAGED,
+                RestoreError::BelowE { .. }
+                | RestoreError::Missing { .. }
+                | RestoreError::OtherLog { .. } => EXIT_USAGE,
+                _ => EXIT_DATA_DIR,
+            }
+        }
+    }
 }
 
 fn inspect(flags: &InspectFlags) -> u8 {
@@ -93,8 +135,8 @@ fn inspect(flags: &InspectFlags) -> u8 {
         OutputChoice::Json => format!("{:#}\n", inspect::document(&report)),
     };
     // Who reads may stop reading (`| head`), and that is no failure of the files.
-    if let Err(why) = std::io::stdout().write_all(text.as_bytes())
-        && why.kind() != std::io::ErrorKind::BrokenPipe
+    if let Err(why) = io::stdout().write_all(text.as_bytes())
+        && why.kind() != io::ErrorKind::BrokenPipe
     {
         eprintln!("error: cannot write the report: {why}");
         return EXIT_DATA_DIR;

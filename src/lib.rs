@@ -6,6 +6,7 @@
 #![warn(clippy::disallowed_methods)]
 
 pub mod address;
+pub mod backup;
 pub mod client;
 pub mod commands;
 pub mod config;

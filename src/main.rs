@@ -20,7 +20,7 @@ const EXIT_DATA_DIR: u8 = 10;
 fn main() -> ExitCode {
     let flags = Flags::parse();
     if let Some(command) = &flags.command {
-        return ExitCode::from(command.run());
+        return ExitCode::from(command.run(random_seed));
     }
     let config = match flags.validate() {
         Ok(config) => config,

@@ -94,6 +94,21 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
+    (
+        "backup",
+        &[
+            "backup",
+            "disk",
+            "ids",
+            "limits",
+            "meta",
+            "replication::history",
+            "rng",
+            "snapshot",
+            "wal",
+            "wire",
+        ],
+    ),
     ("inspect", &["disk", "ids", "inspect", "meta", "node", "replication::history", "snapshot", "wal"]),
     ("client", &["address", "client", "ids", "limits", "trace::STAGES", "wire"]),
 ];

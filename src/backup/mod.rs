@@ -62,8 +62,7 @@ mod restore;
 mod stream;
 mod tail;
 
-pub use archive::Archive;
 pub use error::{BackupError, RestoreError};
-pub use restore::{Plan, Restored, is_left_over, restore};
+pub use restore::{Plan, Restored, restore};
 pub use stream::{BackupStream, Summary};
 pub use tail::{FORMAT_VERSION, TAIL_FOOTER_SIZE, TAIL_HEADER_SIZE, TailHeader, TailWriter};
