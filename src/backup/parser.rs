@@ -15,8 +15,8 @@ use super::tail::{TAIL_FOOTER_SIZE, TAIL_HEADER_SIZE, TailFooter, TailHeader, wo
 /// What the bytes so far allow.
 #[derive(Debug)]
 pub(super) enum Step<'a> {
-    /// So many bytes more are needed before anything can be said.
-    Needs(usize),
+    /// More bytes are needed before anything can be said.
+    Needs,
     /// The next record, checked.
     Record {
         /// As on the wire.
@@ -104,18 +104,18 @@ impl TailParser {
             }
             Stage::Done(_) => return Ok(Step::Done),
             Stage::Header => match self.take_header()? {
-                Ok(header) => header,
-                Err(needs) => return Ok(Step::Needs(needs)),
+                Some(header) => header,
+                None => return Ok(Step::Needs),
             },
             Stage::Entries(header) => header,
         };
         if self.at == header.last { self.footer(header) } else { self.entry() }
     }
 
-    fn take_header(&mut self) -> Result<Result<TailHeader, usize>, Fault> {
+    fn take_header(&mut self) -> Result<Option<TailHeader>, Fault> {
         let held = &self.buffer[self.from..];
         let Some(bytes) = held.first_chunk::<TAIL_HEADER_SIZE>() else {
-            return Ok(Err(TAIL_HEADER_SIZE - held.len()));
+            return Ok(None);
         };
         let header = TailHeader::decode(bytes)?;
         let info = &self.snapshot;
@@ -125,13 +125,13 @@ impl TailParser {
         }
         self.stage = Stage::Entries(header);
         self.take(TAIL_HEADER_SIZE);
-        Ok(Ok(header))
+        Ok(Some(header))
     }
 
     fn entry(&mut self) -> Result<Step<'_>, Fault> {
         let held = self.buffer.len() - self.from;
         if held < ENTRY_HEADER_SIZE {
-            return Ok(Step::Needs(ENTRY_HEADER_SIZE - held));
+            return Ok(Step::Needs);
         }
         let head = &self.buffer[self.from..self.from + ENTRY_HEADER_SIZE];
         let (crc, length) = (Chain(word(head, 0)), word(head, 4) as usize);
@@ -140,7 +140,7 @@ impl TailParser {
         }
         let size = ENTRY_HEADER_SIZE + length;
         if held < size {
-            return Ok(Step::Needs(size - held));
+            return Ok(Step::Needs);
         }
         let body = self.from + ENTRY_HEADER_SIZE..self.from + size;
         let chain = self.chain.extend(&self.buffer[body.clone()]);
@@ -164,7 +164,7 @@ impl TailParser {
     fn footer(&mut self, header: TailHeader) -> Result<Step<'_>, Fault> {
         let held = self.buffer.len() - self.from;
         if held < TAIL_FOOTER_SIZE {
-            return Ok(Step::Needs(TAIL_FOOTER_SIZE - held));
+            return Ok(Step::Needs);
         }
         let counted = TailFooter {
             records: header.last.0 - header.s.0,

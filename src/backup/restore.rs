@@ -168,8 +168,8 @@ impl Source {
                 let offset = tail.offset();
                 match tail.step() {
                     Ok(Step::Record { bytes, record, chain }) => each(&record, bytes, chain)?,
-                    Ok(Step::Needs(_)) if at < self.length => break,
-                    Ok(Step::Needs(_)) => return Err(self.ends_early().into()),
+                    Ok(Step::Needs) if at < self.length => break,
+                    Ok(Step::Needs) => return Err(self.ends_early().into()),
                     Ok(Step::Done) if at < self.length => break,
                     Ok(Step::Done) => return Ok(()),
                     Err(fault) => return Err(fault.in_file(self.path(), offset).into()),

@@ -92,7 +92,7 @@ impl BackupStream {
         loop {
             let offset = parser.offset();
             match parser.step() {
-                Ok(Step::Needs(_)) => return Ok(()),
+                Ok(Step::Needs) => return Ok(()),
                 Ok(Step::Record { .. }) => {}
                 Ok(Step::Done) => break,
                 Err(fault) => return Err(fault.in_file(self.file.clone(), offset)),
