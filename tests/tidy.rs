@@ -75,6 +75,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "node",
         &[
             "address",
+            "backup",
             "conn",
             "disk",
             "ids",
@@ -110,7 +111,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("inspect", &["disk", "ids", "inspect", "meta", "node", "replication::history", "snapshot", "wal"]),
-    ("client", &["address", "client", "ids", "limits", "trace::STAGES", "wire"]),
+    ("client", &["address", "backup", "client", "disk", "ids", "limits", "trace::STAGES", "wire"]),
 ];
 
 /// Words that only some parts may write.
