@@ -21,7 +21,7 @@ use crate::snapshot::{SnapshotId, SnapshotInfo, SnapshotReader, SnapshotWriter, 
 use crate::wal::{Base, Durability, Identity, ReserveError, Wal, WalConfig};
 use crate::wire::Record;
 
-use super::archive::Archives;
+use super::archive::{Archives, Sink};
 use super::error::{BackupError, RestoreError};
 use super::parser::{Step, TailParser};
 use super::tail::TAIL_HEADER_SIZE;
@@ -153,11 +153,7 @@ impl Source {
     }
 
     /// Reads the tail to its end.
-    fn read_tail(
-        &mut self,
-        tail: &mut TailParser,
-        each: &mut dyn FnMut(&Record<'_>, &[u8], Chain) -> Result<(), RestoreError>,
-    ) -> Result<(), RestoreError> {
+    fn read_tail(&mut self, tail: &mut TailParser, each: &mut Sink<'_>) -> Result<(), RestoreError> {
         let (mut at, mut buffer) = (self.info.bytes, vec![0; READ_SIZE]);
         loop {
             let size = (self.length - at).min(READ_SIZE as u64) as usize;

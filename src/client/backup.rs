@@ -57,7 +57,7 @@ impl fmt::Display for FetchError {
             FetchError::Damaged(error) => write!(
                 f,
                 "what the node sent is no backup, and nothing was kept: {error}. `kvstore inspect` on its data directory \
-                 shows whether its files are damaged; a second try makes a new snapshot"
+                 shows whether its files are damaged; after one more write, a second try makes a new snapshot"
             ),
             FetchError::Short { bytes } => {
                 write!(

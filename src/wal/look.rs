@@ -183,7 +183,7 @@ fn look_at(disk: &mut dyn Disk, file: FileId, name: &str, size: u64, identity: O
     if let Some(state) = identity.and_then(|identity| given_up(identity, &segment)) {
         return Looked::Judged(state, Some(Box::new(segment)));
     }
-    let before = segment.header.term_start.clone().into_iter().collect();
+    let before = segment.header.term_start.into_iter().collect();
     let mut history = TermHistory::from_starts(before).expect("a header's term start has an LSN");
     match scan(disk, file, segment, claims_of(identity), &Base::default(), &mut history) {
         Ok(scanned) => Looked::Scanned(Box::new(scanned), history),
@@ -279,7 +279,7 @@ fn content_of_header(segment: &Segment) -> SegmentContent {
         last_lsn: header.first_lsn.prev(),
         chain: header.chain_before,
         bytes: segment.end,
-        term_before: header.term_start.clone(),
+        term_before: header.term_start,
         terms: Vec::new(),
         durable_lsn: Lsn::ZERO,
         commit_lsn: Lsn::ZERO,

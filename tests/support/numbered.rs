@@ -22,7 +22,7 @@ fn write_of(number: u64) -> (Vec<u8>, Option<Vec<u8>>) {
     let key = format!("key-{}", number * 7 % KEYS).into_bytes();
     let mut value = number.to_string().into_bytes();
     value.resize(400, b'.');
-    (key, (number % DELETE_EVERY != 0).then_some(value))
+    (key, (!number.is_multiple_of(DELETE_EVERY)).then_some(value))
 }
 
 /// Writes `numbers`, many at a time.
