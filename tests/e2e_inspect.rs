@@ -1,5 +1,5 @@
-//! `kvstore inspect` as a person runs it: beside a running node, on a stopped one, on a damaged one, and on single files.
-//! Before and after, every file is the same: content, size, inode and times.
+//! `kvstore inspect` as a person runs it: beside a running node, on a stopped one, on a damaged one, and on single
+//! files. Before and after, every file is the same: content, size, inode and times.
 
 #[path = "support/cluster.rs"]
 mod cluster;

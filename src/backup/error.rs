@@ -158,8 +158,8 @@ impl fmt::Display for RestoreError {
             ),
             RestoreError::OtherLog { path, lsn, expected, found } => write!(
                 f,
-                "{path} does not continue the backup: at LSN {lsn} its chain checksum is {:08x}, and that of the backup \
-                 {:08x}. It is of a log that went another way; leave it out",
+                "{path} does not continue the backup: at LSN {lsn} its chain checksum is {:08x}, and that of the \
+                 backup {:08x}. It is of a log that went another way; leave it out",
                 found.0, expected.0
             ),
             RestoreError::Stage(error) => error.fmt(f),

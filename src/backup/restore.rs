@@ -1,7 +1,7 @@
 //! From a backup to a data directory.
 //!
-//! The new directory is made beside its place and renamed (see [`crate::disk::Staged`]): a restore that is killed leaves
-//! nothing under the name that was asked for. In it, in this order:
+//! The new directory is made beside its place and renamed (see [`crate::disk::Staged`]): a restore that is killed
+//! leaves nothing under the name that was asked for. In it, in this order:
 //!
 //! 1. the log: records S+1 up to the LSN that is restored, from the tail and behind it from archives. First, because
 //!    a gap is found here, before the snapshot, which may be large, is written;

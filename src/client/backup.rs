@@ -56,8 +56,8 @@ impl fmt::Display for FetchError {
             }
             FetchError::Damaged(error) => write!(
                 f,
-                "what the node sent is no backup, and nothing was kept: {error}. `kvstore inspect` on its data directory \
-                 shows whether its files are damaged; after one more write, a second try makes a new snapshot"
+                "what the node sent is no backup, and nothing was kept: {error}. `kvstore inspect` on its data \
+                 directory shows whether its files are damaged; after one more write, a second try makes a new snapshot"
             ),
             FetchError::Short { bytes } => {
                 write!(

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! Every role makes them. The client asks for each part, so its pace is its own and a part is all the memory that a
-//! backup takes. Meanwhile the file of the snapshot stays, and the log behind S: the latter up to `--pin-log-bytes` that
-//! came on top since. There is one at a time. It ends with its connection, after [`BACKUP_SILENCE_MS`] without a question,
-//! at that bound, and when the log is cut or replaced under it.
+//! backup takes. Meanwhile the file of the snapshot stays, and the log behind S: of the latter, up to `--pin-log-bytes`
+//! that came on top since. There is one at a time. It ends with its connection, after [`BACKUP_SILENCE_MS`] without a
+//! question, at that bound, and when the log is cut or replaced under it.
 
 use serde_json::json;
 

@@ -4,8 +4,8 @@ use super::error::ReadError;
 use super::parser::{Parser, Step};
 use super::{Block, SnapshotInfo};
 
-/// Checks the bytes of one snapshot, in order, in pieces of any size. It knows where the snapshot ends and takes nothing
-/// from behind that.
+/// Checks the bytes of one snapshot, in order, in pieces of any size. It knows where the snapshot ends and takes
+/// nothing from behind that.
 #[derive(Debug)]
 pub struct SnapshotStream {
     parser: Parser,

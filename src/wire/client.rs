@@ -17,7 +17,8 @@
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt.
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
-//! with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
+//! with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
+//! message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
