@@ -102,11 +102,14 @@ impl Directory {
         sink: &mut Sink<'_>,
         obstacles: &mut Obstacles,
     ) -> Result<(), RestoreError> {
-        // The last one that begins at or below the next record has it, or nobody here does.
-        while let Some(first_lsn) = self.first_lsns.iter().rev().find(|lsn| **lsn <= at.next())
-            && *at < until
+        // The last one that begins at or below the next record has it, or nobody here does. What it holds from where
+        // the next one begins was cut off by the node that wrote both.
+        while *at < until
+            && let behind = self.first_lsns.partition_point(|lsn| *lsn <= at.next())
+            && let Some(first_lsn) = behind.checked_sub(1).map(|index| self.first_lsns[index])
         {
-            let name = segment_name(*first_lsn);
+            let until = self.first_lsns.get(behind).map_or(until, |next| next.prev().min(until));
+            let name = segment_name(first_lsn);
             let path = format!("{}/{name}", self.disk.describe());
             let (before, mut failed) = (*at, None);
             let known = (*at, *chain);
