@@ -3,6 +3,7 @@
 use clap::{Parser, ValueEnum};
 
 use crate::address::{join_address, parse_address};
+use crate::commands::Command;
 use crate::limits::{
     CONNECTIONS_MAX, DESCRIPTORS_RESERVED, HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, PEERS_MAX,
     PIN_LOG_BYTES_DEFAULT, PIN_LOG_BYTES_MIN, RETAIN_LOG_BYTES_DEFAULT, SEGMENT_SIZE_DEFAULT,
@@ -30,7 +31,11 @@ Exit codes: 0 ended in order, 2 usage or a role that contradicts the data direct
 /// A durable, replicated, in-memory key-value node.
 #[derive(Parser, Debug)]
 #[command(name = "kvstore", version, after_long_help = EXAMPLES, after_help = EXAMPLES, max_term_width = 110)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Flags {
+    /// What to do in the place of running a node
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// TCP port for clients and peers
     #[arg(long, default_value_t = 9001, env = "KVSTORE_PORT", help_heading = "Network")]
     pub port: u16,

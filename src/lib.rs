@@ -6,11 +6,14 @@
 #![warn(clippy::disallowed_methods)]
 
 pub mod address;
+pub mod backup;
 pub mod client;
+pub mod commands;
 pub mod config;
 pub mod conn;
 pub mod disk;
 pub mod ids;
+pub mod inspect;
 pub mod keyspace;
 pub mod ledger;
 pub mod limits;

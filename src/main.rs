@@ -19,6 +19,9 @@ const EXIT_DATA_DIR: u8 = 10;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    if let Some(command) = &flags.command {
+        return ExitCode::from(command.run(random_seed));
+    }
     let config = match flags.validate() {
         Ok(config) => config,
         Err(why) => {

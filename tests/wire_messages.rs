@@ -5,7 +5,7 @@ use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, MEMBERS_MAX, PEERS_MAX, S
 use kvstore::replication::election::ballot::{Ballot, BallotReply, Phase, Refusal};
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::replication::members::{Member, Members};
-use kvstore::wire::client::{Inspect, Reply, Request, Status};
+use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status};
 use kvstore::wire::peer::{
     Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open,
     OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
@@ -100,7 +100,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 }
 
 fn request() -> impl Strategy<Value = Sample> {
-    (0..10_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+    (0..11_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
         |(kind, key, value, flag, address, inspect)| {
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
@@ -112,6 +112,7 @@ fn request() -> impl Strategy<Value = Sample> {
                 6 => Request::Inspect(inspect),
                 7 => Request::PutExplained { key: &key, value: &value },
                 8 => Request::Snapshot { wait: flag },
+                9 => Request::Backup(if flag { BackupStep::Begin } else { BackupStep::Next }),
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::doctor::examine;
 use super::output::{self, Printed};
 use super::watch::watch;
-use super::{Client, ClientError};
+use super::{Client, ClientError, Fetch, FetchError};
 use crate::address::{join_address, parse_address};
 use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
@@ -33,7 +33,7 @@ Exit codes:
   4  a condition failed: nothing was written
   5  no leader, not enough replicas, or refused: nothing was written
   6  timed out or connection lost after sending: for a write the outcome is unknown
-  7  server error: busy, disk full, shutting down, no sensible answer;
+  7  server error: busy, disk full, shutting down, no sensible answer, no backup;
      or the command was done and its result cannot be printed; doctor did not measure
   8  the node is loading its state: nothing was done, try again when `ping` says no more of it
 
@@ -45,6 +45,7 @@ Examples:
   kv_client put hello world --explain
   kv_client tail --percentile 99
   kv_client syscalls --watch
+  kv_client backup ./kv.backup
   kv_client doctor --data-dir ./node1
   kv_client get -- -key-that-begins-with-a-dash";
 
@@ -149,6 +150,18 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Fetch a backup from which `kvstore restore` builds a node: the state at one LSN, in one file.
+    Backup {
+        /// Where to. It is written as FILE.tmp and gets its name when it is whole and durable.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Take the newest snapshot that the node has instead of making one: more log, less work.
+        #[arg(long)]
+        newest: bool,
+        /// Replace FILE if it is there.
+        #[arg(long)]
+        force: bool,
+    },
     /// Print the receipt of one of the leader's last 4096 writes; exit 1 if it has none.
     Explain {
         /// The write, by the LSN in its reply.
@@ -208,6 +221,7 @@ pub fn run(arguments: Arguments) -> u8 {
         Ok(printed) => printed,
         Err(Failure::Client(error)) => output::error(&error, format),
         Err(Failure::Usage(message)) => output::usage(&message, format),
+        Err(Failure::Backup(message)) => output::no_backup(&message, format),
     };
     output::emit(&printed)
 }
@@ -215,11 +229,24 @@ pub fn run(arguments: Arguments) -> u8 {
 enum Failure {
     Client(ClientError),
     Usage(String),
+    Backup(String),
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
         Failure::Client(error)
+    }
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Failure {
+        match error {
+            FetchError::Client(error) => Failure::Client(error),
+            FetchError::Place(why) => Failure::Usage(why),
+            FetchError::Write { .. } | FetchError::Damaged(_) | FetchError::Short { .. } => {
+                Failure::Backup(error.to_string())
+            }
+        }
     }
 }
 
@@ -254,6 +281,11 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
                 client.set_timeout(SNAPSHOT_TIMEOUT.max(timeout));
             }
             output::account(&client.snapshot(!no_wait)?, format)
+        }
+        Command::Backup { file, newest, force } => {
+            let begin_timeout = SNAPSHOT_TIMEOUT.max(timeout);
+            let fetch = Fetch { file, newest, force, begin_timeout, part_timeout: timeout };
+            output::account(&client.backup(&fetch)?, format)
         }
         Command::Explain { lsn } => output::receipt(&client.explain(Lsn(lsn))?, format),
         Command::Slowest { count } => output::slowest(&client.slowest(count)?.value, format),

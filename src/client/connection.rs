@@ -193,6 +193,8 @@ fn changes_something(request: &Request<'_>) -> bool {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
         Request::Promote { .. } | Request::Follow { .. } | Request::Snapshot { .. } => true,
         Request::Get { .. } | Request::Ping | Request::Status | Request::Inspect(_) => false,
+        // At most a snapshot is made by it.
+        Request::Backup(_) => false,
     }
 }
 

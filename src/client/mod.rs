@@ -11,6 +11,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a blocking client waits by the clock of its machine")]
 
+mod backup;
 mod connection;
 mod doctor;
 mod error;
@@ -31,6 +32,7 @@ use crate::address::parse_address;
 use crate::ids::{Lsn, Term};
 use crate::limits::{FRAME_SIZE_MAX, FRAME_SLACK};
 use crate::wire::client::{Inspect, Request, SizeProblem, Status};
+pub use backup::{Fetch, FetchError};
 pub use connection::OwnedReply;
 use connection::{Connection, Deadline};
 pub use error::{ClientError, DeadEnd, Loss};

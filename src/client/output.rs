@@ -273,6 +273,11 @@ pub fn usage(message: &str, format: Format) -> Printed {
     failed("usage", message, EXIT_USAGE, Map::new(), format)
 }
 
+/// A backup that did not arrive whole, or cannot be written.
+pub(super) fn no_backup(message: &str, format: Format) -> Printed {
+    failed("no_backup", message, EXIT_SERVER_ERROR, Map::new(), format)
+}
+
 /// What kv_bench measured, as it wrote it.
 pub(super) fn doctor(measured: Map<String, Value>) -> Printed {
     let mut document = Map::new();

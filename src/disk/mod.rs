@@ -8,13 +8,19 @@
 
 use std::io;
 
+mod overlay;
 mod real;
 mod refusing;
 mod ring;
+mod staged;
+mod viewed;
 
+pub use overlay::Overlay;
 pub use real::{FileSystem, OpenError, RealDisk};
 pub use refusing::Refusing;
 pub use ring::FlushRing;
+pub use staged::{StageError, Staged, exists};
+pub use viewed::{Holder, ViewedDisk};
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

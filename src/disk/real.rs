@@ -21,7 +21,7 @@ use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 use super::{Disk, FileId, Flush, FlushRing, advice};
 use crate::ledger::{Syscall, count};
 
-const LOCK_NAME: &str = "LOCK";
+pub(super) const LOCK_NAME: &str = "LOCK";
 /// The pid is written in place with a fixed width: the file never grows again, so a full disk cannot
 /// keep a node from starting.
 const PID_WIDTH: usize = 10;
@@ -115,8 +115,8 @@ pub struct RealDisk {
     files: Vec<Option<OwnedFd>>,
     /// Where flushes go that the loop does not wait for. Without it every flush is answered at once.
     ring: Option<FlushRing>,
-    /// Held open for the lock.
-    _lock: OwnedFd,
+    /// Held open for the lock; without one the directory is somebody else's, or nobody's.
+    _lock: Option<OwnedFd>,
 }
 
 impl RealDisk {
@@ -155,7 +155,18 @@ impl RealDisk {
             }
             Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
         }
+        let lock = Some(lock);
         Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: lock })
+    }
+
+    /// A directory for single files that are made in it, and which is no data directory: without a lock.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub fn open_any(path: &Path) -> io::Result<RealDisk> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let dir = fs::open(path, flags, Mode::empty())?;
+        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: None })
     }
 
     /// What the directory lies on.
@@ -201,20 +212,7 @@ impl Disk for RealDisk {
     }
 
     fn list(&mut self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.dir)? {
-            let entry = entry?;
-            // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
-            if entry.file_type() == FileType::Directory {
-                continue;
-            }
-            match entry.file_name().to_str() {
-                Ok("." | ".." | LOCK_NAME) | Err(_) => {}
-                Ok(name) => names.push(name.to_owned()),
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        list_files(&self.dir)
     }
 
     fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
@@ -330,6 +328,24 @@ impl Disk for RealDisk {
     }
 }
 
+/// The names of all files but the lock's, sorted.
+pub(super) fn list_files(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        // Directories (`lost+found` of a mount) and names that are not UTF-8 are not ours.
+        if entry.file_type() == FileType::Directory {
+            continue;
+        }
+        match entry.file_name().to_str() {
+            Ok("." | ".." | LOCK_NAME) | Err(_) => {}
+            Ok(name) => names.push(name.to_owned()),
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// Whether the directory had to be created. Its parents are not: a missing one is more likely a missing
 /// mount than a wish, and a store that starts empty beside its data is the worse surprise.
 fn create_dir(path: &Path) -> rustix::io::Result<bool> {
@@ -342,7 +358,7 @@ fn create_dir(path: &Path) -> rustix::io::Result<bool> {
     }
 }
 
-fn sync_parent(dir: &OwnedFd) -> rustix::io::Result<()> {
+pub(super) fn sync_parent(dir: &OwnedFd) -> rustix::io::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     fs::fsync(fs::openat(dir, "..", flags, Mode::empty())?)
 }
@@ -354,7 +370,7 @@ fn write_pid(lock: &OwnedFd) -> rustix::io::Result<()> {
 
 /// What the holder of the lock wrote. In the microseconds between its lock and its write that is the pid of
 /// the holder before it.
-fn read_pid(lock: &OwnedFd) -> Option<u32> {
+pub(super) fn read_pid(lock: &OwnedFd) -> Option<u32> {
     let mut text = [0; PID_WIDTH];
     let size = retry_on_intr(|| pread(lock, &mut text[..], 0)).ok()?;
     std::str::from_utf8(&text[..size]).ok()?.trim().parse().ok()

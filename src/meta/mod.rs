@@ -20,6 +20,7 @@
 
 mod error;
 mod layout;
+mod look;
 mod record;
 
 use std::borrow::Cow;
@@ -29,6 +30,7 @@ use crate::ids::NodeId;
 
 pub use error::{MetaError, MetaNotice};
 pub use layout::CopyProblem;
+pub use look::{COPY_NAMES, look_at_copy};
 pub use record::{Meta, Repair, StoredRole};
 
 use layout::{COPY_SIZE, Decoded};

@@ -93,7 +93,7 @@ impl Node {
             let arrived = matches!(peer.link, Link::Streaming(_));
             peer.kept.as_ref().is_some_and(|kept| kept.snapshot == id && !arrived)
         };
-        self.leader().is_some_and(|leader| leader.peers.iter().any(needs))
+        self.backup_reads(id) || self.leader().is_some_and(|leader| leader.peers.iter().any(needs))
     }
 
     /// Who has caught up, is gone for long, or has too much kept for it.

@@ -221,6 +221,11 @@ impl Sources {
         self.found.get(self.next)
     }
 
+    /// Why the files that are not used are not.
+    pub fn tried(&self) -> &[String] {
+        &self.tried
+    }
+
     /// The chosen one does not read to its end.
     fn on_unreadable(&mut self, error: &snapshot::ReadError) {
         self.one_is_unread |= !error.is_damage();
@@ -228,7 +233,7 @@ impl Sources {
     }
 
     /// The chosen one turned out to be no good.
-    fn disbelieve(&mut self, why: String) {
+    pub fn disbelieve(&mut self, why: String) {
         let info = self.found.remove(self.next);
         self.give_up(info.id, why);
     }

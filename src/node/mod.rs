@@ -19,8 +19,10 @@
 //! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
 //! - A write is in `inflight` from its append until it is applied.
 
+mod backup;
 mod config;
 mod conn_table;
+mod dry_run;
 mod fatal;
 mod flush;
 pub mod follower;
@@ -62,8 +64,10 @@ use crate::trace::Trace;
 use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
+use backup::Backup;
 pub use config::{Budgets, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
+pub use dry_run::{DryRun, Outcome, dry_run};
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
 pub use flush::FlushMode;
@@ -159,6 +163,7 @@ pub struct Node {
     /// The state is being loaded; until that is done there is no role but a follower's without a session.
     load: Option<Box<Loading>>,
     snapshots: Snapshots,
+    backup: Backup,
     pins: Pins,
     removal: Removal,
     /// Requests or records came in this turn; and the last turn in which some did.
@@ -239,6 +244,7 @@ impl Node {
 
     /// A connection that the node did not close is gone.
     pub fn on_closed(&mut self, io: &mut dyn Io, conn: ConnId, why: &str) -> Result<(), FatalReason> {
+        self.backup_lost(conn, why);
         match self.conns.remove(conn) {
             Some(Conn::PeerOut(peer)) => match peer.purpose {
                 DialPurpose::Session(index) => self.peer_down(io, index, why),

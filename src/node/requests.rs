@@ -127,6 +127,7 @@ impl Node {
             }
             Request::Promote { force } => return Ok(self.on_promote(io, conn, force)?),
             Request::Snapshot { wait } => return Ok(self.on_snapshot(io, conn, wait)?),
+            Request::Backup(step) => return Ok(self.on_backup(io, conn, step)?),
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
         }
         Ok(())

@@ -330,6 +330,7 @@ impl Node {
         self.counters.snapshots += 1;
         let waiters = mem::take(&mut snapshots.waiters);
         waiters.into_iter().for_each(|conn| self.finish_command(io, conn, Status::Ok, &text));
+        self.begin_waiting_backup(io)?;
         self.remove_old_snapshots()?;
         self.removal.due = true;
         Ok(())
@@ -394,6 +395,7 @@ impl Node {
     fn answer_snapshot_waiters(&mut self, io: &mut dyn Io, why: &str) {
         let waiters = mem::take(&mut self.snapshots.waiters);
         waiters.into_iter().for_each(|conn| self.finish_command(io, conn, Status::Refused, why));
+        self.refuse_waiting_backup(io, why);
     }
 
     /// Gives up the one that is being made, if it may hold records behind `keep`.

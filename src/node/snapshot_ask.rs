@@ -44,6 +44,11 @@ impl Node {
         Ok(())
     }
 
+    /// Whether none is being made.
+    pub(super) fn snapshot_is_idle(&self) -> bool {
+        matches!(self.snapshots.phase, Phase::Idle)
+    }
+
     /// Why none can begin now.
     pub(super) fn snapshot_refusal(&self) -> Option<String> {
         match &self.snapshots.phase {

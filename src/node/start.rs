@@ -65,6 +65,7 @@ impl Node {
             commit: report.commit_lsn.max(published_e).min(last),
             load: None,
             snapshots: Snapshots::default(),
+            backup: super::Backup::default(),
             pins: Pins::default(),
             removal: Removal::default(),
             had_work: false,

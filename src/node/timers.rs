@@ -16,6 +16,7 @@ impl Node {
         self.install_timers()?;
         self.close_idle_peers(io, input_left);
         self.promotion_timers(io)?;
+        self.backup_timers();
         self.flush_timers();
         self.summarize_lines();
         Ok(())
@@ -34,6 +35,7 @@ impl Node {
             self.promotion_deadline(),
             self.flush_deadline(),
             self.snapshot_deadline(),
+            self.backup_deadline(),
         ];
         let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
         let lines = lines.into_iter().filter_map(|line| line.due());

@@ -64,7 +64,7 @@
 //! data on ext4, and not for data in space that was allocated before.
 //!
 //! Layout: `header` and `block` hold the format, `parser` reads it from bytes as they come; `writer`, `reader` and
-//! `received` are the three ways of a file, `files` is the directory.
+//! `received` are the three ways of a file, `stream` checks one on its way elsewhere, `files` is the directory.
 //!
 //! What is deliberately absent: no clock, no thread, no network, no compression (values of the kind this store is
 //! for hardly compress, and the loop has better things to do), no decision when to make, keep or remove a snapshot.
@@ -73,9 +73,11 @@ mod block;
 mod error;
 mod files;
 mod header;
+mod look;
 mod parser;
 mod reader;
 mod received;
+mod stream;
 mod writer;
 
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
@@ -87,8 +89,10 @@ pub use files::{
     Listed, NEW_NAME, RECEIVED_NAME, list, parse_snapshot_name, remove, remove_leftovers, set_aside,
 };
 pub use header::{FOOTER_SIZE, FORMAT_VERSION};
+pub use look::{PartLook, look_at_part};
 pub use reader::SnapshotReader;
 pub use received::{Offer, ReceivedFile};
+pub use stream::{SnapshotStream, StreamStep};
 pub use writer::{Finished, SnapshotWriter};
 
 /// Between which LSNs a snapshot was scanned. Ordered by age: the newest is the greatest.

@@ -25,7 +25,7 @@ use std::io;
 
 use crate::disk::{Disk, FileId};
 use crate::ids::{Chain, ClusterId, Lsn};
-use crate::wire::Writer;
+use crate::wire::{DecodeError, Reader, Writer};
 
 use super::Wal;
 use super::entry::{Item, Position, Walk, Window, put_entry};
@@ -114,6 +114,56 @@ fn aside_header(cluster_id: ClusterId, generation: u64, from: Position, last: Ls
     let crc = crc32fast::hash(&out);
     out.put_u32(crc);
     out
+}
+
+/// What such a file says of itself.
+pub(super) struct AsideHeader {
+    pub cluster_id: ClusterId,
+    pub generation: u64,
+    pub first: Lsn,
+    pub last: Lsn,
+    /// Before the first record.
+    pub chain: Chain,
+    /// Bytes before it.
+    pub size: u64,
+}
+
+/// Reads the header of such a file of `len` bytes; the inner error says why it is none.
+pub(super) fn read_aside_header(
+    disk: &mut dyn Disk,
+    file: FileId,
+    len: u64,
+) -> io::Result<Result<AsideHeader, &'static str>> {
+    if len < ASIDE_HEADER_SIZE as u64 {
+        return Ok(Err("it is shorter than its header"));
+    }
+    let mut bytes = [0; ASIDE_HEADER_SIZE];
+    disk.read_exact_at(file, 0, &mut bytes)?;
+    Ok(decode_aside_header(&bytes).unwrap_or(Err("its header is truncated")))
+}
+
+fn decode_aside_header(
+    bytes: &[u8; ASIDE_HEADER_SIZE],
+) -> Result<Result<AsideHeader, &'static str>, DecodeError> {
+    let (covered, crc) = bytes.split_at(ASIDE_HEADER_SIZE - 4);
+    let mut reader = Reader::new(covered);
+    if reader.array("magic")? != ASIDE_MAGIC {
+        return Ok(Err("it does not begin as a file of records that were cut off"));
+    }
+    if crc32fast::hash(covered).to_be_bytes() != crc {
+        return Ok(Err("the checksum of its header does not hold"));
+    }
+    if reader.u32("version")? != FORMAT_VERSION {
+        return Ok(Err("it is of another format version"));
+    }
+    Ok(Ok(AsideHeader {
+        generation: reader.u64("generation")?,
+        cluster_id: ClusterId(reader.array("cluster id")?),
+        first: Lsn(reader.u64("first LSN")?),
+        last: Lsn(reader.u64("last LSN")?),
+        chain: Chain(reader.u32("chain")?),
+        size: ASIDE_HEADER_SIZE as u64,
+    }))
 }
 
 /// Keeps the records of these sources, as far as they follow each other. `None`: there is none.

@@ -29,16 +29,20 @@
 //!
 //! Files: `segment` (header block), `mark`, `entry` (and the walk over both) hold the format, byte by byte;
 //! `start`, `scan` and `survey` find, `recovery` decides, `open` repairs, `damage` keeps aside what cannot be repaired;
-//! `writer`, `reader`, `cut` and `remove` are the running log.
+//! `writer`, `reader`, `cut`, `closed` and `remove` are the running log; `look` is for a person;
+//! `archived` reads segments of a log that is not open here.
 //!
 //! What is deliberately absent: no knowledge of snapshots beyond the base that one gives, no compression, no
 //! recycling of segment files, no thread, no clock, and no retry of a failed sync: the first failure of a
 //! write or sync ends the process, and using the log after one is a bug (asserted).
 
+mod archived;
+mod closed;
 mod cut;
 mod damage;
 mod entry;
 mod error;
+mod look;
 mod mark;
 mod open;
 mod reader;
@@ -54,10 +58,13 @@ use crate::disk::FileId;
 use crate::ids::{Chain, ClusterId, Lsn, Term};
 use crate::replication::history::TermHistory;
 
+pub use archived::{ArchivedEnd, archived_segments, read_archived};
+pub use closed::ClosedSegment;
 pub use cut::KeptAside;
 pub use damage::{Seen, highest_seen};
 pub use entry::ENTRY_HEADER_SIZE;
 pub use error::{Damage, OpenError, ReadError, ReserveError, WalError};
+pub use look::{KeptLook, SegmentContent, SegmentLook, SegmentState, look_at_kept, look_at_segments};
 pub use mark::MARK_SIZE;
 pub use open::{CutTail, Opened, RecoveryReport};
 pub use reader::{Cursor, ReadRange};

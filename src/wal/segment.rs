@@ -44,6 +44,7 @@ pub const HEADER_SIZE: u64 = 4096;
 pub const SPARE_NAME: &str = "wal-next.seg.tmp";
 
 const MAGIC: [u8; 8] = *b"KVSTOWAL";
+const CLUSTER_AT: usize = 16;
 const PREVIOUS_AT: usize = 100;
 const CRC_AT: usize = HEADER_SIZE as usize - 4;
 
@@ -135,6 +136,18 @@ impl RawHeader {
         let mut bytes = vec![0; size.min(HEADER_SIZE) as usize];
         disk.read_exact_at(file, 0, &mut bytes)?;
         Ok(RawHeader { bytes })
+    }
+
+    /// The first LSN and the cluster that stand there, to be believed only if the header holds.
+    pub fn claimed(&self) -> (Lsn, ClusterId) {
+        let claimed = |reader: &mut Reader<'_>| {
+            Ok::<_, crate::wire::DecodeError>((
+                ClusterId(reader.array("cluster id")?),
+                Lsn(reader.u64("first LSN")?),
+            ))
+        };
+        let fields = self.bytes.get(CLUSTER_AT..).and_then(|bytes| claimed(&mut Reader::new(bytes)).ok());
+        fields.map_or((Lsn::ZERO, ClusterId::NONE), |(cluster_id, first_lsn)| (first_lsn, cluster_id))
     }
 
     /// The header, if it is one of this version and cluster and belongs under the name it has.

@@ -3,14 +3,14 @@
 
 use crate::disk::Disk;
 use crate::ids::{Chain, Lsn};
-use crate::replication::history::TermHistory;
+use crate::replication::history::{TermHistory, TermStart};
 
 use super::entry::Position;
 use super::error::{Damage, OpenError, path};
 use super::mark::Claims;
 use super::recovery::{AtBase, Behind, Facts, Later, NextLsn, Verdict, decide};
 use super::scan::{Scanned, scan, search};
-use super::segment::{Header, Segment};
+use super::segment::Segment;
 use super::start::{Base, Found, Identity, open_file};
 
 /// All that was learned without changing anything.
@@ -62,7 +62,7 @@ pub(super) fn survey(
             },
             next_lsn: survey.known(scanned.at.next),
             behind: scanned.behind,
-            later: survey.later(scanned.at, scanned.generation, live.peek()),
+            later: later(scanned.at, scanned.generation, survey.history.last(), live.peek()),
         };
         survey.last_verdict = decide(facts);
         let file = path(disk, &scanned.segment.name);
@@ -108,6 +108,24 @@ fn highest_claim(
     Ok(highest)
 }
 
+/// How the next segment fits to what ends at `at` in a term that began there.
+pub(super) fn later(
+    at: Position,
+    ended_generation: u64,
+    term_start: Option<&TermStart>,
+    next: Option<&Segment>,
+) -> Later {
+    let Some(header) = next.map(|segment| &segment.header) else { return Later::None };
+    let agrees = header.chain_before == at.chain
+        && header.generation >= ended_generation
+        && header.term_start.as_ref() == term_start;
+    match header.first_lsn.cmp(&at.next) {
+        std::cmp::Ordering::Greater => Later::Skips,
+        std::cmp::Ordering::Equal if agrees => Later::Continues,
+        _ => Later::Disagrees,
+    }
+}
+
 /// Nothing of it is to be zeroed.
 fn unscanned(segment: Segment) -> (Segment, u64) {
     let end = segment.end;
@@ -137,23 +155,6 @@ impl Survey {
         if next <= self.durable_lsn { NextLsn::KnownDurable } else { NextLsn::Unclaimed }
     }
 
-    /// How the next segment fits to what ends at `at`.
-    fn later(&self, at: Position, ended_generation: u64, next: Option<&Segment>) -> Later {
-        let Some(Header { first_lsn, chain_before, generation, term_start, .. }) =
-            next.map(|segment| &segment.header)
-        else {
-            return Later::None;
-        };
-        let agrees = *chain_before == at.chain
-            && *generation >= ended_generation
-            && term_start.as_ref() == self.history.last();
-        match first_lsn.cmp(&at.next) {
-            std::cmp::Ordering::Greater => Later::Skips,
-            std::cmp::Ordering::Equal if agrees => Later::Continues,
-            _ => Later::Disagrees,
-        }
-    }
-
     /// Judges the base as if it were a segment that ends there. `oldest` is what is there to be named.
     fn judge_base(
         &mut self,
@@ -172,7 +173,7 @@ impl Survey {
             },
             next_lsn: self.known(at.next),
             behind: Behind::Zeros,
-            later: self.later(at, 0, next),
+            later: later(at, 0, self.history.last(), next),
         });
         let (offset, lsn, durable_lsn) = (0, at.next, self.durable_lsn);
         let file = path(disk, oldest.map_or("wal-*.seg", |segment| &segment.name));

@@ -10,13 +10,15 @@
 //! FOLLOW  = [discard u8][address_len u16][address] options
 //! INSPECT = [what u8][argument u64] options
 //! SNAPSHOT = [wait u8] options
+//! BACKUP  = [step u8] options      0: begin, 1: begin with the newest snapshot, 2: the next part
 //! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt.
-//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, a PUT with its receipt), an
-//! address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
+//! with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
+//! message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
@@ -75,6 +77,19 @@ pub enum Request<'a> {
         /// Answer when it is durable, not when it is begun.
         wait: bool,
     },
+    /// Make a backup, or send a part of the one that this connection has begun.
+    Backup(BackupStep),
+}
+
+/// What a BACKUP asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupStep {
+    /// One with a snapshot that is made for it; answered when that is durable.
+    Begin,
+    /// One with the newest snapshot there is.
+    BeginNewest,
+    /// The bytes that come next. Each is asked for when the one before has come: nothing is read ahead.
+    Next,
 }
 
 /// The flag of a PUT's options that asks for its receipt.
@@ -120,6 +135,18 @@ impl Inspect {
             4 => Ok(Inspect::Latency),
             5 => Ok(Inspect::Syscalls),
             6 => Ok(Inspect::Reset),
+            other => Err(DecodeError { problem: DecodeProblem::Invalid(other.into()), ..error }),
+        }
+    }
+}
+
+impl BackupStep {
+    fn decode(reader: &mut Reader<'_>) -> Result<BackupStep, DecodeError> {
+        let error = reader.error("step of a backup", DecodeProblem::Truncated);
+        match reader.u8("step of a backup")? {
+            0 => Ok(BackupStep::Begin),
+            1 => Ok(BackupStep::BeginNewest),
+            2 => Ok(BackupStep::Next),
             other => Err(DecodeError { problem: DecodeProblem::Invalid(other.into()), ..error }),
         }
     }
@@ -233,6 +260,7 @@ impl<'a> Request<'a> {
             }
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
+            MessageType::Backup => Request::Backup(BackupStep::decode(&mut reader)?),
             _ => return Ok(None),
         };
         // A client of a later version may send options that are not known here.
@@ -264,6 +292,7 @@ impl<'a> Request<'a> {
                 out.put_u64(argument);
             }
             Request::Ping | Request::Status => {}
+            Request::Backup(step) => out.put_u8(*step as u8),
             Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
             Request::Follow { address, discard } => {
                 out.put_u8((*discard).into());
@@ -297,6 +326,7 @@ impl<'a> Request<'a> {
             Request::Promote { .. } => MessageType::Promote,
             Request::Follow { .. } => MessageType::Follow,
             Request::Snapshot { .. } => MessageType::Snapshot,
+            Request::Backup(_) => MessageType::Backup,
         }
     }
 }
@@ -371,6 +401,7 @@ mod tests {
         through_the_wire(Request::Status);
         through_the_wire(Request::Promote { force: true });
         through_the_wire(Request::Snapshot { wait: true });
+        through_the_wire(Request::Backup(BackupStep::BeginNewest));
         through_the_wire(Request::Follow { address: "127.0.0.1:9001", discard: false });
     }
 

@@ -59,6 +59,8 @@ message_types! {
     Inspect = 0x0a, Client;
     /// Request: make a snapshot.
     Snapshot = 0x0b, Operator;
+    /// Request: make a backup, or send the next part of it.
+    Backup = 0x0c, Operator;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.
@@ -111,6 +113,7 @@ mod tests {
         assert_eq!(MessageType::Promote.authority(), Authority::Operator);
         assert_eq!(MessageType::Follow.authority(), Authority::Operator);
         assert_eq!(MessageType::Snapshot.authority(), Authority::Operator);
+        assert_eq!(MessageType::Backup.authority(), Authority::Operator);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvstore::ids::{Lsn, Term};
-use kvstore::wire::client::{Inspect, Reply, Request, Status};
+use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status};
 use kvstore::wire::{FrameBuffer, MessageType};
 
 /// The term in every reply: 0.3.
@@ -43,6 +43,7 @@ pub enum Seen {
     Status,
     Promote(bool),
     Snapshot(bool),
+    Backup(BackupStep),
     Follow(String, bool),
 }
 
@@ -127,6 +128,7 @@ fn owned(request: &Request<'_>) -> Seen {
         Request::Status => Seen::Status,
         Request::Promote { force } => Seen::Promote(force),
         Request::Snapshot { wait } => Seen::Snapshot(wait),
+        Request::Backup(step) => Seen::Backup(step),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
     }
 }

@@ -183,6 +183,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::Inspect(inspect) => format!("{inspect:?}"),
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
         Request::Ping | Request::Status => String::new(),
+        Request::Backup(step) => format!("{step:?}"),
         Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
         Request::Follow { address, discard } => {
