@@ -141,6 +141,34 @@ fn what_is_said_of_a_start_is_what_a_start_does() {
     assert!(opens > 20 && refuses > 10 && repairs > 5, "{opens} open, {refuses} refuse, {repairs} repair");
 }
 
+/// A file that the disk does not read is not a damaged one: a follower gives up nothing because of it.
+#[test]
+fn a_read_that_fails_once_makes_neither_a_start_nor_what_is_said_of_it_give_records_up() {
+    let disk = follower_directory();
+    let names = disk.names();
+    let older = names.iter().find(|name| name.starts_with("snap-")).expect("there are two");
+    disk.corrupt(older, 5_000, 1);
+    let failing_at = |after: u64| {
+        let failing = disk.fork();
+        failing.fail(OpKind::Read, after, mem_disk::EIO);
+        failing
+    };
+    let well = foretold(&disk);
+    assert_eq!(start(&disk.fork(), RoleFlag::Follower), well);
+    let says_so = |outcome: &Start| outcome.as_ref().is_err_and(|why| why.contains("os error 5"));
+    let (mut told_of, mut done) = (0, 0);
+    // A start has a few more reads than what foretells it, so they are not compared one by one.
+    for after in 0..200 {
+        let told = foretold(&failing_at(after));
+        assert!(told == well || says_so(&told), "read {after} fails: {told:?}");
+        told_of += u32::from(says_so(&told));
+        let outcome = start(&failing_at(after), RoleFlag::Follower);
+        assert!(outcome == well || says_so(&outcome), "read {after} fails: {outcome:?}");
+        done += u32::from(says_so(&outcome));
+    }
+    assert!(told_of > 5 && done > 5, "{told_of} refusals told of, {done} refusals");
+}
+
 #[test]
 fn what_is_said_of_a_start_after_a_loss_of_power_is_what_a_start_does() {
     for seed in 0..12 {

@@ -8,6 +8,7 @@ use crate::ids::Lsn;
 use crate::meta::Meta;
 use crate::node::{DryRun, Outcome};
 use crate::replication::history::TermStart;
+use crate::replication::members::Member;
 use crate::wal::{SegmentLook, SegmentState};
 
 /// The document.
@@ -71,6 +72,8 @@ fn meta_document((version, meta): &(u64, Meta)) -> Value {
         "leader_address": meta.leader_address,
         "own_address": meta.own_address,
         "peers": meta.peers,
+        "members": meta.members.iter().map(member_document).collect::<Vec<_>>(),
+        "vote": (!meta.vote.is_none()).then(|| meta.vote.to_string()),
         "in_sync": meta.in_sync,
         "log_generation": meta.log_generation,
         "cut_lsn": meta.cut_lsn.0,
@@ -79,6 +82,10 @@ fn meta_document((version, meta): &(u64, Meta)) -> Value {
         "discard_allowed": meta.discard_allowed,
         "repair_until_lsn": meta.repair.is_due().then_some(meta.repair.until.0),
     })
+}
+
+fn member_document(member: &Member) -> Value {
+    json!({"node_id": member.node_id.to_string(), "address": member.address})
 }
 
 fn file_document(file: &FileLook) -> Value {

@@ -110,6 +110,13 @@ fn tell_identity(out: &mut Lines, version: u64, meta: &Meta) {
     if !meta.peers.is_empty() {
         out.line("peers", &meta.peers.join(", "));
     }
+    for member in meta.members.iter() {
+        let own = if member.node_id == meta.node_id { ", this node" } else { "" };
+        out.line("member", &format!("{} at {}{own}", member.node_id, member.address));
+    }
+    if !meta.vote.is_none() {
+        out.line("vote", &format!("for {} in term {}", meta.vote, meta.term));
+    }
     let base = match meta.base_lsn {
         Lsn::ZERO => String::new(),
         base => format!(", installed behind LSN {base} (chain {})", meta.base_chain),

@@ -76,7 +76,7 @@ fn run(disk: &mut dyn Disk, notes: &mut Vec<String>) -> Result<Outcome, FatalRea
                     repairs_until: repair.is_due().then_some(repair.until),
                 });
             }
-            Err(error) => sources.disbelieve(error.to_string()),
+            Err(error) => sources.on_unreadable(&error),
         }
     }
 }

@@ -227,13 +227,13 @@ impl Sources {
     }
 
     /// The chosen one does not read to its end.
-    fn on_unreadable(&mut self, error: &snapshot::ReadError) {
+    pub fn on_unreadable(&mut self, error: &snapshot::ReadError) {
         self.one_is_unread |= !error.is_damage();
         self.disbelieve(error.to_string());
     }
 
     /// The chosen one turned out to be no good.
-    pub fn disbelieve(&mut self, why: String) {
+    fn disbelieve(&mut self, why: String) {
         let info = self.found.remove(self.next);
         self.give_up(info.id, why);
     }
