@@ -30,8 +30,9 @@ pub fn text(report: &Report) -> String {
     if let Some(whole) = &report.whole {
         tell_whole(&mut out, whole);
     }
+    let width = report.files.iter().map(|file| file.name.len()).max().unwrap_or(0);
     for file in &report.files {
-        out.line(&file.name, &file_text(file));
+        out.line(&format!("{:<width$}", file.name), &file_text(file));
     }
     for problem in report.problems() {
         out.line("PROBLEM", &problem);
