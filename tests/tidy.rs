@@ -110,7 +110,20 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("inspect", &["disk", "ids", "inspect", "meta", "node", "replication::history", "snapshot", "wal"]),
+    (
+        "inspect",
+        &[
+            "disk",
+            "ids",
+            "inspect",
+            "meta",
+            "node",
+            "replication::history",
+            "replication::members",
+            "snapshot",
+            "wal",
+        ],
+    ),
     ("client", &["address", "backup", "client", "disk", "ids", "limits", "trace::STAGES", "wire"]),
 ];
 
