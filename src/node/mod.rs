@@ -54,11 +54,12 @@ mod transfer;
 mod turn;
 
 use crate::conn::{Close, ConnId, DialId, Io};
-use crate::ids::{Lsn, NodeId, Term};
+use crate::ids::{ClusterId, Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
 use crate::limits::BATCH_SIZE_MAX;
 use crate::marks::Marks;
 use crate::meta::MetaStore;
+use crate::replication::members::Members;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock, Time};
 use crate::trace::Trace;
@@ -373,6 +374,11 @@ impl Node {
     /// The node's identity.
     pub fn node_id(&self) -> NodeId {
         self.meta.get().node_id
+    }
+
+    /// The cluster it belongs to, if any, and who votes in it.
+    pub fn cluster(&self) -> (ClusterId, &Members) {
+        (self.meta.get().cluster_id, &self.meta.get().members)
     }
 
     /// Last, commit and applied LSN.
