@@ -81,6 +81,8 @@ variants! {
     VotesRightAfterRestart = "votes-right-after-restart";
     /// A leader answers reads before a record of its own term is applied.
     ReadBeforeTermRecord = "read-before-term-record";
+    /// A follower of an elected leader applies what is on its disk.
+    FollowerAppliesUncommitted = "follower-applies-uncommitted";
 }
 
 impl Variant {
