@@ -294,7 +294,7 @@ fn a_vote_is_durable_before_it_is_told_and_the_term_with_it() {
     let trace = cluster.take_trace();
     let voted = trace
         .iter()
-        .position(|line| line.contains("VoteReply") && line.contains("Real") && !line.contains("refused"))
+        .position(|line| line.contains("VOTE_REPLY") && line.contains("Real") && !line.contains("refused"))
         .expect("somebody votes");
     let voter = trace[voted].split(' ').next().expect("a name");
     let candidate = trace[voted].split(' ').nth(2).expect("a name");
@@ -303,12 +303,12 @@ fn a_vote_is_durable_before_it_is_told_and_the_term_with_it() {
     };
     let asked = trace
         .iter()
-        .position(|line| line.starts_with(&format!("{candidate} -> {voter} Vote")) && line.contains("Real"));
+        .position(|line| line.starts_with(&format!("{candidate} -> {voter} VOTE")) && line.contains("Real"));
     let asked = asked.expect("it was asked");
     let durable_behind =
         |from: usize, to: usize, name| trace[from..to].iter().any(|line| is_durable(line, name));
     assert!(durable_behind(asked, voted, voter), "{trace:#?}");
-    let would = trace[..asked].iter().rposition(|line| line.contains("VoteReply") && line.contains("Pre"));
+    let would = trace[..asked].iter().rposition(|line| line.contains("VOTE_REPLY") && line.contains("Pre"));
     assert!(durable_behind(would.expect("pre-votes come first"), asked, candidate), "{trace:#?}");
 }
 
