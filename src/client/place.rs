@@ -1,8 +1,8 @@
 //! Which node, or nodes, a command of `kv_client` is for.
 //!
 //! `--host` and `--port` name one node, `--endpoints` those of a cluster. What somebody typed outweighs the
-//! environment: `--port 9002` is for that node though KV_CLIENT_ENDPOINTS is set. A command whose answer is about the one
-//! node that gives it is refused where several are named: which of them answered would be chance.
+//! environment: `--port 9002` is for that node though KV_CLIENT_ENDPOINTS is set. A command whose answer is about the
+//! one node that gives it is refused where several are named: which of them answered would be chance.
 
 use std::time::Duration;
 
