@@ -26,7 +26,8 @@ fn elected(records: u64) -> Log {
 fn parted_from(keep: u64, records: u64) -> Log {
     let mut log = elected(keep);
     log.push(term_record(Term { promotion: 1, start: 0 }));
-    (keep + 2..=records).for_each(|lsn| log.push(Effect::Put { key: b"k", value: &(lsn + 1000).to_be_bytes() }));
+    (keep + 2..=records)
+        .for_each(|lsn| log.push(Effect::Put { key: b"k", value: &(lsn + 1000).to_be_bytes() }));
     log
 }
 
@@ -198,7 +199,11 @@ fn a_snapshot_is_of_what_is_committed() {
     let operator = lone.connect();
     lone.send(operator, &bytes_of(|out| Request::Snapshot { wait: true }.encode(out)));
     (0..20).for_each(|_| lone.pass_ms(50));
-    assert!(disk.names().iter().any(|name| name.starts_with("snap-") && name.contains("5-")), "{:?}", disk.names());
+    assert!(
+        disk.names().iter().any(|name| name.starts_with("snap-") && name.contains("5-")),
+        "{:?}",
+        disk.names()
+    );
     drop(lone);
     disk.kill_process();
     let mut lone = LoneNode::with(&disk, config(RoleFlag::Follower, &[])).expect("the disk is well");

@@ -10,8 +10,8 @@
 //! LSN stays 0 until the state is whole: what is in the keyspace before is the state of no LSN.
 //!
 //! Where the leader is elected the state goes up to the commit LSN that is known, see `apply`; else to the end of the
-//! log. A state from a snapshot is exact from E on. One that this node made is always complete after a load, since its log
-//! reached E; one that was installed may not be, and then the node follows, but is not read and not promoted.
+//! log. A state from a snapshot is exact from E on. One that this node made is always complete after a load, since its
+//! log reached E; one that was installed may not be, and then the node follows, but is not read and not promoted.
 
 use super::repair::open_log;
 use super::role::StartRole;

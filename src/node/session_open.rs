@@ -180,7 +180,9 @@ impl Node {
         let (last, elected) = (self.wal.last_lsn(), self.meta.get().is_elected());
         let what = match (elected, open.elected) {
             (true, false) => "is of a cluster that elects its leader, and this one leads by its flags",
-            (false, true) if last > Lsn::ZERO => "is of a cluster with fixed roles, and this leader is elected",
+            (false, true) if last > Lsn::ZERO => {
+                "is of a cluster with fixed roles, and this leader is elected"
+            }
             _ => return None,
         };
         Some(format!(
