@@ -83,6 +83,10 @@ variants! {
     ReadBeforeTermRecord = "read-before-term-record";
     /// A follower of an elected leader applies what is on its disk.
     FollowerAppliesUncommitted = "follower-applies-uncommitted";
+    /// A leader judges its lease by the time its turn began.
+    StaleReadAfterPause = "stale-read-after-pause";
+    /// A lease that is given up before leadership is handed over goes on.
+    LeaseKeptDuringTransfer = "lease-kept-during-transfer";
 }
 
 impl Variant {
@@ -97,6 +101,8 @@ impl Variant {
         Variant::VotesRightAfterRestart,
         Variant::ReadBeforeTermRecord,
         Variant::FollowerAppliesUncommitted,
+        Variant::StaleReadAfterPause,
+        Variant::LeaseKeptDuringTransfer,
     ];
 }
 

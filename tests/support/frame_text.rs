@@ -138,10 +138,11 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             format!("term {term}, last {last_lsn}")
         }
         Type::Reply => {
-            let Reply { status, lsn, term, payload } = Reply::decode(body)?;
+            let (Reply { status, lsn, term, payload }, age_ms) = Reply::decode_with_age(body)?;
             let payload = String::from_utf8_lossy(payload);
             let separator = if payload.is_empty() { "" } else { ": " };
-            format!("{status:?}, lsn {lsn}, term {term}{separator}{payload}")
+            let age = age_ms.map_or_else(String::new, |ms| format!(", age {ms} ms"));
+            format!("{status:?}, lsn {lsn}, term {term}{age}{separator}{payload}")
         }
         _ => request_text(Request::decode(message_type, body)?.expect("all other types are requests")),
     })
