@@ -16,7 +16,7 @@ pub struct ElectionFlags {
     /// members. A leader whose disk stalls for longer loses its office [default: 500]
     #[arg(long, value_name = "MS", env = "KVSTORE_ELECTION_TIMEOUT_MS", help_heading = "Replication")]
     pub election_timeout_ms: Option<u64>,
-    /// With --role=auto: how reads are answered. lease: by the leader, from memory while a majority has heard it lately;
+    /// With --role=auto: how reads are answered. lease: by the leader, at once while a majority has heard it lately;
     /// quorum: by the leader, after a round to a majority; local: by any node, may be stale [default: lease]
     #[arg(long, value_enum, env = "KVSTORE_READS", help_heading = "Replication")]
     pub reads: Option<ReadsChoice>,

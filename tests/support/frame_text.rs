@@ -184,6 +184,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::PutExplained { key, value } => format!("{}={}, with its receipt", text(key), text(value)),
         Request::Inspect(inspect) => format!("{inspect:?}"),
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
+        Request::GetWith { key, reads } => format!("{}, {}", text(key), reads.name()),
         Request::Ping | Request::Status => String::new(),
         Request::Backup(step) => format!("{step:?}"),
         Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),

@@ -180,8 +180,8 @@ impl Node {
     pub(super) fn refuse_fixed_command(&self, command: &str) -> Option<String> {
         self.wants_elections().then(|| {
             format!(
-                "this node's leader is elected (--role=auto): `{command}` is for fixed roles, and changes nothing here; \
-                 `kv_client --port {} transfer [ADDR]` moves leadership",
+                "this node's leader is elected (--role=auto): `{command}` is for fixed roles, and changes nothing \
+                 here; `kv_client --port {} transfer [ADDR]` moves leadership",
                 self.config.port
             )
         })
