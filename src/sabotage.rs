@@ -91,7 +91,7 @@ variants! {
 
 impl Variant {
     /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches those of its rules,
-    /// `tests/apply_committed.rs` what a node makes of them.
+    /// `tests/apply_committed.rs` and `tests/elected_reads.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[
         Variant::VoteNotDurable,
         Variant::NoPreVote,
