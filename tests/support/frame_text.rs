@@ -189,6 +189,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::Backup(step) => format!("{step:?}"),
         Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
+        Request::Transfer { address } => format!("to {address:?}"),
         Request::Follow { address, discard } => {
             format!("{address}{}", if discard { " --discard" } else { "" })
         }
