@@ -1,3 +1,5 @@
+//! Requests on their way over the wire and back.
+
 use super::*;
 use crate::wire::FrameBuffer;
 
