@@ -100,7 +100,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 }
 
 fn request() -> impl Strategy<Value = Sample> {
-    (0..11_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+    (0..12_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
         |(kind, key, value, flag, address, inspect)| {
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
@@ -113,6 +113,7 @@ fn request() -> impl Strategy<Value = Sample> {
                 7 => Request::PutExplained { key: &key, value: &value },
                 8 => Request::Snapshot { wait: flag },
                 9 => Request::Backup(if flag { BackupStep::Begin } else { BackupStep::Next }),
+                10 => Request::Transfer { address: &address },
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };

@@ -272,8 +272,8 @@ impl Client {
         Ok(served(account(&reply), &reply))
     }
 
-    /// Makes the elected leader hand over, to the member at this address or (empty) to the one that holds most. Goes where
-    /// NOT_LEADER points. The answer comes when another node leads.
+    /// Makes the elected leader hand over, to the member at this address or (empty) to the one that holds most. Goes
+    /// where NOT_LEADER points. The answer comes when another node leads.
     pub fn transfer(&mut self, to: &str) -> Result<Served<Value>, ClientError> {
         let to =
             if to.is_empty() { String::new() } else { parse_address(to).map_err(ClientError::Address)? };

@@ -211,3 +211,14 @@ fn led_by(names: &Names, id: NodeId, address: &str) -> String {
 fn cluster(id: ClusterId) -> String {
     if id.is_none() { "no cluster yet".to_owned() } else { format!("cluster {}", &id.to_string()[..6]) }
 }
+
+/// What a file of a data directory is, whatever its number.
+pub fn kind_of_file(name: &str) -> &str {
+    match name {
+        "META.a" => "first copy of identity",
+        "META.b" => "second copy of identity",
+        spare if spare.ends_with(".tmp") => "next segment",
+        log if log.starts_with("wal-") => "log",
+        other => other,
+    }
+}

@@ -169,8 +169,8 @@ impl Node {
         let message = match status {
             Status::Ok => format!("{} leads in term {term}", self.meta.get().leader_address),
             Status::Refused => format!(
-                "{address} did not reach the end of the log in {HAND_OVER_DEADLINE_MS} ms: this node leads on, and takes \
-                 writes again"
+                "{address} did not reach the end of the log in {HAND_OVER_DEADLINE_MS} ms: this node leads on, and \
+                 takes writes again"
             ),
             _ if handing.left => format!(
                 "handed over to {address}, and no leader has called since: the members elect one after their timeout"
@@ -222,8 +222,8 @@ impl Node {
         if !fit || self.shutdown.is_some() {
             log_warn!(
                 "election",
-                "was asked to lead, and does not: its log ends at LSN {}, that of the leader at {last_lsn}, or it ends, \
-                 or repairs",
+                "was asked to lead, and does not: its log ends at LSN {}, that of the leader at {last_lsn}, or it \
+                 ends, or repairs",
                 log_end.1
             );
             return Ok(());
