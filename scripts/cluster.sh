@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A local cluster to play with: one leader, the rest followers, on ports 9001, 9002, ...
+# A local cluster to play with: one leader, the rest followers, on ports 9001, 9002, ...; or nodes that elect theirs.
 #
 #   scripts/cluster.sh start [N]    start N nodes (3); those that run already are left alone
+#   scripts/cluster.sh start [N] --elected    the same with --role=auto: whoever leads can be stopped
 #   scripts/cluster.sh status       what each node says about itself
 #   scripts/cluster.sh logs [N]     the logs of all nodes, or of node N; followed on a terminal
 #   scripts/cluster.sh stop         stop all nodes; their data stays, and `start` goes on with it
@@ -83,7 +84,14 @@ start_node() {
         port_of "$other"
         peers+=("$port")
     done
-    if [[ $node -eq 1 ]]; then
+    if [[ -f $dir/elected ]]; then
+        peers=()
+        for ((other = 1; other <= size; other++)); do
+            port_of "$other"
+            [[ $other -eq $node ]] || peers+=("$port")
+        done
+        role=(--role=auto "--peers=$(IFS=,; echo "${peers[*]:-}")")
+    elif [[ $node -eq 1 ]]; then
         role=(--role=leader "--peers=$(IFS=,; echo "${peers[*]:-}")")
     else
         role=(--role=follower "--leader=$first_port")
@@ -99,8 +107,14 @@ ended_or_answers() {
 }
 
 start() {
-    local wanted=${1:-} node failed=0 begun=()
+    local wanted='' elected=no argument node failed=0 begun=()
+    for argument in "$@"; do
+        if [[ $argument == --elected ]]; then elected=yes; else wanted=$argument; fi
+    done
     load_size
+    if [[ $size -gt 0 && $elected == yes && ! -f $dir/elected ]]; then
+        die "the cluster in $dir has fixed roles; \`$0 wipe\` removes it, then \`$0 start --elected\` makes another"
+    fi
     if [[ -z $wanted ]]; then
         wanted=$size
         [[ $wanted -gt 0 ]] || wanted=3
@@ -113,6 +127,7 @@ start() {
     find_binaries || exit 1
     mkdir -p "$dir"
     echo "$size" >"$dir/size"
+    [[ $elected == no ]] || touch "$dir/elected"
     for ((node = 1; node <= size; node++)); do
         port_of "$node"
         if running_pid "$node"; then
@@ -230,7 +245,7 @@ wipe() {
     for ((node = 1; node <= size; node++)); do
         rm -rf "$dir/node$node" "$dir/node$node.log" "$dir/node$node.pid"
     done
-    rm -f "$dir/size"
+    rm -f "$dir/size" "$dir/elected"
     rmdir "$dir" 2>/dev/null || echo "$dir holds other files and stays"
     echo "the cluster's data and logs are removed"
 }
@@ -242,7 +257,11 @@ unset KVSTORE_PORT KVSTORE_DATA_DIR KVSTORE_ROLE KVSTORE_PEERS KVSTORE_LEADER
 # A node is told apart by its data directory, so the path must not depend on where this is called from.
 [[ $dir == /* ]] || dir=$PWD/$dir
 case ${1:-} in
-    start | stop | logs)
+    start)
+        [[ $# -le 3 ]] || usage 2
+        start "${@:2}"
+        ;;
+    stop | logs)
         [[ $# -le 2 ]] || usage 2
         "$1" "${2:-}"
         ;;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shows what kvstore promises, on three real processes, and fails if any of it is not so.
 #
-#   scripts/demo.sh            no root, no arguments, under 20 s after the build; from any directory
+#   scripts/demo.sh            no root, no arguments, under 30 s after the build; from any directory
 #
 # It uses free ports and a directory of its own under ${TMPDIR:-/tmp}, and ends only processes it started. When
 # a step fails, it says which, shows the ends of the logs, exits with 1, and leaves the directory for a look.
@@ -19,7 +19,7 @@ for variable in "${!KVSTORE_@}" "${!KV_CLIENT_@}"; do
     [[ $variable == KVSTORE_BIN_DIR ]] || unset "$variable"
 done
 
-steps=7
+steps=8
 step=0
 title='before the first step'
 work=''
@@ -28,6 +28,8 @@ port=('' '' '' '')
 pid=('' '' '' '')
 writer_pids=()
 failure_told=''
+# Who says who leads: the flags, or the nodes.
+kind=fixed
 
 begin_step() {
     step=$((step + 1))
@@ -91,12 +93,19 @@ expect() {
 }
 
 start_node() {
-    local node=$1 role
-    case $node in
-        1) role=(--role=leader "--peers=${port[2]},${port[3]}") ;;
+    local node=$1 role others=() other dir=node$1
+    [[ $kind == fixed ]] || dir=elected$1
+    case $kind$node in
+        elected*)
+            for other in 1 2 3; do
+                [[ $other == "$node" ]] || others+=("${port[$other]}")
+            done
+            role=(--role=auto "--peers=${others[0]},${others[1]}")
+            ;;
+        fixed1) role=(--role=leader "--peers=${port[2]},${port[3]}") ;;
         *) role=(--role=follower "--leader=${port[1]}") ;;
     esac
-    "$kvstore" --port "${port[$node]}" --data-dir "$work/node$node" "${role[@]}" 2>>"$work/node$node.log" &
+    "$kvstore" --port "${port[$node]}" --data-dir "$work/$dir" "${role[@]}" 2>>"$work/node$node.log" &
     pid[node]=$!
 }
 
@@ -144,6 +153,31 @@ start_cluster() {
         kill_node "$node" 2>/dev/null || true
     done
     return 1
+}
+
+# The node that leads, in $leader, once another one follows it.
+has_leader() {
+    local node
+    leader=''
+    for node in 1 2 3; do
+        [[ -n ${pid[$node]} ]] || continue
+        status_of "${port[$node]}" 2>/dev/null || continue
+        field role
+        [[ $value != leader || $status != *'"state":"streaming"'* ]] || leader=$node
+    done
+    [[ -n $leader ]]
+}
+
+# Puts one key after the other wherever a node leads, and notes when each was acknowledged.
+elected_load_loop() {
+    local i key endpoints="${port[1]},${port[2]},${port[3]}"
+    for ((i = 1; ; i++)); do
+        [[ ! -f $work/enough ]] || return 0
+        key=elected-$1-$i
+        if "$kv_client" --endpoints "$endpoints" --timeout-ms 5000 put "$key" "value-of-$key" >/dev/null 2>&1; then
+            echo "${EPOCHREALTIME/./} $key" >>"$work/elected-acknowledged-$1"
+        fi
+    done
 }
 
 # LEADER OTHER: the leader streams to that node, which lacks nothing and counts as in sync.
@@ -386,5 +420,47 @@ say "  $(printf '%8s' "$value") us  its own write and sync, while the followers 
 stage 'put commit'
 say "  $(printf '%8s' "$value") us  then waiting for the last follower's ACK"
 say 'The three nodes share this disk and these cores; on machines of their own they would not.'
+
+begin_step 'The same with --role=auto: kill -9 of the leader under load, and no operator'
+for node in 1 2 3; do
+    kill_node "$node"
+done
+kind=elected
+for node in 1 2 3; do
+    start_node "$node"
+done
+wait_until 15 has_leader || fail 'the three nodes elected no leader'
+good "node $leader was elected by the three"
+writer_pids=()
+for i in 1 2 3; do
+    elected_load_loop "$i" &
+    writer_pids+=($!)
+done
+has_load() {
+    [[ $(cat "$work"/elected-acknowledged-* 2>/dev/null | wc -l) -ge $1 ]]
+}
+wait_until 15 has_load 60 || fail 'writes do not go on'
+before=$leader
+kill_node "$before"
+now_us; killed=$now
+acknowledged_before=$(cat "$work"/elected-acknowledged-* | wc -l)
+wait_until 15 has_load $((acknowledged_before + 60)) || fail 'nobody took writes after the leader was killed'
+touch "$work/enough"
+wait "${writer_pids[@]}" || true
+writer_pids=()
+wait_until 15 has_leader || fail 'nobody leads'
+# The longest time without an acknowledgement that ended behind the kill.
+gap_us=$(cat "$work"/elected-acknowledged-* | sort -n | awk -v at="$killed" '
+    $1 > at && last && $1 - last > gap { gap = $1 - last } { last = $1 } END { print gap + 0 }')
+say "after kill -9 of node $before no write was acknowledged for $((gap_us / 1000)) ms; then node $leader led"
+start_node "$before"
+acknowledged=()
+mapfile -t acknowledged < <(cat "$work"/elected-acknowledged-* | cut -d' ' -f2)
+look_for_acknowledged "$leader"
+caught_up() {
+    status_of "${port[$1]}" 2>/dev/null && [[ $status == *'"state":"following"'* ]]
+}
+wait_until 15 caught_up "$before" || fail "node $before does not follow node $leader"
+good "all ${#acknowledged[@]} acknowledged writes are there; node $before follows now"
 
 printf '\n%sEverything above was so.%s %d s, processes ended, files removed.\n' "$green" "$plain" "$((SECONDS - begun))"

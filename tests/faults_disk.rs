@@ -324,3 +324,27 @@ fn a_power_loss_right_after_a_restart_takes_nothing_that_the_restart_told() {
         assert_eq!((lone.node.positions().0, lone.node.keyspace().state_hash()), (told, hash), "{keep:?}");
     }
 }
+
+#[test]
+fn d9_a_member_without_room_for_a_terms_first_record_does_not_campaign_and_does_not_end() {
+    let disk = MemDisk::new();
+    let lead = |lone: &mut LoneNode| (0..100).for_each(|_| lone.pass_ms(10));
+    let mut lone = LoneNode::on(&disk, RoleFlag::Auto, &[]);
+    lead(&mut lone);
+    let client = lone.connect();
+    disk.set_capacity(Some(disk.used()));
+    // Smaller and smaller, until not even the smallest record has room.
+    for size in [3_000, 300, 30, 0] {
+        let put = bytes_of(|out| Request::Put { key: b"k", value: &vec![7; size] }.encode(out));
+        let status = |answer: lone_node::Answer| Reply::decode(&answer.frames[0].1).expect("a reply").status;
+        while status(lone.send(client, &put)) == Status::Ok {}
+    }
+    drop(lone);
+    disk.kill_process();
+    let mut lone = LoneNode::on(&disk, RoleFlag::Auto, &[]);
+    lead(&mut lone);
+    assert_eq!(lone.node.role_name(), "follower");
+    disk.set_capacity(None);
+    lead(&mut lone);
+    assert_eq!(lone.node.role_name(), "leader");
+}

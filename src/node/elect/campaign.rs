@@ -19,7 +19,9 @@ use crate::replication::election::ballot::BallotReply;
 use crate::replication::election::campaign::{Campaign, Loss, Outcome};
 use crate::replication::election::voter::{NoCandidate, TermVote, may_campaign};
 use crate::time::Time;
+use crate::wal::ReserveError;
 use crate::wire::peer::{Vote, VoteReply};
+use crate::wire::{Effect, record_size};
 use crate::{log_debug, log_info, log_warn};
 
 /// A campaign, and the calls that it is run by.
@@ -72,6 +74,11 @@ impl Node {
             self.try_later();
             return Ok(());
         }
+        if let Some(why) = self.no_room_to_lead()? {
+            self.tell_not_asking(&why);
+            self.try_later();
+            return Ok(());
+        }
         let (own, term) = (self.node_id(), self.term());
         let members = &self.meta.get().members;
         let campaign = Campaign::begin(members, own, term, log_end).ok_or(FatalReason::TermsExhausted)?;
@@ -82,6 +89,18 @@ impl Node {
             ballot.term, ballot.last_lsn
         ));
         self.run_campaign(io, campaign)
+    }
+
+    /// Why there is no room for the first record of a term, if there is none: who cannot write it does not lead (D9).
+    pub(super) fn no_room_to_lead(&mut self) -> Result<Option<String>, FatalReason> {
+        let effect = Effect::Term { term: self.term(), leader: self.node_id() };
+        match self.wal.reserve(self.disk.as_mut(), record_size(&effect)) {
+            Ok(()) | Err(ReserveError::FlushPending) => Ok(None),
+            Err(ReserveError::NoRoom(error)) => {
+                Ok(Some(format!("no room for a log segment in {}: {error}", self.disk.describe())))
+            }
+            Err(ReserveError::Failed(error)) => Err(error.into()),
+        }
     }
 
     /// The end of the log, once it is durable to there.
@@ -244,17 +263,17 @@ impl Node {
     }
 
     fn tell_no_candidate(&mut self, why: NoCandidate) {
-        let what = match why {
-            NoCandidate::Incomplete => {
-                "no leader heard, and this node does not campaign: it repairs, or its state is not \
-                                        complete"
-                    .to_owned()
+        let why = match why {
+            NoCandidate::Incomplete => "it repairs, or its state is not complete".to_owned(),
+            NoCandidate::BelowCommit(lsn) => {
+                format!("LSN {lsn} is committed, and its log ends at {}", self.wal.last_lsn())
             }
-            NoCandidate::BelowCommit(lsn) => format!(
-                "no leader heard, and this node does not campaign: LSN {lsn} is committed, and its log ends at {}",
-                self.wal.last_lsn()
-            ),
         };
+        self.tell_not_asking(&why);
+    }
+
+    fn tell_not_asking(&mut self, why: &str) {
+        let what = format!("no leader heard, and this node does not campaign: {why}");
         let member = self.member_mut().expect("only members think of it");
         member.campaigns += 1;
         match member.campaigns {

@@ -219,11 +219,12 @@ impl Node {
         let log_end = self.settled_log_end(io)?;
         let incomplete = self.repair_due().is_some() || !self.is_complete();
         let fit = may_campaign(log_end.1, self.heard_commit(), incomplete).is_ok() && log_end.1 >= last_lsn;
-        if !fit || self.shutdown.is_some() {
+        let has_room = self.no_room_to_lead()?.is_none();
+        if !fit || !has_room || self.shutdown.is_some() {
             log_warn!(
                 "election",
                 "was asked to lead, and does not: its log ends at LSN {}, that of the leader at {last_lsn}, or it \
-                 ends, or repairs",
+                 ends, repairs, or has no room",
                 log_end.1
             );
             return Ok(());
