@@ -49,6 +49,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("time", &[]),
     ("rng", &[]),
     ("ledger", &[]),
+    ("progress", &[]),
     ("sabotage", &[]),
     ("address", &["limits"]),
     (
@@ -113,6 +114,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "inspect",
         &[
+            "backup",
             "disk",
             "ids",
             "inspect",
@@ -124,7 +126,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wal",
         ],
     ),
-    ("client", &["address", "backup", "client", "disk", "ids", "limits", "trace::STAGES", "wire"]),
+    (
+        "client",
+        &["address", "backup", "client", "disk", "ids", "limits", "progress", "trace::STAGES", "wire"],
+    ),
 ];
 
 /// Words that only some parts may write.

@@ -159,6 +159,21 @@ impl RealDisk {
         Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: lock })
     }
 
+    /// As [`RealDisk::open`], for a directory that must be there: a missing one is more likely a missing mount.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_existing(path: &Path) -> Result<RealDisk, OpenError> {
+        if let Err(errno) = fs::stat(path) {
+            return Err(OpenError::Io {
+                path: path.to_owned(),
+                action: "looking for it",
+                source: errno.into(),
+            });
+        }
+        RealDisk::open(path)
+    }
+
     /// A directory for single files that are made in it, and which is no data directory: without a lock.
     ///
     /// # Errors

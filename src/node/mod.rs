@@ -19,6 +19,7 @@
 //! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
 //! - A write is in `inflight` from its append until it is applied.
 
+mod archive;
 mod backup;
 mod config;
 mod conn_table;
@@ -34,6 +35,7 @@ mod keep;
 pub mod leader;
 mod leader_open;
 mod load;
+mod load_progress;
 mod pace;
 mod promote;
 mod rebuild;
@@ -64,6 +66,8 @@ use crate::trace::Trace;
 use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
+use archive::Archive;
+pub use archive::{ArchiveConfig, OpenDirectory};
 use backup::Backup;
 pub use config::{Budgets, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
@@ -76,7 +80,8 @@ use inflight::Inflight;
 use install::Install;
 use keep::Slowness;
 pub use keep::{PinConfig, PinOverflow};
-use load::Loading;
+pub use load_progress::LoadProgress;
+use load_progress::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
@@ -164,6 +169,7 @@ pub struct Node {
     load: Option<Box<Loading>>,
     snapshots: Snapshots,
     backup: Backup,
+    archive: Option<Box<Archive>>,
     pins: Pins,
     removal: Removal,
     /// Requests or records came in this turn; and the last turn in which some did.

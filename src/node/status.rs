@@ -115,6 +115,7 @@ impl Node {
             "log_generation": self.wal.generation(),
             "log_bytes": self.wal.log_bytes_from(self.wal.first_lsn()),
             "snapshot": self.snapshot_document(),
+            "archive": self.archive_document(),
             "loading": self.loading_document(),
             "complete": self.is_complete(),
         });
@@ -149,12 +150,6 @@ impl Node {
             "latency": self.latency_document(),
         });
         joined([node, log, state, rest]).to_string()
-    }
-
-    fn loading_document(&self) -> Value {
-        let Some(loading) = &self.load else { return Value::Null };
-        let (percent, eta_s) = loading.progress(self.now);
-        json!({"progress": percent, "eta_s": eta_s, "text": self.incomplete_text()})
     }
 
     fn read_only_reason(&self) -> Option<String> {
