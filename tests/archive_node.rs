@@ -7,6 +7,8 @@ mod archive_kit;
 mod lone_node;
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
+#[path = "support/reach.rs"]
+mod reach;
 
 use archive_kit::*;
 use kvstore::backup::{COPY_NAME, NOTE_NAME, read_note};

@@ -215,8 +215,8 @@ impl Client {
         Ok(Served { value: (), lsn: reset.lsn, term: reset.term })
     }
 
-    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable, and a terminal on stderr shows how
-    /// far it is. Returns the node's account.
+    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable, and a terminal on stderr shows
+    /// how far it is. Returns the node's account.
     pub fn snapshot(&mut self, wait: bool) -> Result<Served<Value>, ClientError> {
         let request = Request::Snapshot { wait };
         let reply = if wait { self.call_for_snapshot(&request)? } else { self.call(&request)? };

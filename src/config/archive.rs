@@ -11,8 +11,8 @@ use crate::node::ArchiveConfig;
 /// The part of the command line that is about the archive.
 #[derive(Args, Clone, Debug)]
 pub struct ArchiveFlags {
-    /// Copy log segments that are complete into this directory, for `kvstore restore --until`. It must be there, be this
-    /// node's alone, and may fail or be full for a while: the node goes on, and tries again
+    /// Copy log segments that are complete into this directory, for `kvstore restore --until`. It must be there and be
+    /// this node's alone. While it is full or gone the node goes on, and tries again
     #[arg(long, value_name = "DIR", env = "KVSTORE_ARCHIVE_DIR", help_heading = "Storage")]
     pub archive_dir: Option<PathBuf>,
     /// Bytes of complete segments that are kept for an archive that does not take them; then the oldest go without

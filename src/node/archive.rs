@@ -17,8 +17,8 @@
 //! that a disk may come back, or another one be mounted.
 //!
 //! Only what is committed is copied. A log that was cut below that all the same (`follow --discard`, an older copy of
-//! the data directory) no longer has the note's chain checksum at the note's LSN. Then what is in the archive behind the
-//! beginning of the log is put aside there, and the log copied again. As long as the log does not reach that LSN,
+//! the data directory) no longer has the note's chain checksum at the note's LSN. Then what is in the archive behind
+//! the beginning of the log is put aside there, and the log copied again. As long as the log does not reach that LSN,
 //! nothing is known, and nothing is done.
 //!
 //! Left out: the segment that is still written. What is only in it is lost with the data directory; a follower has it.
@@ -247,8 +247,8 @@ impl Node {
         if lsn < floor.0 {
             log_warn!(
                 "archive",
-                "records {} to {} are not in {}: the log begins behind them. A restore to a later LSN needs a backup from \
-                 LSN {} on",
+                "records {} to {} are not in {}: the log begins behind them. A restore to a later LSN needs a backup \
+                 from LSN {} on",
                 lsn.next(),
                 floor.0,
                 archive.place,

@@ -7,13 +7,13 @@ use std::rc::Rc;
 
 use kvstore::conn::ConnId;
 use kvstore::disk::Disk;
-use kvstore::ids::{Chain, ClusterId, Lsn};
 use kvstore::node::{ArchiveConfig, FatalReason, NodeConfig, RoleFlag, SnapshotConfig};
-use kvstore::wal::{ArchivedEnd, archived_segments, parse_segment_name, read_archived, segment_name};
+use kvstore::wal::parse_segment_name;
 use kvstore::wire::client::{Reply, Request, Status};
 
 use super::lone_node::{self, LoneNode, VirtualClock};
 use super::mem_disk::MemDisk;
+use super::reach::reach;
 
 /// A value so large that a few dozen fill a segment.
 const VALUE_SIZE: usize = 2_000;
@@ -134,40 +134,10 @@ impl Rig {
     }
 }
 
-/// The cluster whose segments these are.
-fn cluster_of(disk: &MemDisk, first: Lsn) -> ClusterId {
-    let raw = disk.raw(&segment_name(first)).expect("it was listed");
-    ClusterId(raw[16..32].try_into().expect("16 bytes"))
-}
-
-/// How far the records reach from `from` on that are in any of these directories: each proved by the chain.
-pub fn reach(disks: &[&MemDisk], from: (Lsn, Chain)) -> (Lsn, Chain) {
-    let (mut at, mut chain) = from;
-    loop {
-        let before = at;
-        for disk in disks {
-            let mut disk = (*disk).clone();
-            let firsts = archived_segments(&mut disk).expect("it can be listed");
-            let Some(&first) = firsts.iter().rev().find(|first| **first <= at.next()) else { continue };
-            let (name, cluster_id) = (segment_name(first), cluster_of(&disk, first));
-            let (known, to) = ((at, chain), Lsn(u64::MAX));
-            let end = read_archived(&mut disk, &name, cluster_id, known, to, &mut |record, _, here| {
-                (at, chain) = (record.lsn, here);
-                true
-            });
-            assert!(
-                !matches!(end, Err(_) | Ok(ArchivedEnd::Damaged(_)) if disk.names().contains(&"ARCHIVE".into()))
-            );
-        }
-        if at == before {
-            return (at, chain);
-        }
-    }
-}
-
-/// From the first record on.
+/// How far the records in these directories reach together, from the first one on.
 pub fn reach_all(disks: &[&MemDisk]) -> u64 {
-    reach(disks, (Lsn::ZERO, Chain::ZERO)).0.0
+    let mut disks: Vec<MemDisk> = disks.iter().map(|disk| (*disk).clone()).collect();
+    reach(&mut disks.iter_mut().map(|disk| disk as &mut dyn Disk).collect::<Vec<_>>())
 }
 
 /// The segments under their names.
