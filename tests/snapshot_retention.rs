@@ -1,17 +1,16 @@
 //! What a snapshot covers stays in the log while a connected follower has yet to get it, as far as `--retain-log-bytes`
-//! goes; and `status` says how far a snapshot is.
+//! goes.
 
 use kvstore::ids::Lsn;
 use kvstore::node::{FeedLimits, RoleFlag, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::wal::parse_segment_name;
-use kvstore::wire::client::{Reply, Request};
+use kvstore::wire::client::Request;
 
-#[path = "support/lone_node.rs"]
-mod lone_node;
+#[path = "support/logs.rs"]
+mod logs;
 #[path = "support/mini_cluster.rs"]
 mod mini_cluster;
-use lone_node::LoneNode;
 use mini_cluster::MiniCluster;
 use mini_cluster::mem_disk::MemDisk;
 
@@ -27,7 +26,8 @@ fn snapshot(cluster: &mut MiniCluster) {
     let made = cluster.node("a").counters.snapshots;
     cluster.send("a", &Request::Snapshot { wait: false });
     cluster.wait(400, true);
-    assert_eq!(cluster.node("a").counters.snapshots, made + 1, "{:#?}", cluster.take_trace());
+    let trace = cluster.take_trace();
+    assert_eq!(cluster.node("a").counters.snapshots, made + 1, "{trace:#?}");
 }
 
 fn first_lsn(disk: &MemDisk) -> Lsn {
@@ -37,6 +37,7 @@ fn first_lsn(disk: &MemDisk) -> Lsn {
 /// `a` leads and makes two snapshots while `b` stands still, connected. Returns where the log of `a` begins then, and
 /// the last record that `b` has.
 fn with_a_follower_that_stands_still(retain_log_bytes: u64) -> (MiniCluster, Lsn, Lsn) {
+    logs::capture();
     let mut cluster = MiniCluster::new();
     cluster.feed = FeedLimits { frame_bytes: 6_000, high_water: 12_000, low_water: 5_000 };
     cluster.snapshot = SnapshotConfig {
@@ -84,46 +85,4 @@ fn a_follower_further_behind_than_the_flag_allows_keeps_nothing() {
     cluster.wait(10_000, true);
     assert_eq!(cluster.node("a").positions().0, cluster.node("b").positions().0);
     assert_eq!(cluster.node("b").counters.snapshots_installed, 1, "it was sent a snapshot");
-}
-
-#[test]
-fn status_tells_how_far_a_snapshot_is_and_what_it_was() {
-    let disk = MemDisk::new();
-    let mut config = lone_node::config(RoleFlag::Leader, &[]);
-    config.snapshot =
-        SnapshotConfig { log_bytes: Some(u64::MAX), slice_bytes: 8_000, ..SnapshotConfig::default() };
-    let mut lone = LoneNode::with(&disk, config).unwrap();
-    let conn = lone.connect();
-    let mut ask = |lone: &mut LoneNode, request: &Request<'_>| {
-        let mut bytes = Vec::new();
-        request.encode(&mut bytes);
-        let answer = lone.send(conn, &bytes);
-        let reply = Reply::decode(&answer.frames.last().expect("it is answered").1).expect("a whole reply");
-        String::from_utf8_lossy(reply.payload).into_owned()
-    };
-    let status = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap()["snapshot"].clone();
-    assert_eq!(status(ask(&mut lone, &Request::Status))["state"], "idle");
-    for number in 0..200u64 {
-        let key = format!("key-{number}").into_bytes();
-        ask(&mut lone, &Request::Put { key: &key, value: &[7; 1_000] });
-    }
-    ask(&mut lone, &Request::Snapshot { wait: false });
-    let mut seen = Vec::new();
-    for _ in 0..1_000 {
-        let now = status(ask(&mut lone, &Request::Status));
-        if now["state"] == "done" {
-            break;
-        }
-        assert_eq!(now["state"], "running", "{now}");
-        assert!(now["s"] == 201 && now["bytes"].is_u64(), "{now}");
-        seen.push((now["progress"].as_u64().unwrap(), now["eta_s"].is_u64()));
-        lone.pass_ms(10);
-    }
-    assert!(seen.len() > 5 && seen.is_sorted_by_key(|(progress, _)| *progress), "{seen:?}");
-    assert!(seen.iter().any(|(progress, has_eta)| (1..100).contains(progress) && *has_eta), "{seen:?}");
-    let done = status(ask(&mut lone, &Request::Status));
-    assert!(
-        done["state"] == "done" && done["progress"] == 100 && done["kept"][0]["entries"] == 200,
-        "{done}"
-    );
 }

@@ -282,7 +282,7 @@ impl Keeper {
         let disk = self.disk.as_mut();
         let file = disk.create(NEW_NOTE_NAME, NOTE_SIZE as u64);
         let file = file.map_err(|source| failed(disk, "create", NEW_NOTE_NAME, source))?;
-        let written = disk.write_sync_at(file, 0, &note.encode());
+        let written = disk.write_all_at(file, 0, &note.encode()).and_then(|()| disk.sync_data(file));
         disk.close(file);
         written.map_err(|source| failed(disk, "write and sync", NEW_NOTE_NAME, source))?;
         disk.rename(NEW_NOTE_NAME, NOTE_NAME).map_err(|source| failed(disk, "replace", NOTE_NAME, source))?;

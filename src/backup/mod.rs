@@ -50,8 +50,8 @@
 //! ```
 //!
 //! `tail` holds the format and writes it, `parser` reads it from bytes as they come, `stream` checks a whole backup
-//! while it comes; `restore` builds a directory, with `archive` for records that were kept aside in segments, and `kept`
-//! is the directory that a node keeps them in.
+//! while it comes; `restore` builds a directory, with `archive` for records that were kept aside in segments; `kept` is
+//! the directory that a node keeps them in.
 //!
 //! What is deliberately absent: no increments (a snapshot and archived segments are that), no compression or encryption
 //! (a pipe behind the file does both), no network, no clock.

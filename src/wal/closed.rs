@@ -113,6 +113,8 @@ impl Wal {
         let read = disk.read_exact_at(file, from.offset, &mut out[start..]);
         read.map_err(|error| self.read_failed(disk, index, from.offset, error))?;
         cursor.at = Some(to);
+        // A log that was written past the page cache is not in it.
+        disk.read_ahead(file, to.offset, max_bytes as u64);
         Ok(to.next > cursor.last.0)
     }
 
