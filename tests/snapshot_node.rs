@@ -390,10 +390,13 @@ fn a_log_that_grows_by_what_is_not_applied_makes_no_second_snapshot_of_the_same_
 #[test]
 fn status_tells_how_far_a_snapshot_is_and_what_it_was() {
     let mut config = by_hand();
-    config.snapshot.slice_bytes = 8_000;
+    config.snapshot.slice_bytes = 500;
     let mut rig = Rig::start(&MemDisk::new(), config).unwrap();
     assert_eq!(rig.status()["snapshot"]["state"], "idle");
-    rig.puts(1..150).unwrap();
+    for number in 0..1_000 {
+        let key = format!("key-{number}").into_bytes();
+        rig.ask(&Request::Put { key: &key, value: b"a small one" }).unwrap();
+    }
     let (s, ..) = rig.lone.node.positions();
     rig.ask(&Request::Snapshot { wait: false }).unwrap();
     let mut seen = Vec::new();
@@ -409,7 +412,7 @@ fn status_tells_how_far_a_snapshot_is_and_what_it_was() {
     };
     assert!(seen.len() > 5 && seen.is_sorted_by_key(|(progress, _)| *progress), "{seen:?}");
     assert!(seen.iter().any(|(progress, has_eta)| (1..100).contains(progress) && *has_eta), "{seen:?}");
-    assert!(done["progress"] == 100 && done["kept"][0]["entries"] == 60, "{done}");
+    assert!(done["progress"] == 100 && done["kept"][0]["entries"] == 1_000, "{done}");
 }
 
 #[test]
