@@ -65,6 +65,8 @@ variants! {
     RemovalBeforePublish = "removal-before-publish";
     /// A state that is being loaded is read.
     ReadsBeforeComplete = "reads-before-complete";
+    /// Zeros ahead of the log begin in the block that it ends in.
+    ZerosOverTheLog = "zeros-over-the-log";
     /// The records during the scan of a snapshot are taken to be in it.
     SnapshotTakenTooLate = "snapshot-taken-too-late";
     /// Whom a node voted for is kept in memory alone.
@@ -83,11 +85,15 @@ variants! {
     ReadBeforeTermRecord = "read-before-term-record";
     /// A follower of an elected leader applies what is on its disk.
     FollowerAppliesUncommitted = "follower-applies-uncommitted";
+    /// A leader judges its lease by the time its turn began.
+    StaleReadAfterPause = "stale-read-after-pause";
+    /// A lease that is given up before leadership is handed over goes on.
+    LeaseKeptDuringTransfer = "lease-kept-during-transfer";
 }
 
 impl Variant {
     /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches those of its rules,
-    /// `tests/apply_committed.rs` what a node makes of them.
+    /// `tests/apply_committed.rs` and `tests/elected_reads.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[
         Variant::VoteNotDurable,
         Variant::NoPreVote,
@@ -97,6 +103,8 @@ impl Variant {
         Variant::VotesRightAfterRestart,
         Variant::ReadBeforeTermRecord,
         Variant::FollowerAppliesUncommitted,
+        Variant::StaleReadAfterPause,
+        Variant::LeaseKeptDuringTransfer,
     ];
 }
 

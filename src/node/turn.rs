@@ -3,6 +3,7 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
+use crate::limits::{FLUSH_SLOW_MS, ZEROS_IDLE_AFTER_MS};
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
@@ -22,6 +23,8 @@ impl Node {
             self.before_sync(wire);
             self.flush_followers(wire)?;
             ended_at_once = self.begin_flush()?;
+        } else if self.outruns_own_disk() {
+            self.send_ahead(wire)?;
         }
         for token in ended.into_iter().chain(ended_at_once) {
             self.on_durable(wire, token);
@@ -82,6 +85,7 @@ impl Node {
         self.apply_committed(io);
         self.apply_from_log(io)?;
         self.bound_held();
+        self.note_freshness();
         Ok(())
     }
 
@@ -99,6 +103,9 @@ impl Node {
         self.counters.syncs += 1;
         self.marks.synced(token.lsn(), sync_ns);
         self.note_durable(sync_ns);
+        if sync_ns >= FLUSH_SLOW_MS * 1_000_000 {
+            self.slow_sync_at = Some(end);
+        }
         if let Some(trace) = &mut self.trace {
             trace.synced(end);
         }
@@ -121,7 +128,20 @@ impl Node {
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
+        self.write_zeros();
         Ok(())
+    }
+
+    /// Zeros ahead of the log: what a busy one is about to need, or whatever is left once nothing came for a while.
+    fn write_zeros(&mut self) {
+        let idle = self.now >= self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
+        self.wal.write_zeros(self.disk.as_mut(), idle);
+    }
+
+    /// When zeros are written although nothing happens.
+    pub(super) fn zeros_deadline(&self) -> Option<Time> {
+        let idle_at = self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
+        self.wal.wants_zeros().then(|| self.now.max(idle_at))
     }
 
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
