@@ -25,7 +25,8 @@ pub struct Cli {
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     pub rolling: Option<usize>,
     /// Which failures
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [FaultChoice::Kill, FaultChoice::Stop, FaultChoice::Cut])]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    #[arg(default_values_t = [FaultChoice::Kill, FaultChoice::Stop, FaultChoice::Cut])]
     pub faults: Vec<FaultChoice>,
     /// What the nodes talk over: a network of their own that can be cut, or the loopback interface, where nothing is
     /// cut; auto: the first, where the system allows it
