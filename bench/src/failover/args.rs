@@ -117,6 +117,11 @@ impl Cli {
         }
     }
 
+    /// How long a leader that was killed stays away: more than two elections take.
+    pub fn away(&self) -> Duration {
+        Duration::from_millis(self.election_timeout_ms.unwrap_or(500) * 12 / 5)
+    }
+
     /// Flags of every node.
     pub fn node_flags(&self) -> Vec<String> {
         let timeout = self.election_timeout_ms.map(|ms| format!("--election-timeout-ms={ms}"));

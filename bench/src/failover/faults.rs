@@ -91,18 +91,17 @@ pub fn mixed(
     Ok(events)
 }
 
-/// The leader is killed so many times.
+/// The leader is killed so many times, and stays away until the others have gone on: what is measured is their doing.
 pub fn kills(
     nodes: &mut Nodes,
     load: &Running,
     rng: &mut Rng,
-    count: usize,
+    (count, away): (usize, Duration),
     told: &mut dyn FnMut(&Event),
 ) -> Result<Vec<Event>, String> {
     let mut events = Vec::new();
     for _ in 0..count {
-        // It stays away until the others have gone on: what is measured is their doing.
-        let event = fail(nodes, load, rng, Kind::Kill, true, Duration::from_millis(1_200))?;
+        let event = fail(nodes, load, rng, Kind::Kill, true, away)?;
         told(&event);
         events.push(event);
     }

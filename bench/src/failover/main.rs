@@ -76,7 +76,7 @@ fn run(cli: &Cli) -> Result<bool, String> {
     };
     let made = match cli.mode() {
         Mode::Mixed(lasting) => faults::mixed(&mut nodes, &load, &mut rng, &kinds, lasting, &mut told),
-        Mode::Kills(count) => faults::kills(&mut nodes, &load, &mut rng, count, &mut told),
+        Mode::Kills(count) => faults::kills(&mut nodes, &load, &mut rng, (count, cli.away()), &mut told),
         Mode::Rolling(rounds) => faults::rolling(&mut nodes, &load, &mut rng, rounds, &mut told),
     };
     let notes = load.finish();
