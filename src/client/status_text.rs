@@ -158,7 +158,6 @@ fn acknowledged_means(status: Status<'_>, nodes: usize, in_sync: usize) -> Strin
         Some("quorum") => format!("on a majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some("majority") => format!("on any majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some("leader") => "on this node alone".to_owned(),
-        Some("majority") => format!("on any majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some(other) => format!("as --ack={other} says"),
         None => return "not told".to_owned(),
     };
