@@ -180,8 +180,8 @@ impl Node {
     pub(super) fn refuse_fixed_command(&self, command: &str) -> Option<String> {
         (self.wants_elections() || self.meta.get().is_elected()).then(|| {
             format!(
-                "this node's leader is elected (--role=auto on the members): `{command}` is for fixed roles, and changes \
-                 nothing here; `kv_client --port {} transfer [ADDR]` on a member moves leadership",
+                "this node's leader is elected (--role=auto on the members): `{command}` is for fixed roles, and \
+                 changes nothing here; `kv_client --port {} transfer [ADDR]` on a member moves leadership",
                 self.config.port
             )
         })
