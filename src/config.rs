@@ -15,7 +15,6 @@ use crate::wal::{Durability, WalConfig};
 
 mod elected;
 
-use elected::refuse_with_auto;
 pub use elected::{ElectionFlags, ReadsChoice};
 
 const EXAMPLES: &str = "\

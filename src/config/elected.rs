@@ -44,7 +44,7 @@ pub enum ReadsChoice {
 }
 
 /// A flag that says what with `--role=auto` something else decides.
-pub(super) fn refuse_with_auto(flag: &str, instead: &str) -> String {
+fn refuse_with_auto(flag: &str, instead: &str) -> String {
     format!("{flag} has no meaning with --role=auto: {instead}; leave it out")
 }
 
