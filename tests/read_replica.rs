@@ -130,6 +130,25 @@ fn a_replica_serves_what_it_knows_to_be_committed_after_a_restart_and_is_never_p
 }
 
 #[test]
+fn leadership_is_handed_to_a_member_and_never_to_a_replica() {
+    let (mut cluster, leader) = started();
+    let to_replica = Request::Transfer { address: &format!("{REPLICA}:1") };
+    expect(&asked(&mut cluster, leader, &to_replica), &["Refused", "none of the other members"]);
+    // The replica alone has the newest record.
+    for name in others(leader) {
+        cluster.freeze(name, true);
+    }
+    assert_eq!(put(&mut cluster, leader, "1"), [""; 0]);
+    cluster.send(leader, &Request::Transfer { address: "" });
+    cluster.run();
+    for name in others(leader) {
+        cluster.freeze(name, false);
+    }
+    cluster.wait(ELECTION_MS, true);
+    assert!(others(leader).contains(&leads(&cluster)));
+}
+
+#[test]
 fn a_member_is_no_replica() {
     logs::capture();
     let mut cluster = MiniCluster::new();
