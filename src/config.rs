@@ -15,7 +15,6 @@ use crate::wal::{Durability, WalConfig};
 
 mod elected;
 
-use elected::refuse_with_auto;
 pub use elected::{ElectionFlags, ReadsChoice};
 
 const EXAMPLES: &str = "\
@@ -80,9 +79,16 @@ pub struct Flags {
         help_heading = "Replication"
     )]
     pub peers: Vec<String>,
-    /// A follower's leader: where writers are sent before the leader has opened its first session
-    #[arg(long, value_name = "ADDR", env = "KVSTORE_LEADER", help_heading = "Replication")]
-    pub leader: Option<String>,
+    /// A follower's leader: where writers are sent before the leader has opened its first session. Of a read replica of
+    /// an elected cluster the members, separated by commas
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "ADDR",
+        env = "KVSTORE_LEADER",
+        help_heading = "Replication"
+    )]
+    pub leader: Vec<String>,
     /// A write is acknowledged when it is on the disks of: the leader and every follower in sync; the leader and a
     /// majority of all nodes; the leader alone [default: insync; with --role=auto always any majority]
     #[arg(long, value_enum, env = "KVSTORE_ACK", help_heading = "Replication")]
@@ -269,8 +275,8 @@ impl Flags {
         let listen_address = join_address(&self.listen, self.port)
             .map_err(|error| format!("--listen {}: {error}", self.listen))?;
         let own_address = self.own_address(&listen_address)?;
-        let peers = self.parse_peers(&own_address)?;
-        let leader = self.parse_leader(role)?;
+        let peers = self.parse_list("--peers", &self.peers, &own_address)?;
+        let leader = self.parse_leader(role, &own_address)?;
         let (min_insync, ack) = (self.min_insync.unwrap_or(1), self.ack_policy());
         in_range("--insync-timeout-ms", self.insync_timeout_ms, 10, 600_000)?;
         in_range("--heartbeat-ms", self.heartbeat_ms, 1, 1_000)?;
@@ -286,7 +292,7 @@ impl Flags {
                 peers.len() + 1
             ));
         }
-        let election = self.election_config(&own_address)?;
+        let election = self.election_config(&own_address, &peers)?;
         in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
         let snapshot = self.snapshot_config()?;
@@ -361,35 +367,23 @@ impl Flags {
         }
     }
 
-    fn parse_peers(&self, own_address: &str) -> Result<Vec<String>, String> {
-        let mut peers = Vec::new();
-        for text in self.peers.iter().filter(|text| !text.is_empty()) {
-            let peer = parse_address(text).map_err(|error| format!("--peers: {error}"))?;
-            if peer == own_address {
-                return Err(format!("--peers names {peer}, which is this node itself: leave it out"));
+    /// A flag's list of other nodes.
+    fn parse_list(&self, flag: &str, texts: &[String], own_address: &str) -> Result<Vec<String>, String> {
+        let mut nodes = Vec::new();
+        for text in texts.iter().filter(|text| !text.is_empty()) {
+            let node = parse_address(text).map_err(|error| format!("{flag}: {error}"))?;
+            if node == own_address {
+                return Err(format!("{flag} names {node}, which is this node itself: leave it out"));
             }
-            if peers.contains(&peer) {
-                return Err(format!("--peers names {peer} twice"));
+            if nodes.contains(&node) {
+                return Err(format!("{flag} names {node} twice"));
             }
-            peers.push(peer);
+            nodes.push(node);
         }
-        if peers.len() > PEERS_MAX {
-            return Err(format!("--peers names {} nodes; at most {PEERS_MAX} are possible", peers.len()));
+        if nodes.len() > PEERS_MAX {
+            return Err(format!("{flag} names {} nodes; at most {PEERS_MAX} are possible", nodes.len()));
         }
-        Ok(peers)
-    }
-
-    fn parse_leader(&self, role: RoleFlag) -> Result<String, String> {
-        match (&self.leader, role) {
-            (Some(_), RoleFlag::Auto) => Err(refuse_with_auto("--leader", "the members elect one")),
-            (Some(_), RoleFlag::Leader) => {
-                Err("--leader is for a follower: add --role=follower, or leave it out".to_owned())
-            }
-            (Some(text), RoleFlag::Follower) => {
-                parse_address(text).map_err(|error| format!("--leader: {error}"))
-            }
-            (None, _) => Ok(String::new()),
-        }
+        Ok(nodes)
     }
 }
 

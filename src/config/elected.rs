@@ -3,8 +3,10 @@
 use clap::{Args, ValueEnum};
 
 use super::{AckChoice, Flags, RoleChoice, in_range};
-use crate::limits::{ELECTION_TIMEOUT_MS_DEFAULT, ELECTION_TIMEOUT_MS_MAX, ELECTION_TIMEOUT_MS_MIN};
-use crate::node::ElectionConfig;
+use crate::limits::{
+    ELECTION_TIMEOUT_MS_DEFAULT, ELECTION_TIMEOUT_MS_MAX, ELECTION_TIMEOUT_MS_MIN, PEERS_MAX,
+};
+use crate::node::{ElectionConfig, RoleFlag};
 use crate::replication::commit::AckPolicy;
 use crate::replication::election::reads::ReadMode;
 use crate::replication::election::timing::ElectionTiming;
@@ -20,6 +22,16 @@ pub struct ElectionFlags {
     /// quorum: by the leader, after a round to a majority; local: by any node, may be stale [default: lease]
     #[arg(long, value_enum, env = "KVSTORE_READS", help_heading = "Replication")]
     pub reads: Option<ReadsChoice>,
+    /// With --role=auto: read replicas, which whoever leads feeds and which do not vote, separated by commas; the same
+    /// on all members. A replica runs with --role=follower and --leader=MEMBER,MEMBER,...
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "ADDR,...",
+        env = "KVSTORE_REPLICAS",
+        help_heading = "Replication"
+    )]
+    pub replicas: Vec<String>,
 }
 
 /// `--reads`.
@@ -32,7 +44,7 @@ pub enum ReadsChoice {
 }
 
 /// A flag that says what with `--role=auto` something else decides.
-pub(super) fn refuse_with_auto(flag: &str, instead: &str) -> String {
+fn refuse_with_auto(flag: &str, instead: &str) -> String {
     format!("{flag} has no meaning with --role=auto: {instead}; leave it out")
 }
 
@@ -48,11 +60,19 @@ impl Flags {
     }
 
     /// What a member of an elected cluster goes by; of fixed roles, that nothing was said of elections.
-    pub(super) fn election_config(&self, own_address: &str) -> Result<ElectionConfig, String> {
-        let ElectionFlags { election_timeout_ms, reads } = self.election;
+    pub(super) fn election_config(
+        &self,
+        own_address: &str,
+        peers: &[String],
+    ) -> Result<ElectionConfig, String> {
+        let ElectionFlags { election_timeout_ms, reads, replicas } = &self.election;
+        let (election_timeout_ms, reads) = (*election_timeout_ms, *reads);
         if self.role != RoleChoice::Auto {
-            let given =
-                [("--election-timeout-ms", election_timeout_ms.is_some()), ("--reads", reads.is_some())];
+            let given = [
+                ("--election-timeout-ms", election_timeout_ms.is_some()),
+                ("--reads", reads.is_some()),
+                ("--replicas", !replicas.is_empty()),
+            ];
             return match given.into_iter().find(|(_, given)| *given) {
                 Some((flag, _)) => Err(format!("{flag} is for --role=auto: add that, or leave it out")),
                 None => Ok(ElectionConfig::default()),
@@ -81,7 +101,17 @@ impl Flags {
             Some(ReadsChoice::Quorum) => ReadMode::Quorum,
             Some(ReadsChoice::Local) => ReadMode::Local,
         };
-        Ok(ElectionConfig { timeout_ms, reads })
+        let replicas = self.parse_list("--replicas", replicas, own_address)?;
+        let nodes = self.peers.len() + replicas.len();
+        if nodes > PEERS_MAX {
+            return Err(format!(
+                "--peers and --replicas name {nodes} nodes; at most {PEERS_MAX} are possible"
+            ));
+        }
+        if let Some(twice) = replicas.iter().find(|replica| peers.contains(*replica)) {
+            return Err(format!("--peers and --replicas both name {twice}: a node votes, or it does not"));
+        }
+        Ok(ElectionConfig { timeout_ms, reads, replicas })
     }
 
     /// Milliseconds between heartbeats: with elections so few that several fit into a timeout.
@@ -89,6 +119,21 @@ impl Flags {
         match self.role {
             RoleChoice::Auto => ElectionTiming::from_ms(election.timeout_ms).heartbeat_ms(self.heartbeat_ms),
             _ => self.heartbeat_ms,
+        }
+    }
+
+    /// Where writers are sent first. Of a list, which the members of an elected cluster are, it is the first one.
+    pub(super) fn parse_leader(&self, role: RoleFlag, own_address: &str) -> Result<String, String> {
+        match role {
+            _ if self.leader.is_empty() => Ok(String::new()),
+            RoleFlag::Auto => Err(refuse_with_auto("--leader", "the members elect one")),
+            RoleFlag::Leader => {
+                Err("--leader is for a follower: add --role=follower, or leave it out".to_owned())
+            }
+            RoleFlag::Follower => {
+                let leaders = self.parse_list("--leader", &self.leader, own_address)?;
+                Ok(leaders.into_iter().next().unwrap_or_default())
+            }
         }
     }
 }

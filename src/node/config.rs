@@ -50,17 +50,23 @@ pub struct NodeConfig {
 }
 
 /// What only a node goes by whose leader is elected.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ElectionConfig {
     /// Milliseconds without a leader after which a member campaigns. The same on all members.
     pub timeout_ms: u64,
     /// How reads are made linearizable.
     pub reads: ReadMode,
+    /// Read replicas that this node dials while it leads, as `HOST:PORT`.
+    pub replicas: Vec<String>,
 }
 
 impl Default for ElectionConfig {
     fn default() -> ElectionConfig {
-        ElectionConfig { timeout_ms: ELECTION_TIMEOUT_MS_DEFAULT, reads: ReadMode::Lease }
+        ElectionConfig {
+            timeout_ms: ELECTION_TIMEOUT_MS_DEFAULT,
+            reads: ReadMode::Lease,
+            replicas: Vec::new(),
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Leader {
 pub struct Peer {
     /// As `HOST:PORT`.
     pub address: String,
+    /// Whether its disk counts. That of a read replica of an elected cluster does not.
+    pub(super) votes: bool,
     /// Its identity, once it said hello.
     pub node_id: Option<NodeId>,
     /// The connection to it.
@@ -127,21 +129,8 @@ pub struct Stream {
 impl Leader {
     /// A leader whose first record will have this LSN.
     pub fn new(addresses: Vec<String>, config: &NodeConfig, now: Time, term_lsn: Lsn) -> Leader {
-        let peer = |address| Peer {
-            address,
-            node_id: None,
-            link: Link::Down { retry_at: now, refused: false },
-            progress: Progress::new(),
-            last_error: None,
-            last_ack: None,
-            kept: None,
-            damaged: None,
-            takes_snapshots: false,
-            backoff: Backoff::default(),
-            down_told: false,
-        };
         Leader {
-            peers: addresses.into_iter().map(peer).collect(),
+            peers: addresses.into_iter().map(|address| Peer::new(address, now)).collect(),
             rule: CommitRule { policy: config.ack, min_insync: config.min_insync, term_lsn },
             term_lsn,
             writers: VecDeque::new(),
@@ -152,6 +141,21 @@ impl Leader {
             feed: Vec::new(),
             quorum: None,
         }
+    }
+
+    /// Read replicas, behind the members: they are sent what those are, and have no say.
+    pub(super) fn add_replicas(&mut self, addresses: &[String], now: Time) {
+        let replica = |address: &String| {
+            let mut peer = Peer { votes: false, ..Peer::new(address.clone(), now) };
+            peer.progress.leave();
+            peer
+        };
+        self.peers.extend(addresses.iter().map(replica));
+    }
+
+    /// Those who count: all but read replicas.
+    pub(super) fn voters(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| peer.votes)
     }
 
     /// The connections of its sessions.
@@ -166,12 +170,12 @@ impl Leader {
 
     /// Whether it was elected, and its followers alone can be a majority.
     pub(super) fn has_majority_beside(&self) -> bool {
-        self.quorum.is_some() && self.peers.len() >= 2
+        self.quorum.is_some() && self.voters().count() >= 2
     }
 
     /// Nodes in sync, the leader among them.
     pub fn in_sync_count(&self) -> usize {
-        1 + self.peers.iter().filter(|peer| peer.progress.in_sync()).count()
+        1 + self.voters().filter(|peer| peer.progress.in_sync()).count()
     }
 
     pub(super) fn peer_streaming_on(&mut self, conn: ConnId) -> Option<(usize, &mut Peer)> {
@@ -182,6 +186,23 @@ impl Leader {
 }
 
 impl Peer {
+    fn new(address: String, now: Time) -> Peer {
+        Peer {
+            address,
+            votes: true,
+            node_id: None,
+            link: Link::Down { retry_at: now, refused: false },
+            progress: Progress::new(),
+            last_error: None,
+            last_ack: None,
+            kept: None,
+            damaged: None,
+            takes_snapshots: false,
+            backoff: Backoff::default(),
+            down_told: false,
+        }
+    }
+
     /// The connection, if there is one.
     pub fn conn(&self) -> Option<ConnId> {
         match &self.link {

@@ -43,7 +43,7 @@ impl Node {
             self.refuse(io, conn, RefuseCode::CmdType, why.clone());
             return self.peer_refused(io, index, &why);
         }
-        let peers = leader.peers.iter().map(|peer| peer.address.clone()).collect();
+        let peers = leader.voters().map(|peer| peer.address.clone()).collect();
         self.note_identity(index, hello);
         let Role::Leader(leader) = &mut self.role else { return };
         let peer = &mut leader.peers[index];

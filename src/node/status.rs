@@ -197,6 +197,7 @@ impl Node {
             "address": peer.address,
             "node_id": peer.node_id.map(|id| id.to_string()),
             "state": peer.state_name(),
+            "votes": peer.votes,
             "in_sync": peer.progress.in_sync(),
             "match_lsn": match_lsn.0,
             "repair_until_lsn": peer.progress.repairs_until().map(|until| until.0),

@@ -181,9 +181,10 @@ impl Node {
     pub(super) fn rejoin(&mut self, index: usize) {
         let (commit, last, loop_now) = (self.commit, self.awaited_lsn(), self.loop_clock.now());
         let Some(leader) = self.leader_mut() else { return };
-        if leader.peers[index].progress.rejoin(commit, last, loop_now) {
+        let peer = &mut leader.peers[index];
+        if peer.votes && peer.progress.rejoin(commit, last, loop_now) {
             let (address, count, all) =
-                (&leader.peers[index].address, leader.in_sync_count(), leader.peers.len() + 1);
+                (&leader.peers[index].address, leader.in_sync_count(), leader.voters().count() + 1);
             log_info!(
                 "replication",
                 "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync"
@@ -196,7 +197,8 @@ impl Node {
         let (own, releasable) = (self.wal.durable(), self.releasable());
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
-        leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));
+        let voters = leader.peers.iter().filter(|peer| peer.votes);
+        leader.states.extend(voters.map(|peer| peer.progress.state()));
         let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
         self.commit = self.commit.max(committed);
         if committed > self.applied {
@@ -356,10 +358,10 @@ impl Node {
         let mut left = 0;
         for index in 0..leader.peers.len() {
             let peer = &mut leader.peers[index];
-            if peer.progress.expire(loop_now, timeout_ms * 1_000_000) {
+            if peer.votes && peer.progress.expire(loop_now, timeout_ms * 1_000_000) {
                 left += 1;
                 let (address, match_lsn) = (peer.address.clone(), peer.progress.match_lsn());
-                let (count, all) = (leader.in_sync_count(), leader.peers.len() + 1);
+                let (count, all) = (leader.in_sync_count(), leader.voters().count() + 1);
                 log_warn!(
                     "replication",
                     "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: \

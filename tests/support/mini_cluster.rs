@@ -142,7 +142,7 @@ impl MiniCluster {
             feed: self.feed,
             pin: self.pin,
             snapshot: self.snapshot,
-            election: self.election,
+            election: self.election.clone(),
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {

@@ -74,15 +74,18 @@ impl Node {
             return Err("a hand-over is under way already".to_owned());
         }
         let Some(leader) = self.leader() else { return Err("this node does not lead".to_owned()) };
-        let streams = |index: &usize| matches!(leader.peers[*index].link, Link::Streaming(_));
+        let streams = |index: &usize| {
+            let peer = &leader.peers[*index];
+            peer.votes && matches!(peer.link, Link::Streaming(_))
+        };
         let match_lsn = |index: &usize| leader.peers[*index].progress.match_lsn();
         if address.is_empty() {
             let best = (0..leader.peers.len()).filter(streams).max_by_key(match_lsn);
             return best.ok_or_else(|| "no follower is connected that could lead".to_owned());
         }
         let address = parse_address(address).map_err(|error| error.to_string())?;
-        let Some(index) = leader.peers.iter().position(|peer| peer.address == address) else {
-            let others: Vec<&str> = leader.peers.iter().map(|peer| peer.address.as_str()).collect();
+        let Some(index) = leader.peers.iter().position(|peer| peer.votes && peer.address == address) else {
+            let others: Vec<&str> = leader.voters().map(|peer| peer.address.as_str()).collect();
             return Err(format!("{address} is none of the other members: {}", others.join(", ")));
         };
         match streams(&index) {

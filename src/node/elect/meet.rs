@@ -6,7 +6,7 @@ use super::super::{DialPurpose, FatalReason, Node};
 use super::Elect;
 use crate::conn::{Close, ConnId, Io};
 use crate::log_warn;
-use crate::wire::peer::{FormReply, Hello, Open, RefuseCode};
+use crate::wire::peer::{FEATURE_ELECTED, FormReply, Hello, Open, RefuseCode};
 
 impl Node {
     /// Whether the node that answered a call or a session's dial is the member that is listed there. It is refused in
@@ -44,11 +44,31 @@ impl Node {
         if !self.is_member() {
             return true;
         }
+        if self.leader().is_some_and(|leader| !leader.peers[index].votes) {
+            return self.replica_greeted(io, conn, index, hello);
+        }
         if !self.member_greeted(io, conn, index, hello) {
             self.peer_refused(io, index, "it is not the member that it should be");
             return false;
         }
         !self.tell_newcomer(io, conn, hello)
+    }
+
+    /// Whether the node at a read replica's address may be one: it follows, and is none of those who vote.
+    fn replica_greeted(&mut self, io: &mut dyn Io, conn: ConnId, index: usize, hello: &Hello) -> bool {
+        let is_member = self.meta.get().members.contains(hello.node_id);
+        if !is_member && hello.features & FEATURE_ELECTED == 0 {
+            return true;
+        }
+        let what = if is_member { "is a member, and votes" } else { "runs with --role=auto, and is to vote" };
+        let why = format!(
+            "--replicas names a node that {what} (node {}): a read replica runs with --role=follower and has a data \
+             directory of its own",
+            hello.node_id
+        );
+        self.refuse_called(io, conn, RefuseCode::Identity, why.clone());
+        self.peer_refused(io, index, &why);
+        false
     }
 
     /// A member that had not heard of its cluster has answered FORM.

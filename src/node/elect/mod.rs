@@ -194,10 +194,10 @@ impl Node {
 
     /// For a command that has no meaning where leaders are elected: what to do instead.
     pub(super) fn refuse_fixed_command(&self, command: &str) -> Option<String> {
-        self.wants_elections().then(|| {
+        (self.wants_elections() || self.meta.get().is_elected()).then(|| {
             format!(
-                "this node's leader is elected (--role=auto): `{command}` is for fixed roles, and changes nothing \
-                 here; `kv_client --port {} transfer [ADDR]` moves leadership",
+                "this node's leader is elected (--role=auto on the members): `{command}` is for fixed roles, and \
+                 changes nothing here; `kv_client --port {} transfer [ADDR]` on a member moves leadership",
                 self.config.port
             )
         })

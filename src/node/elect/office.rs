@@ -42,6 +42,7 @@ impl Node {
         for (peer, (node_id, _)) in leader.peers.iter_mut().zip(&others) {
             peer.node_id = Some(*node_id);
         }
+        leader.add_replicas(&self.config.election.replicas, self.now);
         leader.quorum = Some(QuorumClock::new(self.election_timing(), now, others.len()));
         log_info!(
             "election",
@@ -50,7 +51,8 @@ impl Node {
             others.len() + 1
         );
         self.role = Role::Leader(Box::new(leader));
-        self.trace = self.config.receipts.then(|| Trace::new(others.len(), next));
+        let followers = others.len() + self.config.election.replicas.len();
+        self.trace = self.config.receipts.then(|| Trace::new(followers, next));
         if let Some(member) = self.member_mut() {
             member.campaigns = 0;
         }

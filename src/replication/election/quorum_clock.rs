@@ -9,6 +9,8 @@
 //! The leader itself hears itself now. A majority of the members has heard it since the moment that the
 //! (majority - 1)-th newest of the followers' echoes names.
 //!
+//! A follower behind the members is a read replica: it has no say, and what is told of it changes nothing.
+//!
 //! Invariants: marks rise within a session; a moment never goes back; a lease that was given up stays so in its term.
 
 use super::timing::ElectionTiming;
@@ -46,7 +48,7 @@ impl QuorumClock {
     /// A session with a follower opened, or went from records to a snapshot or back: what was sent before will not be
     /// echoed, and marks begin anew.
     pub fn session(&mut self, follower: usize) {
-        let watch = &mut self.followers[follower];
+        let Some(watch) = self.followers.get_mut(follower) else { return };
         (watch.last_mark, watch.watched) = (None, None);
     }
 
@@ -54,7 +56,7 @@ impl QuorumClock {
     /// APPEND_ENTRIES, or the end of a chunk of a snapshot. One that does not rise is not watched: an earlier frame's
     /// echo looks like its own.
     pub fn sent(&mut self, follower: usize, mark: u64, at: Time) {
-        let watch = &mut self.followers[follower];
+        let Some(watch) = self.followers.get_mut(follower) else { return };
         if watch.last_mark.is_none_or(|last| mark > last) {
             watch.last_mark = Some(mark);
             watch.watched.get_or_insert((mark, at));
@@ -63,7 +65,7 @@ impl QuorumClock {
 
     /// An ACK of the live session echoes a mark.
     pub fn echoed(&mut self, follower: usize, mark: u64) {
-        let watch = &mut self.followers[follower];
+        let Some(watch) = self.followers.get_mut(follower) else { return };
         if let Some((_, sent_at)) = watch.watched.take_if(|(watched, _)| *watched <= mark) {
             watch.echoed = watch.echoed.max(Some(sent_at));
         }
@@ -72,8 +74,9 @@ impl QuorumClock {
     /// Whether only a new frame can tell that this follower still heard the leader at `from`: none is watched whose
     /// echo is to come, and what it has echoed was sent before.
     pub fn wants_frame(&self, follower: usize, from: Time) -> bool {
-        let watch = &self.followers[follower];
-        watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from)
+        self.followers
+            .get(follower)
+            .is_some_and(|watch| watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from))
     }
 
     /// When the newest frame was sent that this follower has echoed.
@@ -206,6 +209,15 @@ mod tests {
             (clock.lease_until(ms(1_400)), clock.steps_down_at(ms(1_400))),
             (Some(ms(1_750)), ms(1_800))
         );
+    }
+
+    #[test]
+    fn a_read_replica_has_no_say() {
+        let mut clock = clock(2);
+        echo(&mut clock, 2, 1, 1_100);
+        clock.session(2);
+        assert_eq!(clock.majority_since(ms(1_200)), None);
+        assert!(!clock.wants_frame(2, ms(1_200)) && clock.wants_frame(1, ms(1_200)));
     }
 
     #[test]
