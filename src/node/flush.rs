@@ -27,7 +27,8 @@ pub enum FlushMode {
     Inline,
     /// The sync runs beside the loop.
     Beside,
-    /// Beside the loop while there are readers, inline otherwise: each where it was measured to be better.
+    /// Beside the loop while there are readers or a follower catches up, inline otherwise: each where it was measured
+    /// to be better.
     Auto,
 }
 
@@ -61,7 +62,7 @@ impl Node {
         let wanted = match self.config.flush {
             FlushMode::Inline => false,
             FlushMode::Beside => true,
-            FlushMode::Auto => self.others_would_wait(),
+            FlushMode::Auto => self.others_would_wait() || self.is_feeding(),
         };
         wanted && self.config.wal.durability == Durability::Fsync
     }
