@@ -3,10 +3,10 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
+use crate::limits::ZEROS_IDLE_AFTER_MS;
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
-use crate::wire::Effect;
 
 /// Milliseconds between attempts to allocate the next segment ahead on a full disk.
 const SPARE_RETRY_MS: u64 = 1_000;
@@ -80,6 +80,9 @@ impl Node {
         }
         self.send_due_ack(io)?;
         self.advance_commit(io);
+        self.apply_committed(io);
+        self.apply_from_log(io)?;
+        self.bound_held();
         Ok(())
     }
 
@@ -119,7 +122,20 @@ impl Node {
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
+        self.write_zeros();
         Ok(())
+    }
+
+    /// Zeros ahead of the log: what a busy one is about to need, or whatever is left once nothing came for a while.
+    fn write_zeros(&mut self) {
+        let idle = self.now >= self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
+        self.wal.write_zeros(self.disk.as_mut(), idle);
+    }
+
+    /// When zeros are written although nothing happens.
+    pub(super) fn zeros_deadline(&self) -> Option<Time> {
+        let idle_at = self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
+        self.wal.wants_zeros().then(|| self.now.max(idle_at))
     }
 
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know
@@ -138,10 +154,11 @@ impl Node {
         Ok(self.wal.durable())
     }
 
-    /// A follower, or a node that led, has what is durable: it applies that, and owes an ACK. A leader asks the
-    /// commit rule at the end of [`Node::sync`], whether something was synced or not.
+    /// A follower, or a node that led, has what is durable: it owes an ACK, and applies that unless its leader is
+    /// elected. A leader asks the commit rule at the end of [`Node::sync`], whether something was synced or not.
     pub(super) fn on_durable(&mut self, io: &mut dyn Io, token: Durable) {
-        if token.generation() == self.wal.generation() && !matches!(self.role, Role::Leader(_)) {
+        let applies = !matches!(self.role, Role::Leader(_)) && !self.meta.get().is_elected();
+        if applies && token.generation() == self.wal.generation() {
             self.apply_up_to(io, token.lsn());
         }
     }
@@ -152,28 +169,5 @@ impl Node {
             return self.commit;
         }
         self.commit.min(self.wal.durable().lsn())
-    }
-
-    /// Applies the records up to `to`, and answers the writers among them one by one.
-    pub(super) fn apply_up_to(&mut self, io: &mut dyn Io, to: Lsn) {
-        if to <= self.applied {
-            return;
-        }
-        let mut inflight = std::mem::take(&mut self.inflight);
-        inflight.apply(self.applied.next(), to, |group| {
-            let ahead = self.keyspace.look_ahead(group);
-            for (index, record) in group.iter().enumerate() {
-                let existed = self.keyspace.apply_ahead(&ahead, index).existed;
-                self.applied = record.lsn;
-                if matches!(self.role, Role::Leader(_)) {
-                    let found = existed || !matches!(record.effect, Effect::Delete { .. });
-                    self.answer_write(io, record.lsn, found);
-                    // Now, and not after the loop: a write behind such a read may be applied in the same call.
-                    self.release_barred_readers(io, record.lsn);
-                }
-            }
-        });
-        self.inflight = inflight;
-        assert!(self.applied == to, "records up to {to} were to be applied, and end at {}", self.applied);
     }
 }
