@@ -17,10 +17,10 @@
 
 use std::io;
 
+use super::config::FeedLimits;
 use super::fatal::{fence, malformed};
 use super::leader::Link;
 use super::{Node, Role, Stop};
-use super::config::FeedLimits;
 use crate::conn::{ConnId, Io, OutBuf};
 use crate::disk::Disk;
 use crate::ids::{Chain, Lsn, Term};
@@ -103,7 +103,9 @@ impl Transfer {
         let file = disk.open(&self.name)?;
         let mut sent = Ok(());
         for _ in 0..SNAPSHOT_CHUNKS_PER_TURN {
-            let (Some(offset), size) = (self.next, self.chunk_bytes().min(limits.frame_bytes as u64)) else { break };
+            let (Some(offset), size) = (self.next, self.chunk_bytes().min(limits.frame_bytes as u64)) else {
+                break;
+            };
             if size == 0 || out.len() + size as usize > limits.high_water {
                 break;
             }
