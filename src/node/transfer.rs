@@ -171,6 +171,10 @@ impl Node {
         peer.progress.on_session(match_lsn, last, loop_now);
         peer.progress.leave();
         peer.session_stands();
+        if let Some(quorum) = &mut leader.quorum {
+            quorum.session(index);
+        }
+        let peer = &leader.peers[index];
         self.counters.sessions += 1;
         log_info!(
             "replication",
@@ -240,6 +244,7 @@ impl Node {
                 peer.backoff.on_success();
                 peer.down_told = false;
             }
+            self.echoed(io, index, ack.offset);
             return Ok(());
         };
         if ack.offset != transfer.bytes || installed != (transfer.tag.s, transfer.chain) {
@@ -283,6 +288,9 @@ impl Node {
             }
             if transfer.next != began {
                 transfer.last_sent = now;
+                if let (Some(quorum), Some(next)) = (&mut leader.quorum, transfer.next) {
+                    quorum.sent(index, next, now);
+                }
             }
         }
         if let Some((index, why)) = unreadable {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
 use kvstore::node::{
-    FatalReason, FeedLimits, FlushMode, Node, NodeConfig, PinConfig, RoleFlag, SnapshotConfig,
+    ElectionConfig, FatalReason, FeedLimits, FlushMode, Node, NodeConfig, PinConfig, RoleFlag, SnapshotConfig,
 };
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
@@ -84,6 +84,10 @@ pub struct MiniCluster {
     pub feed: FeedLimits,
     /// As `snapshot`.
     pub pin: PinConfig,
+    /// Once: a node stands still for so long within its turn, before it takes what its client sent.
+    pub pause_before_client_ms: Option<u64>,
+    /// As `snapshot`.
+    pub election: ElectionConfig,
 }
 
 fn address(name: &str) -> String {
@@ -138,6 +142,7 @@ impl MiniCluster {
             feed: self.feed,
             pin: self.pin,
             snapshot: self.snapshot,
+            election: self.election,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {
@@ -385,6 +390,9 @@ impl MiniCluster {
             inbox.into_iter().partition(|(sender, _)| from.is_none_or(|from| from == sender));
         slot.inbox = left;
         for (sender, event) in taken {
+            if let Some(ms) = self.pause_before_client_ms.take_if(|_| sender == "client") {
+                self.pass(ms);
+            }
             self.take(name, &sender, event, now)?;
         }
         let slot = self.slot(name);
