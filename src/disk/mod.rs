@@ -87,9 +87,9 @@ pub trait Disk {
     fn flush_poll(&mut self) -> Option<io::Result<()>> {
         None
     }
-    /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do; those that are
-    /// there already need not stay in the page cache. It waits for nothing, proves nothing, and has no error: what
-    /// fails is reported by the next sync of the file.
+    /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do; those that
+    /// are there already need not stay in the page cache. It waits for nothing, proves nothing, and has no error:
+    /// what fails is reported by the next sync of the file.
     fn start_writeback(&mut self, _file: FileId, _offset: u64, _len: u64) {}
     /// Waits for the flush under way, and gives its result.
     fn flush_wait(&mut self) -> io::Result<()> {

@@ -1,8 +1,9 @@
 //! Memory for a load: all of it in one allocation, and of large pages where the system has them.
 //!
-//! A load of 2 GiB touches half a million pages of 4 KiB for the first time, 1.6 us each: 0.8 s, as long as all the rest
-//! of the work on those bytes. In pages of 2 MiB it is 0.13 s. Only a load asks for them: to clear one takes 0.1 ms, and
-//! a virtual machine whose host has taken the memory back waits 2 to 4 ms for it, which no single request should.
+//! A load of 2 GiB touches half a million pages of 4 KiB for the first time, 1.6 us each: 0.8 s, as long as all the
+//! rest of the work on those bytes. In pages of 2 MiB it is 0.13 s. Only a load asks for them: to clear one takes
+//! 0.1 ms, and a virtual machine whose host has taken the memory back waits 2 to 4 ms for it, which no single request
+//! should.
 //!
 //! Nothing is touched before it is used, so what was announced and does not come takes no memory.
 
@@ -40,7 +41,7 @@ impl DerefMut for Bulk {
 fn ask_for_large_pages(bytes: &mut [u8]) {
     #[cfg(target_os = "linux")]
     {
-        /// Bytes of the smallest pages anywhere are a part of it; an advice begins at the begin of a page.
+        /// A multiple of the smallest pages of every machine: an advice begins where a page does.
         const PAGE: usize = 64 << 10;
         let skipped = bytes.as_ptr().align_offset(PAGE).min(bytes.len());
         let range = &mut bytes[skipped..];

@@ -299,7 +299,7 @@ impl Node {
         }
     }
 
-    /// Whether a follower is being sent a snapshot, or the log that is behind it: the loop has work while its disk works.
+    /// Whether a follower is sent a snapshot, or the log behind one: the loop has work while its disk works.
     pub(super) fn is_feeding(&self) -> bool {
         self.leader().is_some_and(|leader| {
             leader.peers.iter().any(|peer| match &peer.link {

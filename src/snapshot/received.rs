@@ -4,9 +4,8 @@
 //! still on its way, and damage ends the transfer where it stands. After a lost connection the sender goes on at
 //! [`ReceivedFile::offset`]. A restart begins anew: the file is a leftover then.
 //!
-//! Writeback is begun with each chunk, and what is 16 MiB behind leaves the page cache: the sync at the end finds nothing
-//! to do, and a file of many GiB costs neither that much of the cache nor, while entries need fresh pages too, the time
-//! to clear them.
+//! Writeback is begun with each chunk, and what is 16 MiB behind leaves the page cache: the sync at the end finds
+//! nothing to do, and a file of many GiB takes no more of the cache than that.
 
 use crate::disk::{Disk, FileId};
 use crate::ids::ClusterId;
