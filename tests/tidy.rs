@@ -51,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("time", &[]),
     ("rng", &[]),
     ("ledger", &[]),
+    ("progress", &[]),
     ("sabotage", &[]),
     ("address", &["limits"]),
     (
@@ -116,6 +117,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "inspect",
         &[
+            "backup",
             "disk",
             "ids",
             "inspect",
@@ -127,7 +129,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wal",
         ],
     ),
-    ("client", &["address", "backup", "client", "disk", "ids", "limits", "rng", "trace::STAGES", "wire"]),
+    (
+        "client",
+        &["address", "backup", "client", "disk", "ids", "limits", "progress", "rng", "trace::STAGES", "wire"],
+    ),
 ];
 
 /// Words that only some parts may write.
