@@ -33,6 +33,7 @@ start_leader() {
     in_background "$dir/leader.log" "$KVSTORE" --port "$leader_port" --data-dir "$dir/leader" --role=leader \
         --peers="$follower_port" --ack=leader --retain-log-bytes=0 --snapshot-log-bytes=1000000000000
     LEADER_PID=${PIDS[-1]}
+    # shellcheck disable=SC2034 # for await_writes
     PORT=$leader_port
     await_writes kvstore
 }
@@ -86,6 +87,7 @@ give_memory_back() { rm -f "$dir/warm.tmp"; }
 
 copy() {
     printf '%-24s' "$1"
+    # shellcheck disable=SC2012 # the names are the node's own
     "$KV_BENCH" floor-copy "$(ls "$dir"/leader/*.kvsnap | tail -n 1)" "$dir"
 }
 
