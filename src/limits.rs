@@ -97,6 +97,12 @@ pub const SNAPSHOT_READ_SIZE: usize = 1 << 20;
 pub const SNAPSHOT_BUFFER_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a snapshot in one chunk of its transfer, at most.
 pub const SNAPSHOT_CHUNK_SIZE_MAX: usize = 1 << 20;
+/// Chunks sent to a follower in one turn. One is too few where a turn answers 50 writers: it takes 1 ms, and so does a
+/// chunk. With four those writers wait longer, and the transfer takes as long.
+pub const SNAPSHOT_CHUNKS_PER_TURN: usize = 2;
+/// Bytes of a received snapshot behind its end that are on the disk by now: their pages are given back to the system,
+/// and taken for the bytes that come next.
+pub const SNAPSHOT_WRITE_BEHIND: u64 = 16 << 20;
 /// Bytes of log since the last snapshot after which the next is made, by default at least. Twice the size of the last
 /// one if that is more: then a key costs at most half a write of a snapshot per write.
 pub const SNAPSHOT_LOG_BYTES_MIN: u64 = 256 << 20;
@@ -225,6 +231,7 @@ const _: () = {
     assert!(SNAPSHOT_RETRY_MS_MIN < SNAPSHOT_RETRY_MS_MAX && SNAPSHOT_RATE_LOADED < SNAPSHOT_RATE_IDLE);
     assert!(SNAPSHOT_LOG_BYTES_FLAG_MIN <= SNAPSHOT_LOG_BYTES_MIN && SNAPSHOTS_KEPT >= 2);
     assert!(SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
+    assert!(SNAPSHOT_CHUNKS_PER_TURN * (SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK) <= PEER_OUTPUT_HIGH_WATER);
     assert!(
         ARCHIVE_LOG_BYTES_MIN <= ARCHIVE_LOG_BYTES_DEFAULT && ARCHIVE_RETRY_MS_MIN < ARCHIVE_RETRY_MS_MAX
     );

@@ -244,6 +244,16 @@ fn what_must_know_the_end_of_the_durable_log_waits_for_the_flush() {
 /// A leader with one follower, both of whose first records are acknowledged; the follower's connection.
 fn leader_with_follower(disk: &MemDisk) -> (LoneNode, ConnId) {
     let mut lone = LoneNode::flushing(FlushMode::Beside, disk, RoleFlag::Leader, &["follower:1"]);
+    let conn = follow(&mut lone);
+    lone.pass_ms(1);
+    let _ = lone.send(conn, &bytes_of(|out| Ack { last_lsn: Lsn(1), ..Ack::default() }.encode(out)));
+    assert_eq!(lone.node.positions(), (Lsn(1), Lsn(1), Lsn(1)));
+    let _ = lone.said(conn);
+    (lone, conn)
+}
+
+/// The follower that the leader dials opens a session, with nothing in its log.
+fn follow(lone: &mut LoneNode) -> ConnId {
     let (_, conn) = lone.take_dialled().pop().expect("it dials at once");
     let theirs = Hello::decode(&lone.said(conn)[0].1).expect("a HELLO");
     let greeting = Hello {
@@ -265,11 +275,32 @@ fn leader_with_follower(disk: &MemDisk) -> (LoneNode, ConnId) {
         repair_until: Lsn::ZERO,
     };
     let _ = lone.send(conn, &bytes_of(|out| reply.encode(out)));
-    lone.pass_ms(1);
-    let _ = lone.send(conn, &bytes_of(|out| Ack { last_lsn: Lsn(1), ..Ack::default() }.encode(out)));
-    assert_eq!(lone.node.positions(), (Lsn(1), Lsn(1), Lsn(1)));
-    let _ = lone.said(conn);
-    (lone, conn)
+    conn
+}
+
+#[test]
+fn auto_goes_beside_the_loop_while_a_follower_catches_up() {
+    let disk = MemDisk::new();
+    let mut lone = LoneNode::flushing(FlushMode::Auto, &disk, RoleFlag::Leader, &["follower:1"]);
+    let client = lone.connect();
+    for _ in 0..3 {
+        let _ = put(&mut lone, client, &[7; 1 << 20]);
+    }
+    disk.hold_flushes(true);
+    assert!(!disk.flush_is_pending(), "nobody catches up: inline");
+    let conn = follow(&mut lone);
+    let _ = put(&mut lone, client, b"1");
+    assert!(disk.flush_is_pending(), "there is more to be sent meanwhile: beside");
+    end_flush(&disk, &mut lone);
+    let frame_counts = (0..8).map(|_| {
+        lone.pass_ms(1);
+        sent(&lone.said(conn)).len()
+    });
+    assert!(frame_counts.sum::<usize>() > 0, "frames of the log");
+    let synced = lone.node.counters.syncs;
+    let _ = put(&mut lone, client, b"2");
+    assert!(!disk.flush_is_pending(), "it has everything: inline");
+    assert_eq!(lone.node.counters.syncs, synced + 1);
 }
 
 /// What a follower is sent in these frames: how many records each has.

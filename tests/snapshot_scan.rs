@@ -54,7 +54,7 @@ fn scan(keyspace: &mut Keyspace, changes: &[Change], slice: u32, disk: &mut MemD
 fn load(disk: &mut MemDisk, name: &str) -> Keyspace {
     let mut reader = SnapshotReader::open(disk, name, Some(CLUSTER)).unwrap();
     let mut keyspace = Keyspace::new([3, 4]);
-    keyspace.reserve(reader.info().entries);
+    keyspace.reserve(reader.info().entries, reader.info().bytes);
     while let Some(block) = reader.next_block(disk).unwrap() {
         keyspace.load(block.entries());
     }

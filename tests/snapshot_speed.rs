@@ -90,7 +90,7 @@ fn load(disk: &mut dyn Disk, name: &str) -> Keyspace {
     let begun = Instant::now();
     let mut reader = SnapshotReader::open(disk, name, None).expect("it was written");
     let mut keyspace = Keyspace::new([3, 4]);
-    keyspace.reserve(reader.info().entries);
+    keyspace.reserve(reader.info().entries, reader.info().bytes);
     while let Some(block) = reader.next_block(disk).expect("it is whole") {
         keyspace.load(block.entries());
     }

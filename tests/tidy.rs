@@ -41,6 +41,7 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("src/main.rs", "mallopt, before there is anything else"),
     ("src/disk/ring.rs", "an entry of io_uring, which names a descriptor and no memory"),
+    ("src/keyspace/bulk.rs", "madvise, which changes what backs memory of its own and not what it holds"),
 ];
 
 /// What each part of the library may use of the others. Parts that stand at the top (`net`, the binaries) are free.

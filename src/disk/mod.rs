@@ -89,8 +89,9 @@ pub trait Disk {
     fn flush_poll(&mut self) -> Option<io::Result<()>> {
         None
     }
-    /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do. It waits
-    /// for nothing, proves nothing, and has no error: what fails is reported by the next sync of the file.
+    /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do; those that
+    /// are there already need not stay in the page cache. It waits for nothing, proves nothing, and has no error:
+    /// what fails is reported by the next sync of the file.
     fn start_writeback(&mut self, _file: FileId, _offset: u64, _len: u64) {}
     /// Asks for these bytes to be read from the disk soon, so that reading them finds them in memory. It waits for
     /// nothing, and whether it helps shows nowhere.

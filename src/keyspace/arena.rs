@@ -9,12 +9,16 @@
 //! worst chunks that are used in part, by sizes that nobody asks for any more.
 //!
 //! A piece never moves. Growing allocates one chunk and, rarely, doubles the two lists of chunks (320 KiB together
-//! at ten million entries of 88 bytes). Left out: chunks are given back by dropping the arena alone.
+//! at ten million entries of 88 bytes). A load has the first chunks in one piece of memory (see `bulk`). Left out:
+//! chunks are given back by dropping the arena alone.
+
+use super::bulk::Bulk;
 
 /// Pieces are multiples of it.
 const STEP: usize = 8;
-/// Bytes of the largest piece. Above it what malloc adds is little: at most 2.4 %.
-pub(super) const PIECE_SIZE_MAX: usize = 1024;
+/// Bytes of the largest piece. Above it what malloc adds is at most 1.2 %; what is left at the end of a chunk of pieces
+/// of this size is 3 %, and of twice the size 6 %.
+pub(super) const PIECE_SIZE_MAX: usize = 2048;
 /// Bytes of a chunk: below what malloc maps apart, and so many that the list of chunks stays in the L2 cache.
 const CHUNK_SIZE: usize = 64 << 10;
 const CHUNK_STEPS: usize = CHUNK_SIZE / STEP;
@@ -73,6 +77,9 @@ impl Chunk {
 /// Invariants: a chunk with pieces given out and room for more is in the list of its class, one without any piece in
 /// the list of empty ones, and a full one in none.
 pub(super) struct Arena {
+    /// The first chunks, whole ones, before and after they are used.
+    bulk: Bulk,
+    /// The chunks behind them.
     bytes: Vec<Box<[u8; CHUNK_SIZE]>>,
     chunks: Vec<Chunk>,
     /// The first chunk with room for pieces of so many steps less one.
@@ -82,7 +89,19 @@ pub(super) struct Arena {
 
 impl Arena {
     pub(super) fn new() -> Arena {
-        Arena { bytes: Vec::new(), chunks: Vec::new(), with_room: [NO_CHUNK; CLASSES], empty: NO_CHUNK }
+        Arena::with_room_for(0)
+    }
+
+    /// An arena whose first chunks, for about so many bytes, lie in one piece of memory.
+    pub(super) fn with_room_for(bytes: u64) -> Arena {
+        let chunks = usize::try_from(bytes.div_ceil(CHUNK_SIZE as u64)).unwrap_or(0).min(CHUNKS_MAX);
+        Arena {
+            bulk: Bulk::new(chunks * CHUNK_SIZE),
+            bytes: Vec::new(),
+            chunks: Vec::new(),
+            with_room: [NO_CHUNK; CLASSES],
+            empty: NO_CHUNK,
+        }
     }
 
     /// Whether pieces for so many bytes are the same.
@@ -93,14 +112,24 @@ impl Arena {
     /// The first `len` bytes of a piece.
     #[inline]
     pub(super) fn get(&self, place: Place, len: usize) -> &[u8] {
-        let start = place.step() * STEP;
-        &self.bytes[place.chunk()][start..start + len]
+        let (number, start) = (place.chunk(), place.step() * STEP);
+        match number.checked_sub(self.bulk_chunks()) {
+            None => &self.bulk[number * CHUNK_SIZE + start..][..len],
+            Some(behind) => &self.bytes[behind][start..start + len],
+        }
     }
 
     /// The first `len` bytes of a piece, to be written.
     pub(super) fn get_mut(&mut self, place: Place, len: usize) -> &mut [u8] {
-        let start = place.step() * STEP;
-        &mut self.bytes[place.chunk()][start..start + len]
+        let (number, start) = (place.chunk(), place.step() * STEP);
+        match number.checked_sub(self.bulk_chunks()) {
+            None => &mut self.bulk[number * CHUNK_SIZE + start..][..len],
+            Some(behind) => &mut self.bytes[behind][start..start + len],
+        }
+    }
+
+    fn bulk_chunks(&self) -> usize {
+        self.bulk.len() / CHUNK_SIZE
     }
 
     /// A piece for `len` bytes, which are whatever they were.
@@ -118,15 +147,17 @@ impl Arena {
             step
         } else {
             let step = chunk.freed;
-            let link = &self.bytes[number as usize][step as usize * STEP..][..2];
-            chunk.freed = u16::from_be_bytes([link[0], link[1]]);
+            let link = self.get(place_of(number, step), 2);
+            let freed = u16::from_be_bytes([link[0], link[1]]);
+            self.chunks[number as usize].freed = freed;
             step
         };
+        let chunk = &mut self.chunks[number as usize];
         chunk.used += 1;
         if !chunk.has_room() {
             self.unlink(number);
         }
-        Place(u64::from(number) * CHUNK_STEPS as u64 + u64::from(step))
+        place_of(number, step)
     }
 
     /// Takes back a piece for `len` bytes.
@@ -154,11 +185,11 @@ impl Arena {
         }
     }
 
-    /// Bytes held, used or not.
+    /// Bytes held, used or not. What was never used of the room for a load is no memory.
     pub(super) fn memory_bytes(&self) -> u64 {
         let lists = self.bytes.capacity() * size_of::<Box<[u8; CHUNK_SIZE]>>()
             + self.chunks.capacity() * size_of::<Chunk>();
-        (self.bytes.len() * CHUNK_SIZE + lists) as u64
+        (self.chunks.len() * CHUNK_SIZE + lists) as u64
     }
 
     /// Panics unless the lists hold what they should and `used` pieces are given out.
@@ -193,9 +224,11 @@ impl Arena {
     fn add_chunk(&mut self, piece_steps: usize) {
         let number = self.empty;
         let number = if number == NO_CHUNK {
-            assert!(self.bytes.len() < CHUNKS_MAX, "a keyspace holds at most 8 TiB of small entries");
-            let chunk: Box<[u8]> = vec![0; CHUNK_SIZE].into();
-            self.bytes.push(chunk.try_into().expect("a chunk has CHUNK_SIZE bytes"));
+            assert!(self.chunks.len() < CHUNKS_MAX, "a keyspace holds at most 8 TiB of small entries");
+            if self.chunks.len() >= self.bulk_chunks() {
+                let chunk: Box<[u8]> = vec![0; CHUNK_SIZE].into();
+                self.bytes.push(chunk.try_into().expect("a chunk has CHUNK_SIZE bytes"));
+            }
             self.chunks.push(Chunk {
                 piece_steps: 0,
                 used: 0,
@@ -204,7 +237,7 @@ impl Arena {
                 previous: NO_CHUNK,
                 next: NO_CHUNK,
             });
-            self.bytes.len() as u32 - 1
+            self.chunks.len() as u32 - 1
         } else {
             self.empty = self.chunks[number as usize].next;
             number
@@ -242,6 +275,11 @@ impl Arena {
     }
 }
 
+/// The piece that begins at this step of a chunk.
+fn place_of(number: u32, step: u16) -> Place {
+    Place(u64::from(number) * CHUNK_STEPS as u64 + u64::from(step))
+}
+
 /// Steps of the piece for so many bytes.
 fn steps(len: usize) -> usize {
     debug_assert!((1..=PIECE_SIZE_MAX).contains(&len), "{len} bytes are no small entry");
@@ -255,8 +293,13 @@ mod tests {
 
     #[test]
     fn pieces_never_overlap_and_never_move_whatever_comes_and_goes() {
+        // The second arena has its first chunks in one piece, and some of the later ones behind them.
+        [0, 40 * CHUNK_SIZE as u64].into_iter().for_each(come_and_go);
+    }
+
+    fn come_and_go(room_bytes: u64) {
         let mut random = numbers();
-        let mut arena = Arena::new();
+        let mut arena = Arena::with_room_for(room_bytes);
         let mut pieces: Vec<(Place, usize, u8)> = Vec::new();
         for round in 0..60_000 {
             // Grows to some thousand pieces and shrinks to none, three times.
@@ -280,6 +323,16 @@ mod tests {
             arena.free(place, len);
         }
         arena.invariants(0);
+        assert!(arena.chunks.len() > 50 && arena.bytes.len() + arena.bulk_chunks() == arena.chunks.len());
+    }
+
+    #[test]
+    fn room_for_a_load_is_no_memory_before_it_is_used() {
+        let mut arena = Arena::with_room_for(10_000_000);
+        assert_eq!((arena.memory_bytes(), arena.bulk_chunks()), (0, 153));
+        (0..1000).for_each(|_| _ = arena.allocate(PIECE_SIZE_MAX));
+        arena.invariants(1000);
+        assert!(arena.bytes.is_empty() && arena.memory_bytes() < 1000 * PIECE_SIZE_MAX as u64 * 11 / 10);
     }
 
     #[test]
@@ -298,7 +351,7 @@ mod tests {
         places.into_iter().for_each(|place| arena.free(place, 82));
         let twice = arena.memory_bytes();
         assert!(twice < 2 * held + CHUNK_SIZE as u64);
-        for len in [8, 500, 1024] {
+        for len in [8, 500, 1024, PIECE_SIZE_MAX] {
             let places = fill(&mut arena, len);
             arena.invariants(places.len());
             places.into_iter().for_each(|place| arena.free(place, len));

@@ -5,7 +5,7 @@
 //! order changes of different keys came in; an effect never reads state to decide anything.
 //!
 //! An entry costs its bytes, 2 for the length of the key, up to 7 to the next multiple of 8, 8 for its slot and 11
-//! to 22 in the index (above 1 KiB: what malloc adds, and 24). No change takes longer than its own bytes and one
+//! to 22 in the index (above 2 KiB: what malloc adds, and 24). No change takes longer than its own bytes and one
 //! bounded step of growth: neither the index nor the slots nor the entries ever move as a whole (see `index`, `slab`
 //! and `arena`).
 //!
@@ -20,6 +20,7 @@
 mod ahead;
 mod arena;
 mod boxed;
+mod bulk;
 mod entry;
 mod index;
 mod slab;
@@ -31,6 +32,7 @@ pub use index::Growth;
 use siphasher::sip::SipHasher13;
 
 use crate::wire::Effect;
+use arena::PIECE_SIZE_MAX;
 use entry::Totals;
 use index::{Index, TABLE_PLACES};
 use slab::Slab;
@@ -143,12 +145,17 @@ impl Keyspace {
         self.slab.get(slot).map(entry::decode)
     }
 
-    /// Makes the index of an empty keyspace as large as so many entries need, in one step as long as its memory: for
-    /// loads, not between requests. Without it the index splits its way there, and writes every element about twice.
-    pub fn reserve(&mut self, entries: u64) {
-        if self.is_empty() {
-            self.index = Index::with_room_for(entries, self.table_places);
+    /// Makes an empty keyspace ready for so many entries of so many bytes together: its index as large as they need, in
+    /// one step as long as its memory, and one piece of memory for all of them. For loads, not between requests.
+    /// Without it the index splits its way there, and writes every element about twice, and each page is a fault.
+    pub fn reserve(&mut self, entries: u64, bytes: u64) {
+        if !self.is_empty() {
+            return;
         }
+        self.index = Index::with_room_for(entries, self.table_places);
+        // Larger entries go elsewhere: the room for them would be none of theirs.
+        let are_small = bytes / entries.max(1) <= PIECE_SIZE_MAX as u64;
+        self.slab.reserve(if are_small { bytes } else { 0 });
     }
 
     /// Puts entries, in order. Faster than one by one: the index lines of all of them are asked for before the first

@@ -82,6 +82,13 @@ impl Slab {
         Slab { chunks: Vec::new(), free: NO_SLOT, arena: Arena::new(), boxed: Boxed::new() }
     }
 
+    /// Room for entries of about so many bytes, while there is no slot yet.
+    pub(super) fn reserve(&mut self, bytes: u64) {
+        if self.chunks.is_empty() {
+            self.arena = Arena::with_room_for(bytes);
+        }
+    }
+
     /// Slots there are, used or free. Never falls.
     pub(super) fn slot_count(&self) -> u32 {
         // Checked when a chunk was added.

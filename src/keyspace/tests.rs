@@ -163,9 +163,9 @@ fn a_load_puts_like_single_puts_whatever_was_reserved() {
     entries().for_each(|(key, value)| _ = one_by_one.apply(&Effect::Put { key, value }));
     for (reserved, table_places) in [(0, 8), (100, 8), (2_500, 64), (2_500, 2048), (1_000_000, 64)] {
         let mut loaded = Keyspace::with_table_places([3, 4], table_places);
-        loaded.reserve(reserved);
+        loaded.reserve(reserved, 20 * reserved);
         loaded.load(entries().take(1_000));
-        loaded.reserve(1); // Not empty any more: nothing happens.
+        loaded.reserve(1, 1); // Not empty any more: nothing happens.
         loaded.load(entries().skip(1_000));
         loaded.invariants();
         assert_eq!((loaded.len(), loaded.state_hash()), (one_by_one.len(), one_by_one.state_hash()));
@@ -175,7 +175,7 @@ fn a_load_puts_like_single_puts_whatever_was_reserved() {
 #[test]
 fn an_index_with_room_does_not_grow() {
     let mut keyspace = Keyspace::new([1, 2]);
-    keyspace.reserve(200_000);
+    keyspace.reserve(200_000, 0);
     let before = keyspace.growth();
     assert_eq!((before.tables, before.directory_size), (256, 256));
     for number in 0..200_000u32 {

@@ -35,7 +35,8 @@ pub enum FlushMode {
     Inline,
     /// The sync runs beside the loop.
     Beside,
-    /// Beside the loop while there are readers, inline otherwise: each where it was measured to be better.
+    /// Beside the loop while there are readers or a follower catches up, inline otherwise: each where it was measured
+    /// to be better.
     Auto,
 }
 
@@ -69,7 +70,9 @@ impl Node {
         let wanted = match self.config.flush {
             FlushMode::Inline => false,
             FlushMode::Beside => true,
-            FlushMode::Auto => self.others_would_wait() || self.need_not_wait_for_own_disk(),
+            FlushMode::Auto => {
+                self.others_would_wait() || self.is_feeding() || self.need_not_wait_for_own_disk()
+            }
         };
         wanted && self.config.wal.durability == Durability::Fsync
     }

@@ -186,7 +186,9 @@ impl Node {
 
     fn empty_keyspace(&mut self) {
         self.keyspace.clear();
-        self.keyspace.reserve(self.install.as_ref().map_or(0, |install| install.entries));
+        if let Some(install) = &self.install {
+            self.keyspace.reserve(install.entries, install.file.offer().bytes);
+        }
     }
 
     fn ack_snapshot(

@@ -72,7 +72,7 @@ impl Loader {
         if let Some(info) = source {
             let reader = SnapshotReader::open(disk, &info.name, Some(info.cluster_id));
             phase = Phase::Snapshot(Box::new(reader.map_err(LoadError::Snapshot)?));
-            keyspace.reserve(info.entries);
+            keyspace.reserve(info.entries, info.bytes);
             snapshot_bytes = info.bytes;
             first = if is(Variant::SnapshotTakenTooLate) { info.id.e.next() } else { info.id.s.next() };
         }

@@ -4,7 +4,7 @@
 //! OPEN_REPLY, match LSN below the log's beginning
 //!     -> SNAPSHOT_OFFER      the newest published snapshot; what it needs is *kept* from now on
 //!     <- SNAPSHOT_ACK        at which byte to begin: not 0 where an earlier transfer of the same file broke off
-//!     -> SNAPSHOT_CHUNK ...  one per turn while the output buffer is low: memory is bounded, whatever the file's size
+//!     -> SNAPSHOT_CHUNK ...  two per turn while the output buffer is low: memory is bounded, whatever the file's size
 //!     <- SNAPSHOT_ACK ...    one for each chunk; it counts as a sign of life
 //!     <- SNAPSHOT_ACK        installed: match LSN S
 //!     -> APPEND_ENTRIES      from S+1, as for any follower that is behind
@@ -12,14 +12,19 @@
 //!
 //! What stays where it is meanwhile, and what that may cost, stands in `keep`.
 //!
-//! The file is opened for each chunk: three calls more per MiB, and no handle that outlives a session.
+//! The file is opened for each turn's chunks: no handle outlives a session. While a transfer is under way the log is
+//! flushed beside the loop (see `flush`), which reads and sends chunks in that time.
 
+use std::io;
+
+use super::config::FeedLimits;
 use super::fatal::{fence, malformed};
 use super::leader::Link;
 use super::{Node, Role, Stop};
-use crate::conn::{ConnId, Io};
-use crate::ids::{Chain, Lsn};
-use crate::limits::{SNAPSHOT_CHUNK_SIZE_MAX, TRANSFER_SILENCE_MS};
+use crate::conn::{ConnId, Io, OutBuf};
+use crate::disk::Disk;
+use crate::ids::{Chain, Lsn, Term};
+use crate::limits::{SNAPSHOT_CHUNK_SIZE_MAX, SNAPSHOT_CHUNKS_PER_TURN, TRANSFER_SILENCE_MS};
 use crate::log_info;
 use crate::snapshot::{SnapshotId, SnapshotInfo};
 use crate::time::Time;
@@ -85,6 +90,36 @@ impl Transfer {
 
     fn chunk_bytes(&self) -> u64 {
         self.next.map_or(0, |next| self.bytes - next).min(SNAPSHOT_CHUNK_SIZE_MAX as u64)
+    }
+
+    /// The chunks of one turn.
+    fn send_chunks(
+        &mut self,
+        disk: &mut dyn Disk,
+        out: &mut OutBuf,
+        term: Term,
+        limits: &FeedLimits,
+    ) -> io::Result<()> {
+        let file = disk.open(&self.name)?;
+        let mut sent = Ok(());
+        for _ in 0..SNAPSHOT_CHUNKS_PER_TURN {
+            let (Some(offset), size) = (self.next, self.chunk_bytes().min(limits.frame_bytes as u64)) else {
+                break;
+            };
+            if size == 0 || out.len() + size as usize > limits.high_water {
+                break;
+            }
+            let head = (term, self.tag, offset);
+            sent = SnapshotChunk::encode_with(out.bytes_mut(), head, size as usize, |room| {
+                disk.read_exact_at(file, offset, room)
+            });
+            if sent.is_err() {
+                break;
+            }
+            self.next = Some(offset + size);
+        }
+        disk.close(file);
+        sent
     }
 }
 
@@ -233,39 +268,28 @@ impl Node {
         Ok(())
     }
 
-    /// A chunk to each follower that gets a snapshot and whose buffer is low.
+    /// Chunks to each follower that gets a snapshot and whose buffer is low.
     pub(super) fn feed_transfers(&mut self, io: &mut dyn Io) {
-        let (now, term, low_water) = (self.now, self.meta.get().term, self.config.feed.low_water);
-        let size_max = self.config.feed.frame_bytes as u64;
+        let (now, term, limits) = (self.now, self.meta.get().term, self.config.feed);
         let Role::Leader(leader) = &mut self.role else { return };
         let (disk, mut unreadable) = (self.disk.as_mut(), None);
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Sending(transfer) = &mut peer.link else { continue };
-            let (Some(offset), size @ 1..) = (transfer.next, transfer.chunk_bytes().min(size_max)) else {
-                continue;
-            };
-            let out = io.output(transfer.conn);
-            if out.len() > low_water {
+            if transfer.chunk_bytes() == 0 {
                 continue;
             }
-            let head = (term, transfer.tag, offset);
-            let read = disk.open(&transfer.name).and_then(|file| {
-                let result = SnapshotChunk::encode_with(out.bytes_mut(), head, size as usize, |room| {
-                    disk.read_exact_at(file, offset, room)
-                });
-                disk.close(file);
-                result
-            });
-            match read {
-                Ok(()) => {
-                    transfer.next = Some(offset + size);
-                    transfer.last_sent = now;
-                    if let Some(quorum) = &mut leader.quorum {
-                        quorum.sent(index, offset + size, now);
-                    }
-                }
-                Err(error) => {
-                    unreadable = Some((index, format!("{} at byte {offset}: {error}", transfer.name)))
+            let out = io.output(transfer.conn);
+            if out.len() > limits.low_water {
+                continue;
+            }
+            let began = transfer.next;
+            if let Err(error) = transfer.send_chunks(disk, out, term, &limits) {
+                unreadable = Some((index, format!("{}: {error}", transfer.name)));
+            }
+            if transfer.next != began {
+                transfer.last_sent = now;
+                if let (Some(quorum), Some(next)) = (&mut leader.quorum, transfer.next) {
+                    quorum.sent(index, next, now);
                 }
             }
         }
@@ -273,6 +297,17 @@ impl Node {
             self.keep_nothing_for(index);
             self.peer_refused(io, index, &format!("the snapshot cannot be read for it: {why}"));
         }
+    }
+
+    /// Whether a follower is sent a snapshot, or the log behind one: the loop has work while its disk works.
+    pub(super) fn is_feeding(&self) -> bool {
+        self.leader().is_some_and(|leader| {
+            leader.peers.iter().any(|peer| match &peer.link {
+                Link::Sending(transfer) => transfer.chunk_bytes() > 0,
+                Link::Streaming(stream) => stream.behind.is_some(),
+                _ => false,
+            })
+        })
     }
 
     /// Whether a transfer could go on now.

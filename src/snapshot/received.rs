@@ -3,10 +3,13 @@
 //! Bytes are written to [`RECEIVED_NAME`] and judged as they come, so that entries can be loaded while the rest is
 //! still on its way, and damage ends the transfer where it stands. After a lost connection the sender goes on at
 //! [`ReceivedFile::offset`]. A restart begins anew: the file is a leftover then.
+//!
+//! Writeback is begun with each chunk, and what is 16 MiB behind leaves the page cache: the sync at the end finds
+//! nothing to do, and a file of many GiB takes no more of the cache than that.
 
 use crate::disk::{Disk, FileId};
 use crate::ids::ClusterId;
-use crate::limits::SNAPSHOT_CHUNK_SIZE_MAX;
+use crate::limits::{SNAPSHOT_CHUNK_SIZE_MAX, SNAPSHOT_WRITE_BEHIND};
 
 use super::block::{BLOCK_HEADER_SIZE, Block, PAYLOAD_SIZE_MAX};
 use super::error::{Fault, ReceiveError, SnapshotError, path};
@@ -80,7 +83,8 @@ impl ReceivedFile {
         disk.write_all_at(self.file, offset, bytes).map_err(|source| {
             ReceiveError::Write(SnapshotError::new(disk, "write a chunk to", RECEIVED_NAME, offset, source))
         })?;
-        disk.start_writeback(self.file, offset, bytes.len() as u64);
+        let from = offset.saturating_sub(SNAPSHOT_WRITE_BEHIND);
+        disk.start_writeback(self.file, from, end - from);
         self.parser.room(bytes.len()).copy_from_slice(bytes);
         Ok(())
     }
