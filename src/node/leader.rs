@@ -31,6 +31,8 @@ pub struct Leader {
     /// Who waits for `term_lsn`.
     pub barred_readers: Vec<ConnId>,
     pub(super) round: u64,
+    /// What the rule said last.
+    pub(super) committed: Lsn,
     pub(super) states: Vec<FollowerState>,
     pub(super) feed: Vec<u8>,
     /// Of an elected one: since when a majority has heard it. Its followers are `peers`, in their order.
@@ -141,6 +143,7 @@ impl Leader {
             writers: VecDeque::new(),
             barred_readers: Vec::new(),
             round: 0,
+            committed: Lsn::ZERO,
             states: Vec::new(),
             feed: Vec::new(),
             quorum: None,

@@ -299,7 +299,7 @@ impl Node {
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
-            (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(conn, frame.body),
             (Conn::PeerOut(_), MessageType::SnapshotAck) => self.on_snapshot_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
             (Conn::New(_), _) => fence(format!("{message_type:?} before a hello")),

@@ -90,7 +90,7 @@ impl Node {
         }
     }
 
-    pub(super) fn on_ack(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
+    pub(super) fn on_ack(&mut self, conn: ConnId, body: &[u8]) -> Result<(), Stop> {
         let ack = Ack::decode(body).map_err(malformed("APPEND_ENTRIES_ACK"))?;
         let (last, loop_now, now) = (self.awaited_lsn(), self.loop_clock.now(), self.now);
         let streaming = match &mut self.role {
@@ -141,7 +141,7 @@ impl Node {
             quorum.echoed(index, ack.round);
         }
         self.rejoin(index);
-        self.advance_commit(io);
+        // What it commits is applied in [`Node::finish_turn`], when this turn's batch is on its way to all disks.
         Ok(())
     }
 
@@ -169,22 +169,30 @@ impl Node {
         }
     }
 
-    /// Asks the rule again; applies and answers what is committed now.
-    pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
+    /// Asks the commit rule, and remembers what it says: before a batch leaves, which tells it.
+    pub(super) fn raise_commit(&mut self) {
         let (own, releasable) = (self.wal.durable(), self.releasable());
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
         leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));
         let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
-        self.commit = self.commit.max(committed);
-        if committed > self.applied {
+        leader.committed = committed;
+        // Records loaded at the start are applied already, committed or not; see `start`.
+        if committed > self.commit.max(self.applied) {
             self.marks.committed(committed);
             if let Some(trace) = &mut self.trace {
                 trace.committed(committed, self.clock.now());
             }
         }
-        // Records loaded at the start are applied already, committed or not; see `start`.
-        self.apply_up_to(io, committed);
+        self.commit = self.commit.max(committed);
+    }
+
+    /// Applies what is committed, and answers its writers.
+    pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
+        self.raise_commit();
+        if let Some(committed) = self.leader().map(|leader| leader.committed) {
+            self.apply_up_to(io, committed);
+        }
     }
 
     /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.

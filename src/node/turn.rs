@@ -29,12 +29,17 @@ impl Node {
         }
         self.before_sync(wire);
         if self.needs_sync() {
-            // What may leave now leaves now: the followers' disks work while ours does. With it go the replies to what
-            // the ACKs of this turn have committed; they do not wait for this sync, and their receipts must not say so.
+            // The followers' disks work while ours does, and while what the ACKs of this turn have committed is
+            // applied and answered. Those replies do not wait for this sync, and their receipts must not say so.
+            self.flush_followers(wire)?;
+            self.advance_commit(wire);
             self.flush(wire)?;
             self.note_replied();
         }
         self.sync(wire)?;
+        // Replies and ACKs do not wait for what comes behind: a slice of a snapshot, zeros ahead of the log.
+        self.flush(wire)?;
+        self.note_replied();
         self.after_sync(wire)
     }
 
@@ -56,6 +61,7 @@ impl Node {
         }
         self.trace_turn();
         if matches!(self.role, Role::Leader(_)) {
+            self.raise_commit();
             self.send_current_batch(io);
         }
     }
