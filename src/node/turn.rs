@@ -3,7 +3,7 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
-use crate::limits::ZEROS_IDLE_AFTER_MS;
+use crate::limits::{ZEROS_EVERY_MS, ZEROS_IDLE_AFTER_MS};
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
@@ -132,10 +132,13 @@ impl Node {
         Ok(())
     }
 
-    /// Zeros ahead of the log: what a busy one is about to need, or whatever is left once nothing came for a while.
+    /// Zeros ahead of the log: what a busy one is about to need, so often that they take a small part of its time, or
+    /// whatever is left once nothing came for a while.
     fn write_zeros(&mut self) {
         let idle = self.now >= self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
-        self.wal.write_zeros(self.disk.as_mut(), idle);
+        if (idle || self.now >= self.zeros_at) && self.wal.write_zeros(self.disk.as_mut(), idle) {
+            self.zeros_at = self.now.after_ms(ZEROS_EVERY_MS);
+        }
     }
 
     /// When zeros are written although nothing happens.
