@@ -23,6 +23,7 @@ use super::{Client, ClientError, Fetch, FetchError};
 use crate::address::parse_address;
 use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
+use crate::wire::client::ReadMode;
 
 /// A snapshot takes as long as it takes: this is for a node that has gone.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -107,6 +108,10 @@ enum Command {
         /// 1 to 65535 bytes, any bytes.
         #[arg(allow_negative_numbers = true)]
         key: OsString,
+        /// How to read it, where leaders are elected: lease, quorum, or local, which any node answers and which may be
+        /// old; `-o json` shows how old. Without this as the node's own --reads says.
+        #[arg(long, value_name = "MODE", value_parser = parse_read_mode)]
+        reads: Option<ReadMode>,
     },
     /// Remove a key; exit 1 if it was not there.
     Delete {
@@ -132,6 +137,12 @@ enum Command {
         /// Allow the node to cut records off its log that were committed here; they are kept in a file.
         #[arg(long)]
         discard: bool,
+    },
+    /// Move leadership, where leaders are elected, to a follower that holds everything; the leader is found by itself.
+    Transfer {
+        /// To which member; without it to the one that holds most.
+        #[arg(value_name = "ADDR", value_parser = parse_address)]
+        address: Option<String>,
     },
     /// Make a snapshot, so that the log before it can go; done when it is durable.
     Snapshot {
@@ -213,6 +224,7 @@ impl Command {
             Command::Ping => "ping",
             Command::Promote { .. } => "promote",
             Command::Follow { .. } => "follow",
+            Command::Transfer { .. } => "transfer",
             Command::Snapshot { .. } => "snapshot",
             Command::Backup { .. } => "backup",
             Command::Explain { .. } => "explain",
@@ -228,6 +240,10 @@ impl Command {
 /// A percentile, p99.9 as 999,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Millionths(u64);
+
+fn parse_read_mode(text: &str) -> Result<ReadMode, String> {
+    ReadMode::from_name(text).ok_or_else(|| "one of lease, quorum, local is meant".to_owned())
+}
 
 fn parse_percentile(text: &str) -> Result<Millionths, String> {
     match text.parse::<f64>() {
@@ -307,12 +323,18 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
                 true => output::explained(&client.put_explained(key.as_bytes(), value)?, format),
             }
         }
-        Command::Get { key } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
+        Command::Get { key, reads: None } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
+        Command::Get { key, reads: Some(reads) } => {
+            output::read(key.as_bytes(), client.get_with(key.as_bytes(), reads)?, format)
+        }
         Command::Delete { key } => output::deleted(key.as_bytes(), &client.delete(key.as_bytes())?, format),
         Command::Ping => output::pong(&client.ping()?, format),
         Command::Status => output::status(&client.status()?.value, format),
         Command::Promote { force } => output::account(&client.promote(force)?, format),
         Command::Follow { address, discard } => output::account(&client.follow(&address, discard)?, format),
+        Command::Transfer { address } => {
+            output::account(&client.transfer(address.as_deref().unwrap_or_default())?, format)
+        }
         Command::Snapshot { no_wait } => {
             if !no_wait {
                 client.set_timeout(SNAPSHOT_TIMEOUT.max(timeout));

@@ -16,7 +16,8 @@
 //! Invariants:
 //! - Nothing that claims durability is built without a token of the log or of the identity record.
 //! - `applied <= durable`; on a leader `applied` grows with `commit` only (the state it began with aside). Where the
-//!   leader is elected, `applied <= commit` on every node; see `apply`.
+//!   leader is elected, `applied <= commit` on every node, and a leader may apply what its own disk does not have yet;
+//!   see `apply`.
 //! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
 //! - A write is in `inflight` from its append until it is applied, or, where it may have to wait long, in the log.
 
@@ -39,6 +40,7 @@ mod leader_open;
 mod load;
 mod pace;
 mod promote;
+mod reads;
 mod rebuild;
 mod repair;
 mod replog;
@@ -157,11 +159,16 @@ pub struct Node {
     meta: MetaStore,
     wal: Wal,
     under_way: Option<flush::UnderWay>,
+    /// When a sync ended last that was slow.
+    slow_sync_at: Option<Time>,
     /// Who was answered a read last, and when.
     last_read: Option<(ConnId, Time)>,
     keyspace: Keyspace,
     inflight: Inflight,
     due: apply::Due,
+    freshness: reads::Freshness,
+    /// A reading of the clock from after the frames came that are being read.
+    read_at: Option<Time>,
     applied: Lsn,
     /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
     complete_at: Lsn,
@@ -294,6 +301,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Form) => self.on_form(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::HandOver) => self.on_hand_over(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Vote) => self.on_vote(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FormReply) => self.on_form_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::VoteReply) => self.on_vote_reply(io, conn, frame.body),
@@ -301,7 +309,7 @@ impl Node {
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::OpenReply) => self.on_open_reply(io, conn, frame.body),
-            (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(conn, frame.body),
+            (Conn::PeerOut(_), MessageType::AppendEntriesAck) => self.on_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::SnapshotAck) => self.on_snapshot_ack(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FenceReply) => self.on_fence_reply(io, conn, frame.body),
             (Conn::New(_), _) => fence(format!("{message_type:?} before a hello")),

@@ -23,7 +23,7 @@ mod frame_text;
 pub mod mem_disk;
 #[path = "node_io.rs"]
 mod node_io;
-use frame_text::{Names, frame_text};
+use frame_text::{Names, frame_text, kind_of_file};
 pub use mem_disk::MemDisk;
 use mem_disk::{Keep, OpKind};
 use node_io::{NodeIo, VirtualClock, push, split_frames};
@@ -84,6 +84,8 @@ pub struct MiniCluster {
     pub feed: FeedLimits,
     /// As `snapshot`.
     pub pin: PinConfig,
+    /// Once: a node stands still for so long within its turn, before it takes what its client sent.
+    pub pause_before_client_ms: Option<u64>,
     /// As `snapshot`.
     pub election: ElectionConfig,
 }
@@ -201,6 +203,12 @@ impl MiniCluster {
                 self.slot(other).inbox.push_back((name.to_owned(), Event::Closed(*conn)));
             }
         }
+    }
+
+    /// SIGTERM: the node is asked to end. Nobody ends its process.
+    pub fn end(&mut self, name: &str) {
+        self.slot(name).node.as_mut().expect("it runs").begin_shutdown();
+        self.turn(name, None);
     }
 
     /// No more frames between two nodes: connections break, what was under way is lost, dials fail.
@@ -388,6 +396,9 @@ impl MiniCluster {
             inbox.into_iter().partition(|(sender, _)| from.is_none_or(|from| from == sender));
         slot.inbox = left;
         for (sender, event) in taken {
+            if let Some(ms) = self.pause_before_client_ms.take_if(|_| sender == "client") {
+                self.pass(ms);
+            }
             self.take(name, &sender, event, now)?;
         }
         let slot = self.slot(name);
@@ -580,15 +591,5 @@ impl Slot {
         let Some(node) = self.node.as_ref().filter(|_| !self.frozen) else { return false };
         let feeding = node.wants_feeding(|conn| self.io.output_if_open(conn).map_or(usize::MAX, OutBuf::len));
         !self.inbox.is_empty() || feeding || node.next_deadline().is_some_and(|deadline| deadline <= now)
-    }
-}
-
-fn kind_of_file(name: &str) -> &str {
-    match name {
-        "META.a" => "first copy of identity",
-        "META.b" => "second copy of identity",
-        spare if spare.ends_with(".tmp") => "next segment",
-        log if log.starts_with("wal-") => "log",
-        other => other,
     }
 }
