@@ -77,6 +77,8 @@ pub const APPLY_SLICE_SIZE: usize = 4 << 20;
 pub const ZEROS_AHEAD: u64 = 4 << 20;
 /// Bytes of zeros written in one turn, at most: 0.3 ms on the development machine.
 pub const ZEROS_PER_TURN: u64 = 1 << 20;
+/// Milliseconds between two such writes of a busy node, at least: 64 MiB/s.
+pub const ZEROS_EVERY_MS: u64 = 16;
 /// Milliseconds without requests or records after which a node has the rest of its zeros written.
 pub const ZEROS_IDLE_AFTER_MS: u64 = 20;
 

@@ -35,6 +35,8 @@ pub struct Leader {
     /// Who waits for an echo.
     pub(super) rounds: Rounds,
     pub(super) round: u64,
+    /// What the rule said last.
+    pub(super) committed: Lsn,
     pub(super) states: Vec<FollowerState>,
     pub(super) feed: Vec<u8>,
     /// Of an elected one: since when a majority has heard it. Its followers are `peers`, in their order.
@@ -137,6 +139,7 @@ impl Leader {
             barred_readers: Vec::new(),
             rounds: Rounds::default(),
             round: 0,
+            committed: Lsn::ZERO,
             states: Vec::new(),
             feed: Vec::new(),
             quorum: None,

@@ -163,6 +163,8 @@ pub struct Node {
     ack_lines: LineLimit,
     shutdown: Option<Time>,
     spare_retry_at: Time,
+    /// When a busy log may have its next zeros.
+    zeros_at: Time,
     /// A snapshot of the leader's on its way in.
     install: Option<Install>,
     /// The keyspace holds a part of a snapshot, or nothing, and not the state of `applied`.

@@ -91,6 +91,7 @@ impl Node {
             ack_lines: LineLimit::default(),
             shutdown: None,
             spare_retry_at: now,
+            zeros_at: now,
             install: None,
             state_is_given_up: false,
             slowness: None,

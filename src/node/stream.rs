@@ -156,7 +156,8 @@ impl Node {
             trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
         }
         self.rejoin(index);
-        self.advance_commit(io);
+        // What it commits is applied in [`Node::finish_turn`], when this turn's batch is on its way to all disks. A read
+        // that is answered before shows all that anybody was told.
         self.echoed(io, index, ack.round);
         Ok(())
     }
@@ -192,23 +193,31 @@ impl Node {
         }
     }
 
-    /// Asks the rule again; applies and answers what is committed now.
-    pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
+    /// Asks the commit rule, and remembers what it says: before a batch leaves, which tells it.
+    pub(super) fn raise_commit(&mut self) {
         let (own, releasable) = (self.wal.durable(), self.releasable());
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
         let voters = leader.peers.iter().filter(|peer| peer.votes);
         leader.states.extend(voters.map(|peer| peer.progress.state()));
         let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
-        self.commit = self.commit.max(committed);
-        if committed > self.applied {
+        leader.committed = committed;
+        // Records loaded at the start are applied already, committed or not; see `start`.
+        if committed > self.commit.max(self.applied) {
             self.marks.committed(committed);
             if let Some(trace) = &mut self.trace {
                 trace.committed(committed, self.clock.now());
             }
         }
-        // Records loaded at the start are applied already, committed or not; see `start`.
-        self.apply_up_to(io, committed);
+        self.commit = self.commit.max(committed);
+    }
+
+    /// Applies what is committed, and answers its writers.
+    pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
+        self.raise_commit();
+        if let Some(committed) = self.leader().map(|leader| leader.committed) {
+            self.apply_up_to(io, committed);
+        }
     }
 
     /// The record at `applied` is applied: if it is this term's first, reads need not wait any more.

@@ -12,6 +12,8 @@ impl Node {
     /// Runs what is due. `input_left`: peers sent more than this turn read, so nobody is judged for silence.
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
         self.election_timers(io, input_left)?;
+        // What the ACKs of this turn commit is told by its heartbeats already.
+        self.raise_commit();
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
         self.install_timers()?;

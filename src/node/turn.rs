@@ -3,7 +3,7 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
-use crate::limits::{FLUSH_SLOW_MS, ZEROS_IDLE_AFTER_MS};
+use crate::limits::{FLUSH_SLOW_MS, ZEROS_EVERY_MS, ZEROS_IDLE_AFTER_MS};
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
@@ -31,12 +31,17 @@ impl Node {
         }
         self.before_sync(wire);
         if self.needs_sync() {
-            // What may leave now leaves now: the followers' disks work while ours does. With it go the replies to what
-            // the ACKs of this turn have committed; they do not wait for this sync, and their receipts must not say so.
+            // The followers' disks work while ours does, and while what the ACKs of this turn have committed is
+            // applied and answered. Those replies do not wait for this sync, and their receipts must not say so.
+            self.flush_followers(wire)?;
+            self.advance_commit(wire);
             self.flush(wire)?;
             self.note_replied();
         }
         self.sync(wire)?;
+        // Replies and ACKs do not wait for what comes behind: a slice of a snapshot, zeros ahead of the log.
+        self.flush(wire)?;
+        self.note_replied();
         self.after_sync(wire)
     }
 
@@ -58,6 +63,7 @@ impl Node {
         }
         self.trace_turn();
         if matches!(self.role, Role::Leader(_)) {
+            self.raise_commit();
             self.send_current_batch(io);
         }
     }
@@ -133,10 +139,13 @@ impl Node {
         Ok(())
     }
 
-    /// Zeros ahead of the log: what a busy one is about to need, or whatever is left once nothing came for a while.
+    /// Zeros ahead of the log: what a busy one is about to need, so often that they take a small part of its time, or
+    /// whatever is left once nothing came for a while.
     fn write_zeros(&mut self) {
         let idle = self.now >= self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
-        self.wal.write_zeros(self.disk.as_mut(), idle);
+        if (idle || self.now >= self.zeros_at) && self.wal.write_zeros(self.disk.as_mut(), idle) {
+            self.zeros_at = self.now.after_ms(ZEROS_EVERY_MS);
+        }
     }
 
     /// When zeros are written although nothing happens.

@@ -6,7 +6,7 @@
 //!   shows whether they were written. If they cannot be, it is the append's business to fail there.
 //! - A busy log has them written a step per turn, as it comes near: [`ZEROS_AHEAD`] bytes in front of its end, and the
 //!   spare file, which is begun when the segment is half full, twice as fast as the second half fills. An idle one has
-//!   the rest of both written. A log that is faster than that runs on into allocated space, and is slower there.
+//!   the rest of both written. A log that is faster than its node lets it have zeros runs on into allocated space.
 //! - What a restart finds in its active segment is not known to be written: it is written again behind the end.
 //!
 //! Without syncs ([`Durability::Os`]) it would all be for nothing, and nothing is done.
@@ -31,9 +31,9 @@ impl Wal {
         self.next_zeros(true).is_some()
     }
 
-    /// Writes some zeros ahead, if the log wants them now. `idle`: whatever is left.
-    pub fn write_zeros(&mut self, disk: &mut dyn Disk, idle: bool) {
-        let Some((target, offset, len)) = self.next_zeros(idle) else { return };
+    /// Writes some zeros ahead, if the log wants them now. `idle`: whatever is left. Returns whether it did.
+    pub fn write_zeros(&mut self, disk: &mut dyn Disk, idle: bool) -> bool {
+        let Some((target, offset, len)) = self.next_zeros(idle) else { return false };
         let (file, zeros) = match (target, &mut self.spare) {
             (Target::Active, _) => (self.active.expect("it has an end"), &mut self.zeros),
             (Target::Spare, spare) => {
@@ -42,6 +42,7 @@ impl Wal {
             }
         };
         *zeros = if disk.zero_ahead(file, offset, len) { Zeros(offset + len) } else { Zeros::UNWANTED };
+        true
     }
 
     /// Which bytes are to be zeroed next.
