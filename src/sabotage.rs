@@ -86,7 +86,8 @@ variants! {
 }
 
 impl Variant {
-    /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches them.
+    /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches those of its rules,
+    /// `tests/apply_committed.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[
         Variant::VoteNotDurable,
         Variant::NoPreVote,
@@ -95,6 +96,7 @@ impl Variant {
         Variant::OlderTermCommitByCount,
         Variant::VotesRightAfterRestart,
         Variant::ReadBeforeTermRecord,
+        Variant::FollowerAppliesUncommitted,
     ];
 }
 
