@@ -107,14 +107,19 @@ mod broken {
     }
 
     #[test]
+    fn a_lease_that_outlives_a_hand_over_answers_stale_reads() {
+        caught(Variant::LeaseKeptDuringTransfer, &["stale read"]);
+    }
+
+    #[test]
     fn a_read_before_the_term_record_is_stale() {
         caught(Variant::ReadBeforeTermRecord, &["stale read"]);
     }
 
     /// One more is caught in `election_properties.rs`: commits of older terms by count, which are rare at random. What
-    /// a node makes of the rules is broken, and caught, in `apply_committed.rs`.
+    /// a node makes of the rules is broken, and caught, in `apply_committed.rs` and `elected_reads.rs`.
     #[test]
     fn every_variant_of_elections_has_a_test() {
-        assert_eq!(Variant::ELECTION.len(), 6 + 1 + 1);
+        assert_eq!(Variant::ELECTION.len(), 7 + 1 + 2);
     }
 }

@@ -11,12 +11,11 @@
 //! Invariants of every node of an elected cluster:
 //! - `applied <= commit`, so a cut of what is not committed never touches the state, and reads go back only where an
 //!   operator gave up what was committed (`--discard`).
-//! - A restart knows as committed what the newest mark and the published snapshots say. The state is loaded to there;
-//!   the records behind wait in the log until a leader says more.
-//! - A record that waits is in `inflight` or in the written log. Memory holds the newest ones, up to an eighth of the
-//!   budget of a leader's writes (beyond which the leader is BUSY; its followers then hold as much uncommitted).
-//!   Older ones, those of before a restart, and those that a new session found, are read back: a slice a turn, so that
-//!   no heartbeat waits for a long log.
+//! - A restart knows as committed what the newest mark and the published snapshots say. Up to there the state is
+//!   loaded; the records behind wait in the log until a leader says more.
+//! - A record that waits is in `inflight` or in the written log. A follower's memory holds the newest ones, up to an
+//!   eighth of the budget of a leader's writes. Older ones, and those of before a restart or a cut, are read back from
+//!   the log: a slice a turn, so that no heartbeat waits for a long one.
 
 use super::{FatalReason, Node, Role};
 use crate::conn::Io;

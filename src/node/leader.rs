@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 
 use super::keep::Kept;
+use super::reads::Rounds;
+use super::stream::awaits_frame;
 use super::transfer::Transfer;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role};
 use crate::conn::{Close, ConnId, DialId, Io};
@@ -30,6 +32,8 @@ pub struct Leader {
     pub writers: VecDeque<(Lsn, ConnId)>,
     /// Who waits for `term_lsn`.
     pub barred_readers: Vec<ConnId>,
+    /// Who waits for an echo.
+    pub(super) rounds: Rounds,
     pub(super) round: u64,
     pub(super) states: Vec<FollowerState>,
     pub(super) feed: Vec<u8>,
@@ -140,6 +144,7 @@ impl Leader {
             term_lsn,
             writers: VecDeque::new(),
             barred_readers: Vec::new(),
+            rounds: Rounds::default(),
             round: 0,
             states: Vec::new(),
             feed: Vec::new(),
@@ -313,7 +318,7 @@ impl Node {
         let leader = self.leader()?;
         let timeout_ns = self.config.insync_timeout_ms * 1_000_000;
         let stalled = self.flush_stalled_ms().is_some();
-        let times = leader.peers.iter().flat_map(|peer| {
+        let times = leader.peers.iter().enumerate().flat_map(|(index, peer)| {
             let link = match &peer.link {
                 Link::Down { retry_at, .. } => *retry_at,
                 Link::Dialing { deadline, .. }
@@ -324,6 +329,7 @@ impl Node {
                 Link::Streaming(stream) if stream.behind.is_some() || stalled => {
                     stream.last_heard.after_ms(SESSION_SILENCE_MS + 1)
                 }
+                Link::Streaming(_) if awaits_frame(&leader.quorum, &leader.rounds, index) => self.now,
                 Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
             };
             // A turn counts for so much of the timeout at most, so a longer sleep would put it off.

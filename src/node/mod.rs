@@ -39,6 +39,7 @@ mod leader_open;
 mod load;
 mod pace;
 mod promote;
+mod reads;
 mod rebuild;
 mod repair;
 mod replog;
@@ -162,6 +163,9 @@ pub struct Node {
     keyspace: Keyspace,
     inflight: Inflight,
     due: apply::Due,
+    freshness: reads::Freshness,
+    /// A reading of the clock from after the frames came that are being read.
+    read_at: Option<Time>,
     applied: Lsn,
     /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
     complete_at: Lsn,

@@ -6,6 +6,7 @@
 
 use super::fatal::{fence, malformed};
 use super::leader::{Link, Stream};
+use super::reads::Rounds;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
@@ -33,17 +34,26 @@ fn sent(quorum: &mut Option<QuorumClock>, follower: usize, round: u64, at: Time)
     }
 }
 
+/// Whether reads wait for this follower to echo a frame that is still to be sent.
+pub(super) fn awaits_frame(quorum: &Option<QuorumClock>, rounds: &Rounds, follower: usize) -> bool {
+    match (quorum, rounds.newest()) {
+        (Some(quorum), Some(newest)) => quorum.wants_frame(follower, newest),
+        _ => false,
+    }
+}
+
 impl Node {
     /// This turn's records to every follower that is up to date.
     pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
         let (last, commit, now, loop_now) =
             (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
+        if self.inflight.current().is_empty() {
+            return;
+        }
+        let sent_at = self.sent_at();
         let batch = self.inflight.current();
         let feed_limits = self.config.feed;
         let Role::Leader(leader) = &mut self.role else { return };
-        if batch.is_empty() {
-            return;
-        }
         let term_lsn = leader.term_lsn;
         leader.round += 1;
         let mut sent_to = 0;
@@ -77,7 +87,7 @@ impl Node {
             }
             stream.next_lsn = last.next();
             stream.last_sent = now;
-            sent(&mut leader.quorum, index, leader.round, now);
+            sent(&mut leader.quorum, index, leader.round, sent_at);
             sent_to += 1;
         }
         if sent_to > 0 {
@@ -137,11 +147,9 @@ impl Node {
         if let Some(trace) = &mut self.trace {
             trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
         }
-        if let Some(quorum) = self.leader_mut().and_then(|leader| leader.quorum.as_mut()) {
-            quorum.echoed(index, ack.round);
-        }
         self.rejoin(index);
         self.advance_commit(io);
+        self.echoed(io, index, ack.round);
         Ok(())
     }
 
@@ -297,6 +305,7 @@ impl Node {
         if batch_leaves_now || self.flush_stalled_ms().is_some() {
             return;
         }
+        let sent_at = self.sent_at();
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
         let term_lsn = leader.term_lsn;
@@ -309,7 +318,8 @@ impl Node {
             let Some(chain) = sent_chain.filter(|_| stream.behind.is_none()) else { continue };
             // What it hears of being in sync decides whether it may be promoted: news of that does not wait.
             let news = stream.told_in_sync != peer.progress.may_be_told_in_sync(term_lsn);
-            if !news && now < stream.last_sent.after_ms(interval_ms) {
+            let is_round = awaits_frame(&leader.quorum, &leader.rounds, index);
+            if !news && !is_round && now < stream.last_sent.after_ms(interval_ms) {
                 continue;
             }
             leader.round += 1;
@@ -321,7 +331,7 @@ impl Node {
             };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
             stream.last_sent = now;
-            sent(&mut leader.quorum, index, leader.round, now);
+            sent(&mut leader.quorum, index, leader.round, sent_at);
         }
     }
 

@@ -82,6 +82,7 @@ impl Node {
         self.apply_committed(io);
         self.apply_from_log(io)?;
         self.bound_held();
+        self.note_freshness();
         Ok(())
     }
 
