@@ -30,7 +30,8 @@ impl Oracle {
         let dialogue = dialogues.get_mut(&reply.conn).expect("replies go to clients");
         let sent = dialogue.sent.get_mut(dialogue.emitted).expect("no reply without a request");
         dialogue.emitted += 1;
-        sent.by_leader = seen.leads && seen.term.as_u64() == reply.term;
+        sent.by_leader =
+            crate::elected::is_ordered(core, sent) || seen.leads && seen.term.as_u64() == reply.term;
         let sent = sent.clone();
         let host = &hosts[site];
         let asked_ns = core.now + host.ahead.get() - sent.at;
@@ -170,7 +171,12 @@ impl Oracle {
             self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
                 || !self.discarding.is_empty();
         let leader = *acked.in_sync.last().expect("the leader is in it");
-        assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
+        let may_lead_its_disk = core.knobs.ack == AckPolicy::Majority;
+        assert!(
+            has(leader) || may_lead_its_disk,
+            "host {leader} acknowledged LSN {} without having it on disk",
+            acked.lsn
+        );
         if excused {
             return;
         }
@@ -183,9 +189,11 @@ impl Oracle {
                 );
             }
         }
-        if core.knobs.ack == AckPolicy::Quorum
-            && hosts[leader].seen.as_ref().is_some_and(|seen| seen.peers.len() + 1 == hosts.len())
-        {
+        let all_are_followers =
+            || hosts[leader].seen.as_ref().is_some_and(|seen| seen.peers.len() + 1 == hosts.len());
+        let by_majority = core.knobs.ack == AckPolicy::Majority
+            || core.knobs.ack == AckPolicy::Quorum && all_are_followers();
+        if by_majority {
             let holders = (0..hosts.len()).filter(|site| has(*site)).count();
             assert!(holders > hosts.len() / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
         }
@@ -209,7 +217,9 @@ impl Oracle {
             Ask::Get { .. } => false,
             _ => return,
         };
-        let order = self.orders.entry((got.term, site)).or_default();
+        // One order for all that elected leaders serve; else one for each leader and term.
+        let place = if core.knobs.is_elected() { (0, 0) } else { (got.term, site) };
+        let order = self.orders.entry(place).or_default();
         let before = order.done.partition_point(|(time, _)| *time < sent.at);
         let floor = before.checked_sub(1).map_or(0, |index| order.done[index].1);
         assert!(
