@@ -118,6 +118,8 @@ pub struct Stream {
     pub(super) round_heard: u64,
     /// What the follower last heard of being in sync.
     pub(super) told_in_sync: bool,
+    /// What it last heard to be committed.
+    pub(super) told_commit: Lsn,
     /// Bytes that waited to be written when this was last looked at.
     pub(super) waiting_bytes: usize,
 }
@@ -160,6 +162,11 @@ impl Leader {
     /// The number of the newest frame sent to any follower.
     pub fn round(&self) -> u64 {
         self.round
+    }
+
+    /// Whether it was elected, and its followers alone can be a majority.
+    pub(super) fn has_majority_beside(&self) -> bool {
+        self.quorum.is_some() && self.peers.len() >= 2
     }
 
     /// Nodes in sync, the leader among them.
@@ -330,7 +337,10 @@ impl Node {
                     stream.last_heard.after_ms(SESSION_SILENCE_MS + 1)
                 }
                 Link::Streaming(_) if awaits_frame(&leader.quorum, &leader.rounds, index) => self.now,
-                Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
+                Link::Streaming(stream) => {
+                    let is_elected = leader.quorum.is_some();
+                    stream.heartbeat_due(self.commit_to_tell(), self.config.heartbeat_ms, is_elected)
+                }
             };
             // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
             let sleep_ns_max = self.loop_clock.credit_max_ns();

@@ -56,6 +56,7 @@ impl Node {
             meta,
             wal,
             under_way: None,
+            slow_sync_at: None,
             last_read: None,
             keyspace,
             inflight: Inflight::default(),

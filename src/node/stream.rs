@@ -10,6 +10,7 @@ use super::reads::Rounds;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
+use crate::limits::COMMIT_NEWS_MS;
 #[cfg(doc)]
 use crate::limits::SESSION_SILENCE_MS;
 use crate::replication::election::quorum_clock::QuorumClock;
@@ -24,6 +25,13 @@ impl Stream {
     pub(super) fn tell_in_sync(&mut self, progress: &Progress, term_lsn: Lsn) -> bool {
         self.told_in_sync = progress.may_be_told_in_sync(term_lsn);
         self.told_in_sync
+    }
+
+    /// When a frame without records is to be sent. Followers of an elected leader show what they hear to be committed:
+    /// if no record has taken that along by then, a frame of its own does.
+    pub(super) fn heartbeat_due(&self, commit: Lsn, interval_ms: u64, is_elected: bool) -> Time {
+        let is_news = is_elected && commit > self.told_commit;
+        self.last_sent.after_ms(if is_news { interval_ms.min(COMMIT_NEWS_MS) } else { interval_ms })
     }
 }
 
@@ -46,7 +54,7 @@ impl Node {
     /// This turn's records to every follower that is up to date.
     pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
         let (last, commit, now, loop_now) =
-            (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
+            (self.wal.last_lsn(), self.commit_to_tell(), self.now, self.loop_clock.now());
         if self.inflight.current().is_empty() {
             return;
         }
@@ -86,7 +94,7 @@ impl Node {
                 from = to;
             }
             stream.next_lsn = last.next();
-            stream.last_sent = now;
+            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, sent_at);
             sent_to += 1;
         }
@@ -151,6 +159,12 @@ impl Node {
         self.advance_commit(io);
         self.echoed(io, index, ack.round);
         Ok(())
+    }
+
+    /// The commit LSN that followers hear. An elected leader's disk is one among equals: it may have less.
+    pub(super) fn commit_to_tell(&self) -> Lsn {
+        let is_elected = self.leader().is_some_and(|leader| leader.quorum.is_some());
+        if is_elected { self.commit } else { self.effective_commit() }
     }
 
     /// The last LSN that followers can be waited for: what gathers behind a flush has been sent to nobody.
@@ -229,7 +243,7 @@ impl Node {
             return Ok(());
         }
         // What gathers behind a flush comes from memory.
-        let (unsent_from, commit, now) = (self.unsent_from(), self.effective_commit(), self.now);
+        let (unsent_from, commit, now) = (self.unsent_from(), self.commit_to_tell(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
         for (index, peer) in leader.peers.iter_mut().enumerate() {
@@ -267,7 +281,7 @@ impl Node {
             };
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
-            stream.last_sent = now;
+            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, now);
             if stream.next_lsn >= unsent_from {
                 stream.behind = None;
@@ -299,7 +313,7 @@ impl Node {
     }
 
     pub(super) fn send_heartbeats(&mut self, io: &mut dyn Io) {
-        let (now, commit, interval_ms) = (self.now, self.effective_commit(), self.config.heartbeat_ms);
+        let (now, commit, interval_ms) = (self.now, self.commit_to_tell(), self.config.heartbeat_ms);
         // Where a batch waits for the flush under way, heartbeats go on without it.
         let batch_leaves_now = !self.inflight.current().is_empty() && !self.wal.flush_pending();
         if batch_leaves_now || self.flush_stalled_ms().is_some() {
@@ -308,7 +322,7 @@ impl Node {
         let sent_at = self.sent_at();
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
-        let term_lsn = leader.term_lsn;
+        let (term_lsn, is_elected) = (leader.term_lsn, leader.quorum.is_some());
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let sent_chain = match stream.next_lsn > last {
@@ -319,7 +333,8 @@ impl Node {
             // What it hears of being in sync decides whether it may be promoted: news of that does not wait.
             let news = stream.told_in_sync != peer.progress.may_be_told_in_sync(term_lsn);
             let is_round = awaits_frame(&leader.quorum, &leader.rounds, index);
-            if !news && !is_round && now < stream.last_sent.after_ms(interval_ms) {
+            let due = stream.heartbeat_due(commit, interval_ms, is_elected);
+            if !news && !is_round && now < due {
                 continue;
             }
             leader.round += 1;
@@ -330,7 +345,7 @@ impl Node {
                 chain,
             };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
-            stream.last_sent = now;
+            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, sent_at);
         }
     }
