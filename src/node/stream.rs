@@ -200,6 +200,7 @@ impl Node {
         let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
         self.commit = self.commit.max(committed);
         if committed > self.applied {
+            self.release_rounds(io);
             self.marks.committed(committed);
             if let Some(trace) = &mut self.trace {
                 trace.committed(committed, self.clock.now());
