@@ -58,7 +58,8 @@ impl World {
             let by_majority = matches!(core.knobs.ack, AckPolicy::Quorum | AckPolicy::Majority);
             let majority = if by_majority { hosts / 2 + 1 } else { 1 };
             let need = majority.max(core.knobs.min_insync);
-            if need >= hosts || !core.chance(PARTIAL_PPM) {
+            let formed = !core.knobs.is_elected() || self.oracle.elections.have_begun();
+            if need >= hosts || !formed || !core.chance(PARTIAL_PPM) {
                 core.stats.count("second phase: everything is healed");
                 return;
             }
@@ -97,8 +98,9 @@ impl World {
                     _ => (true, true),
                 };
                 // One that believes to lead, or comes to, would keep the clients that reach it: with fixed roles it
-                // may. So none does.
-                core.net.cut(other, site, !hears || other >= hosts);
+                // may. So none does. An elected one must lose its office, which it may only by what it is asked.
+                let client = other >= hosts && !core.knobs.is_elected();
+                core.net.cut(other, site, !hears || client);
                 core.net.cut(site, other, !heard);
             }
             drop(core);

@@ -19,6 +19,7 @@ use kvstore::node::Observed;
 use kvstore::replication::commit::AckPolicy;
 use kvstore::replication::election::ballot::Phase;
 use kvstore::replication::election::reads::ReadMode;
+use kvstore::replication::election::timing::ElectionTiming;
 use kvstore::rng::Rng;
 use kvstore::wire::MessageType;
 use kvstore::wire::peer::{Vote, VoteReply};
@@ -79,6 +80,7 @@ impl Knobs {
         let timeout_ms = pick(if slow { &[500, 1_000, 2_000] } else { &[100, 200, 500, 1_000] });
         let reads = [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum][pick(&[0, 1, 2]) as usize];
         self.elected = Some(Elected { timeout_ms, reads });
+        self.heartbeat_ms = ElectionTiming::from_ms(timeout_ms).heartbeat_ms(self.heartbeat_ms);
         // Half of the spread is either side of the true rate, and the lease bears five percent.
         self.clock_rate_spread_ppm = pick(&[0, 100, 20_000, 100_000]);
         self.operator_every_ns = 0;
@@ -124,8 +126,9 @@ impl Elections {
             });
             assert!(leader == site, "hosts {leader} and {site} both lead in term {}", seen.term);
         }
+        // What a leader tells of its commits ends with its own disk; what it has applied may not.
         assert!(
-            seen.applied <= seen.commit || !seen.complete,
+            seen.applied <= seen.commit || !seen.complete || seen.leads,
             "host {site} applied LSN {}, and knows LSN {} to be committed",
             seen.applied,
             seen.commit
@@ -135,6 +138,11 @@ impl Elections {
             let known = *self.applied.entry(entry.lsn).or_insert(entry.chain);
             assert!(known == entry.chain, "host {site} applied another record at LSN {}", entry.lsn);
         }
+    }
+
+    /// Whether anybody has ever been elected: forming takes all hosts.
+    pub fn have_begun(&self) -> bool {
+        !self.leaders.is_empty()
     }
 
     /// This host has told these votes.
