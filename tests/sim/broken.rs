@@ -4,6 +4,7 @@
 use kvstore::replication::commit::AckPolicy;
 
 use crate::core::{Event, MS};
+use crate::host::Host;
 use crate::mem_disk::{EIO, OpKind};
 use crate::world::World;
 
@@ -58,7 +59,12 @@ impl World {
             let by_majority = matches!(core.knobs.ack, AckPolicy::Quorum | AckPolicy::Majority);
             let majority = if by_majority { hosts / 2 + 1 } else { 1 };
             let need = majority.max(core.knobs.min_insync);
-            let formed = !core.knobs.is_elected() || self.oracle.elections.have_begun();
+            // Forming takes all hosts, and one that is about to get its state has no vote.
+            let votes = |host: &Host| {
+                host.seen.as_ref().is_some_and(|seen| seen.complete && seen.repair_until.0 == 0)
+            };
+            let formed = self.oracle.elections.have_begun() && self.hosts.iter().all(votes);
+            let formed = formed || !core.knobs.is_elected();
             if need >= hosts || !formed || !core.chance(PARTIAL_PPM) {
                 core.stats.count("second phase: everything is healed");
                 return;

@@ -76,7 +76,8 @@ impl Knobs {
         self.ack = AckPolicy::Majority;
         self.min_insync = 1;
         // A timeout shorter than some round trips of the run elects nobody for long.
-        let slow = self.net_delay_max_ns > 5_000_000 || self.sync_ns > 1_000_000;
+        let narrow = self.socket_buffer <= 512 || self.chunk_max <= 64;
+        let slow = narrow || self.net_delay_max_ns > 5_000_000 || self.sync_ns > 1_000_000;
         let timeout_ms = pick(if slow { &[500, 1_000, 2_000] } else { &[100, 200, 500, 1_000] });
         let reads = [ReadMode::Lease, ReadMode::Lease, ReadMode::Quorum][pick(&[0, 1, 2]) as usize];
         self.elected = Some(Elected { timeout_ms, reads });
@@ -126,9 +127,10 @@ impl Elections {
             });
             assert!(leader == site, "hosts {leader} and {site} both lead in term {}", seen.term);
         }
-        // What a leader tells of its commits ends with its own disk; what it has applied may not.
+        // What a node tells of commits ends with its own disk; what it has applied as a leader may not.
+        let beyond_its_disk = seen.applied > seen.durable;
         assert!(
-            seen.applied <= seen.commit || !seen.complete || seen.leads,
+            seen.applied <= seen.commit || !seen.complete || beyond_its_disk,
             "host {site} applied LSN {}, and knows LSN {} to be committed",
             seen.applied,
             seen.commit

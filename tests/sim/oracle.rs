@@ -96,7 +96,9 @@ impl Oracle {
         }
         self.take_fresh(host);
         if seen.leads || host.seen.as_ref().is_some_and(|before| before.leads) {
-            self.note_committed(host, seen.commit.0);
+            // An elected leader applies what is committed, also beyond its own disk.
+            let applied = if core.knobs.is_elected() { seen.applied.0 } else { 0 };
+            self.note_committed(host, seen.commit.0.max(applied));
         }
         if !crashed {
             self.check_positions(core, host, &seen);
@@ -194,10 +196,11 @@ impl Oracle {
             seen.durable,
             mirror.synced
         );
-        // What a majority has is committed, also where the disk of an elected leader is not in it.
-        let may_lead_its_disk = core.knobs.is_elected() && seen.leads;
+        // What a majority has is committed, also where the disk of an elected leader is not in it, even if it has lost
+        // its office meanwhile.
+        let limit = if core.knobs.is_elected() { seen.last } else { seen.durable };
         assert!(
-            seen.applied <= seen.durable || may_lead_its_disk,
+            seen.applied <= limit,
             "host {site} applied LSN {} beyond its disk",
             seen.applied
         );

@@ -146,11 +146,15 @@ impl Oracle {
         self.acks_seen += 1;
         if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
             // Every node whose word this rests on.
-            for member in acked.in_sync.iter().filter(|member| {
-                let host = &hosts[**member];
-                !host.rotten && !host.at_risk && host.mirror.borrow().holds(lsn, acked.chain)
-            }) {
-                if core.knobs.ack == AckPolicy::InSync || *member == site {
+            let by_majority = core.knobs.ack == AckPolicy::Majority;
+            let word_of = |member: &&usize| {
+                let (host, mirror) = (&hosts[**member], hosts[**member].mirror.borrow());
+                let has = mirror.holds(lsn, acked.chain) && (mirror.synced >= lsn || !by_majority);
+                !host.rotten && !host.at_risk && has
+            };
+            let all: Vec<usize> = (0..hosts.len()).collect();
+            for member in if by_majority { &all } else { &acked.in_sync }.iter().filter(word_of) {
+                if by_majority || core.knobs.ack == AckPolicy::InSync || *member == site {
                     let host = &hosts[*member];
                     crate::proof::on_copy(core, &host.mem, host.site, lsn, acked.chain);
                     core.stats.count("check: acknowledgement proved on a copy of the disk");
