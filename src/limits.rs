@@ -160,8 +160,8 @@ pub const HANDSHAKE_DEADLINE_MS: u64 = 5_000;
 pub const FLUSH_READER_MS: u64 = 1_000;
 /// Milliseconds of one flush of the log after which the node counts as stalled: its heartbeats stop.
 pub const FLUSH_STALL_MS: u64 = 2_000;
-/// Milliseconds from which on a sync is slow: an elected leader's next ones run beside the loop, where a majority need not
-/// wait for them. A disk that is well takes a fifth of that at most.
+/// Milliseconds from which on a sync is slow: an elected leader's next ones run beside the loop, where a majority need
+/// not wait for them. A disk that is well takes a fifth of that at most.
 pub const FLUSH_SLOW_MS: u64 = 5;
 /// Milliseconds in which a node that said hello must open a session or ask something, and again after each
 /// question: longer than a promotion is silent between its two.
@@ -189,6 +189,8 @@ pub const REDIAL_MS_MAX: u64 = 1_000;
 pub const REFUSED_RETRY_MS: u64 = 500;
 /// Milliseconds in which the peers must answer a promotion.
 pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
+/// Milliseconds that a follower has to reach the end of the log before it is handed leadership, and then to lead.
+pub const HAND_OVER_DEADLINE_MS: u64 = 1_500;
 /// Log lines about single replication events at info, per kind and second; the rest is summed up.
 pub const REPLICATION_LINES_PER_S: u32 = 10;
 /// Milliseconds a node takes at most to end after SIGTERM.
@@ -214,6 +216,7 @@ const _: () = {
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
     assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);
+    assert!(2 * HAND_OVER_DEADLINE_MS < SHUTDOWN_DEADLINE_MS);
     assert!(ELECTION_TIMEOUT_MS_MIN <= ELECTION_TIMEOUT_MS_DEFAULT);
     assert!(ELECTION_TIMEOUT_MS_DEFAULT <= ELECTION_TIMEOUT_MS_MAX);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);

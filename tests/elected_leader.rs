@@ -19,6 +19,9 @@ mod mem_disk;
 use lone_node::{LoneNode, VirtualClock, config, hello};
 use mem_disk::{Keep, MemDisk};
 
+/// What a node said on a connection.
+type Frames = Vec<(MessageType, Vec<u8>)>;
+
 const OTHERS: [(u8, &str); 2] = [(2, "b:1"), (3, "c:1")];
 
 fn id(number: u8) -> NodeId {
@@ -111,7 +114,7 @@ fn elected(flush: FlushMode) -> Cluster {
     }
     assert_eq!(lone.node.role_name(), "leader");
     lone.pass_ms(1);
-    let open = |(conn, opening): (ConnId, Vec<(MessageType, Vec<u8>)>)| {
+    let open = |(conn, opening): (ConnId, Frames)| {
         let open = Open::decode(&opening[1].1).expect("an OPEN");
         let none = (Lsn::ZERO, Chain::ZERO);
         let reply = OpenReply {
@@ -140,7 +143,7 @@ fn elected(flush: FlushMode) -> Cluster {
 }
 
 /// Answers the hellos on whatever was dialled: for each connection the frames that came then, and before.
-fn greeted(lone: &mut LoneNode) -> Vec<(ConnId, Vec<(MessageType, Vec<u8>)>)> {
+fn greeted(lone: &mut LoneNode) -> Vec<(ConnId, Frames)> {
     let dialled = lone.take_dialled();
     assert_eq!(dialled.len(), 2, "{dialled:?}");
     let greet = |(address, conn): (String, ConnId)| {
@@ -153,7 +156,7 @@ fn greeted(lone: &mut LoneNode) -> Vec<(ConnId, Vec<(MessageType, Vec<u8>)>)> {
 }
 
 /// Says yes to whatever is asked, until nothing is.
-fn vote(lone: &mut LoneNode, conn: ConnId, mut said: Vec<(MessageType, Vec<u8>)>) {
+fn vote(lone: &mut LoneNode, conn: ConnId, mut said: Frames) {
     said.extend(lone.said(conn));
     while let Some((MessageType::Vote, body)) = said.last().filter(|_| !lone.is_closed(conn)) {
         let Ballot { phase, term: asked_term, .. } = Vote::decode(body).expect("a VOTE").ballot;

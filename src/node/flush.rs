@@ -9,10 +9,10 @@
 //! a change of role, and so every cut), and the begin of a segment. The ring is not asked where nothing could happen
 //! meanwhile, or nothing is to be synced: see [`Node::goes_beside`].
 //!
-//! An elected leader's disk is one among equals (`AckPolicy::Majority`), and must not set the pace of two that are faster.
-//! While a flush is under way whose records a majority has committed without it, the next batch leaves and is written at
-//! once (`send_ahead`): the followers' disks set the pace then, and one flush here covers all that was written meanwhile.
-//! `auto` goes beside the loop for that after a sync of [`FLUSH_SLOW_MS`].
+//! An elected leader's disk is one among equals (`AckPolicy::Majority`), and must not set the pace of two that are
+//! faster. While a flush is under way whose records a majority has committed without it, the next batch leaves and is
+//! written at once (`send_ahead`): the followers' disks set the pace then, and one flush here covers all that was
+//! written meanwhile. `auto` goes beside the loop for that after a sync of [`FLUSH_SLOW_MS`].
 //!
 //! A disk that hangs does not stop such a loop, so it must not look well either: a node whose flush is older than
 //! [`FLUSH_STALL_MS`] is *stalled*. It says so, sends no heartbeats until the flush has ended, and its followers take

@@ -69,8 +69,8 @@ impl QuorumClock {
         }
     }
 
-    /// Whether only a new frame can tell that this follower still heard the leader at `from`: none is watched whose echo
-    /// is to come, and what it has echoed was sent before.
+    /// Whether only a new frame can tell that this follower still heard the leader at `from`: none is watched whose
+    /// echo is to come, and what it has echoed was sent before.
     pub fn wants_frame(&self, follower: usize, from: Time) -> bool {
         let watch = &self.followers[follower];
         watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from)
