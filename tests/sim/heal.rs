@@ -42,14 +42,7 @@ pub struct Heal {
 
 impl Heal {
     /// A client got an answer from this host to what it had asked at this time.
-    pub fn on_got(
-        &mut self,
-        core: &Core,
-        site: usize,
-        sent: &Sent,
-        status: Status,
-        healed_at: Option<u64>,
-    ) {
+    pub fn on_got(&mut self, core: &Core, site: usize, sent: &Sent, status: Status, healed_at: Option<u64>) {
         let write = matches!(sent.ask, Ask::Put { .. } | Ask::Delete { .. });
         let done = write && matches!(status, Status::Ok | Status::NotFound);
         let late = healed_at.is_some_and(|healed_at| sent.at > healed_at + SETTLED_NS);

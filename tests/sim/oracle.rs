@@ -199,11 +199,7 @@ impl Oracle {
         // What a majority has is committed, also where the disk of an elected leader is not in it, even if it has lost
         // its office meanwhile.
         let limit = if core.knobs.is_elected() { seen.last } else { seen.durable };
-        assert!(
-            seen.applied <= limit,
-            "host {site} applied LSN {} beyond its disk",
-            seen.applied
-        );
+        assert!(seen.applied <= limit, "host {site} applied LSN {} beyond its disk", seen.applied);
         assert!(seen.term.as_u64() >= host.told.term, "host {site}: term went back to {}", seen.term);
         host.told.term = seen.term.as_u64();
         let cuts = process.node.counters.cuts;

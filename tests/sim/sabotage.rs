@@ -78,11 +78,10 @@ pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
 fn catch(variant: Variant, from: u64, seeds: u64) -> Option<Catch> {
     use kvstore::sabotage::set;
     set(Some(variant));
-    let found =
-        (from..from + seeds).find_map(|number| {
-            let seed = crate::seed::Seed { number, elected: Variant::ELECTION.contains(&variant) };
-            crate::run(seed, false, false).err().map(|why| (number, why))
-        });
+    let found = (from..from + seeds).find_map(|number| {
+        let seed = crate::seed::Seed { number, elected: Variant::ELECTION.contains(&variant) };
+        crate::run(seed, false, false).err().map(|why| (number, why))
+    });
     set(None);
     let (seed, why) = found?;
     let why = why.trim_start_matches("panicked at ").replace('|', "/");

@@ -159,7 +159,11 @@ impl Stats {
     /// What never fired, or too seldom, of what the CI set must have seen.
     pub fn missing(&self, elected: bool) -> Vec<&'static str> {
         if elected {
-            return crate::elected::EXPECTED.iter().copied().filter(|what| !self.0.contains_key(what)).collect();
+            return crate::elected::EXPECTED
+                .iter()
+                .copied()
+                .filter(|what| !self.0.contains_key(what))
+                .collect();
         }
         let rare = FLOORS.iter().filter(|(what, least)| self.of(what) < *least).map(|(what, _)| *what);
         let expected = EXPECTED.iter().chain(crate::mishaps::EXPECTED).copied();
