@@ -13,6 +13,9 @@
 //! before it is in it; what stalls after it does no harm, since at that moment, after they came, this node led, and
 //! knew all that had been acknowledged.
 //!
+//! What was asked behind an unanswered read on its connection waits for it, and a write is answered as it is applied. So
+//! reads are released before a commit is applied: it is of records that left behind them, and proves as much as an echo.
+//!
 //! A round is a heartbeat that does not wait for its time. Per follower one is under way at most, and what comes
 //! meanwhile is served by the next: a thousand reads cost as many rounds as fit into the time they take, and a frame
 //! of records serves as one.
@@ -34,8 +37,8 @@ use crate::wire::client::{Reply, Status};
 pub(super) enum Asked {
     /// As fixed roles serve it.
     Plain,
-    /// As an elected leader serves it. When it came, or later.
-    Linearizable(ReadMode, Time),
+    /// As an elected leader serves it. When it came, or later, and where the log ended then.
+    Linearizable(ReadMode, Time, Lsn),
     /// From what is here.
     Local,
 }
@@ -101,7 +104,9 @@ impl Node {
         let default = if self.is_elected() { self.config.election.reads } else { ReadMode::Local };
         match wanted.unwrap_or(default) {
             ReadMode::Local => Ok(Asked::Local),
-            mode if self.leader().is_some() => Ok(Asked::Linearizable(mode, self.arrived())),
+            mode if self.leader().is_some() => {
+                Ok(Asked::Linearizable(mode, self.arrived(), self.wal.last_lsn()))
+            }
             _ => Err((Status::NotLeader, self.leader_address_for_clients())),
         }
     }
@@ -115,10 +120,13 @@ impl Node {
                 Some(ReadVerdict::AfterTermRecord)
             }
             Asked::Plain => Some(ReadVerdict::Now),
-            Asked::Linearizable(mode, arrived) => {
+            Asked::Linearizable(mode, arrived, log_end) => {
                 let leader = leader?;
                 let positions = (leader.term_lsn, self.applied);
-                Some(judge(mode, (arrived, arrived), leader.quorum.as_ref()?, positions))
+                let verdict = judge(mode, (arrived, arrived), leader.quorum.as_ref()?, positions);
+                // A majority holds a record of this term that left after the read came: that is an echo, and needs no clock.
+                let by_commit = verdict == ReadVerdict::AfterRound && self.commit > log_end;
+                Some(if by_commit { ReadVerdict::Now } else { verdict })
             }
         }
     }
@@ -149,7 +157,7 @@ impl Node {
         match (verdict, asked) {
             (ReadVerdict::Now, _) => {}
             (ReadVerdict::AfterTermRecord, _) => leader.barred_readers.push(conn),
-            (ReadVerdict::AfterRound, Asked::Linearizable(_, arrived)) => {
+            (ReadVerdict::AfterRound, Asked::Linearizable(_, arrived, _)) => {
                 leader.rounds.readers.push(conn);
                 leader.rounds.newest = leader.rounds.newest.max(Some(arrived));
             }
@@ -173,6 +181,14 @@ impl Node {
             // Those that came later than that wait again.
             readers.into_iter().for_each(|conn| self.drain_waiting(io, conn));
         }
+    }
+
+    /// A commit is about to be applied. It proves what reads from before its records wait for, and they are answered
+    /// first: a write behind a read on its connection is answered as it is applied, and must not pass it.
+    pub(super) fn release_rounds(&mut self, io: &mut dyn Io) {
+        let Some(leader) = self.leader_mut() else { return };
+        let readers = std::mem::take(&mut leader.rounds.readers);
+        readers.into_iter().for_each(|conn| self.drain_waiting(io, conn));
     }
 
     /// A reading of the clock for a frame that is about to leave, where somebody waits for its echo; else the turn's.

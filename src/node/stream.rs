@@ -216,6 +216,9 @@ impl Node {
     pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
         self.raise_commit();
         if let Some(committed) = self.leader().map(|leader| leader.committed) {
+            if committed > self.applied {
+                self.release_rounds(io);
+            }
             self.apply_up_to(io, committed);
         }
     }

@@ -21,11 +21,13 @@ pub struct Args {
     pub from: u64,
     /// So many seeds instead of the CI set's number.
     pub count: Option<u64>,
+    /// Clusters that elect their leader.
+    pub elected: bool,
 }
 
 impl Args {
     pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
-        let mut args = Args { mode: Mode::Ci, verbose: false, from: 1, count: None };
+        let mut args = Args { mode: Mode::Ci, verbose: false, from: 1, count: None, elected: false };
         while let Some(word) = words.next() {
             let mut number = || {
                 let value = words.next().ok_or(format!("{word} needs a number"))?;
@@ -40,6 +42,7 @@ impl Args {
                     let name = words.next().ok_or("--sabotage needs a name, or `all`")?;
                     args.mode = Mode::Sabotage(name.leak());
                 }
+                "--elected" => args.elected = true,
                 "--list" => args.mode = Mode::List,
                 "-v" | "--verbose" => args.verbose = true,
                 "--test-threads" | "--format" | "--color" | "--skip" => {

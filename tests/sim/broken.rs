@@ -4,6 +4,7 @@
 use kvstore::replication::commit::AckPolicy;
 
 use crate::core::{Event, MS};
+use crate::host::Host;
 use crate::mem_disk::{EIO, OpKind};
 use crate::world::World;
 
@@ -55,23 +56,33 @@ impl World {
         let hosts = self.hosts.len();
         let need = {
             let mut core = self.core.borrow_mut();
-            let majority = if core.knobs.ack == AckPolicy::Quorum { hosts / 2 + 1 } else { 1 };
+            let by_majority = matches!(core.knobs.ack, AckPolicy::Quorum | AckPolicy::Majority);
+            let majority = if by_majority { hosts / 2 + 1 } else { 1 };
             let need = majority.max(core.knobs.min_insync);
-            if need >= hosts || !core.chance(PARTIAL_PPM) {
+            // Forming takes all hosts, and one that is about to get its state has no vote.
+            let votes = |host: &Host| {
+                host.seen.as_ref().is_some_and(|seen| seen.complete && seen.repair_until.0 == 0)
+            };
+            let formed = self.oracle.elections.have_begun() && self.hosts.iter().all(votes);
+            let formed = formed || !core.knobs.is_elected();
+            if need >= hosts || !formed || !core.chance(PARTIAL_PPM) {
                 core.stats.count("second phase: everything is healed");
                 return;
             }
             need
         };
         // It may have been on its way up; who led in the highest term knows the most.
-        let chosen = self.choose_leader();
-        self.heal.chosen = Some(chosen);
+        let elected = self.core.borrow().knobs.is_elected();
+        let chosen = (!elected).then(|| self.choose_leader());
+        self.heal.chosen = chosen;
         let mut core = self.core.borrow_mut();
         core.stats.count("second phase: some stay broken");
-        let mut others: Vec<usize> = (0..hosts).filter(|site| *site != chosen).collect();
+        let mut others: Vec<usize> = (0..hosts).filter(|site| Some(*site) != chosen).collect();
         for _ in 0..core.between(1, (hosts - need) as u64) {
             let site = others.swap_remove(core.rng.below(others.len() as u64) as usize);
-            let (kind, name) = KINDS[core.rng.below(KINDS.len() as u64) as usize];
+            // An elected leader with a full disk goes on leading, refuses writes and serves reads (D9).
+            let kinds = if elected { &KINDS[..KINDS.len() - 1] } else { &KINDS };
+            let (kind, name) = kinds[core.rng.below(kinds.len() as u64) as usize];
             core.stats.count(name);
             core.trace(|| format!("host {site} stays broken: {kind:?}"));
             self.heal.broken.insert(site, kind);
@@ -93,8 +104,9 @@ impl World {
                     _ => (true, true),
                 };
                 // One that believes to lead, or comes to, would keep the clients that reach it: with fixed roles it
-                // may. So none does.
-                core.net.cut(other, site, !hears || other >= hosts);
+                // may. So none does. An elected one must lose its office, which it may only by what it is asked.
+                let client = other >= hosts && !core.knobs.is_elected();
+                core.net.cut(other, site, !hears || client);
                 core.net.cut(site, other, !heard);
             }
             drop(core);

@@ -120,8 +120,8 @@ impl World {
             if let (Ask::Put { .. }, Status::Ok) = (&sent.ask, got.status) {
                 self.clients[index].last_lsn = got.lsn;
             }
-            self.heal.on_got(site, &sent.ask, sent.at, got.status, self.healed_at);
-            self.oracle.histories.on_got(core.now, conn, site, &sent, &got);
+            self.heal.on_got(&core, site, &sent, got.status, self.healed_at);
+            self.oracle.histories.on_got(&core, conn, site, &sent, &got);
             if index == self.clients.len() - 1 {
                 core.trace(|| {
                     format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)

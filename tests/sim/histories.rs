@@ -3,6 +3,7 @@
 //!
 //! One history is one key, served by one leader in one term; what a term begins with is unknown but for the very
 //! first one, which begins with nothing. A write without an answer may have happened in any term of its leader.
+//! Where leaders are elected, one history is one key, whoever served it, from the beginning of the run.
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,8 @@ const CALLS_MAX: usize = 400;
 
 /// One key of one leader in one term.
 type Place = (u64, usize, Vec<u8>);
+/// The term and host that stand for all leaders of an elected cluster: there is no term 0 with a leader.
+const ALL_LEADERS: (u64, usize) = (0, 0);
 
 /// See the head of this file.
 #[derive(Default)]
@@ -28,7 +31,7 @@ pub struct Histories {
 
 impl Histories {
     /// A client got this answer, on this connection.
-    pub fn on_got(&mut self, now: u64, conn: usize, site: usize, sent: &Sent, got: &Got) {
+    pub fn on_got(&mut self, core: &Core, conn: usize, site: usize, sent: &Sent, got: &Got) {
         let (key, op) = match (&sent.ask, got.status) {
             (Ask::Put { key, id, .. }, Status::Ok) => (key, Op::Write(*id)),
             (Ask::Delete { key, .. }, Status::Ok) => (key, Op::Remove(Some(true))),
@@ -39,8 +42,9 @@ impl Histories {
             (Ask::Get { key }, Status::NotFound) => (key, Op::Read(None)),
             _ => return,
         };
-        let call = Call { lane: conn, from: sent.at, to: Some(now), op };
-        self.calls.entry((got.term, site, key.clone())).or_default().push(call);
+        let call = Call { lane: conn, from: sent.at, to: Some(core.now), op };
+        let (term, site) = if core.knobs.is_elected() { ALL_LEADERS } else { (got.term, site) };
+        self.calls.entry((term, site, key.clone())).or_default().push(call);
     }
 
     /// Searches an order for each history. Panics where there is none, or none was found in the steps allowed.
@@ -51,7 +55,7 @@ impl Histories {
         dialogues: &BTreeMap<usize, Dialogue>,
         began_twice: impl Fn(usize, u64) -> bool,
     ) {
-        let open = open_writes(dialogues);
+        let open = open_writes(dialogues, core.knobs.is_elected());
         let judged = self.calls.iter().filter(|((term, site, _), _)| !began_twice(*site, *term));
         for ((term, site, key), done) in judged {
             let none = Vec::new();
@@ -61,7 +65,7 @@ impl Histories {
             calls.extend(open.iter().filter(|call| call.from <= last_end));
             // Both lists are in the order of each lane, and a lane's open calls may stand between its others.
             calls.sort_by_key(|call| call.from);
-            let begin = if *term == 1 { Content::Known(None) } else { Content::Anything };
+            let begin = if *term <= 1 { Content::Known(None) } else { Content::Anything };
             let key = String::from_utf8_lossy(key);
             match search(&calls, begin, STEPS_MAX) {
                 Verdict::Linearizable => core.stats.count("check: history of a key put in order"),
@@ -101,7 +105,7 @@ fn begin_of(done: &[Call]) -> Vec<Call> {
 type ByKey = BTreeMap<(usize, Vec<u8>), Vec<Call>>;
 
 /// Writes that nobody heard the end of.
-fn open_writes(dialogues: &BTreeMap<usize, Dialogue>) -> ByKey {
+fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, elected: bool) -> ByKey {
     let mut open = ByKey::new();
     for (conn, dialogue) in dialogues {
         let unheard = |(index, sent): &(usize, &Sent)| *index >= dialogue.received || sent.unknown;
@@ -112,7 +116,8 @@ fn open_writes(dialogues: &BTreeMap<usize, Dialogue>) -> ByKey {
                 _ => continue,
             };
             let call = Call { lane: *conn, from: sent.at, to: None, op };
-            open.entry((dialogue.site, key.clone())).or_default().push(call);
+            let site = if elected { ALL_LEADERS.1 } else { dialogue.site };
+            open.entry((site, key.clone())).or_default().push(call);
         }
     }
     open

@@ -11,6 +11,8 @@ use crate::mishaps::Mishaps;
 /// The probabilities and sizes of one run. Times are nanoseconds, `_ppm` are per million.
 #[derive(Clone, Debug)]
 pub struct Knobs {
+    /// Leaders are elected; or roles are fixed.
+    pub elected: Option<crate::elected::Elected>,
     pub hosts: usize,
     pub clients: usize,
     pub ack: AckPolicy,
@@ -147,6 +149,7 @@ impl Knobs {
         let socket_buffer =
             if net_delay_max_ns > MS { pick(&[8 << 10, 64 << 10]) } else { pick(&[512, 4 << 10, 64 << 10]) };
         Knobs {
+            elected: None,
             hosts,
             clients: pick(&[1, 2, 3, 4]) as usize,
             ack,

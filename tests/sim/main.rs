@@ -5,6 +5,7 @@
 //! cargo test --release --test sim                       the CI set: a fixed number of seeds
 //! cargo test --release --test sim -- --seed 4711 -v     one seed again, with its trace
 //! cargo test --release --test sim -- --seconds 600      new seeds, as many as fit
+//! ... --elected                                         clusters that elect their leader, instead of fixed roles
 //! ```
 //!
 //! What is simulated: everything below `node` and `conn` (`disk::Disk`, sockets, the clock, randomness). What
@@ -24,6 +25,7 @@ mod core;
 mod crowd;
 mod decay;
 mod disk;
+mod elected;
 mod faults;
 mod heal;
 mod histories;
@@ -43,17 +45,21 @@ mod receipts;
 mod replies;
 mod sabotage;
 mod search;
+mod seed;
 mod socks;
 mod stats;
 mod trace;
 mod world;
 
 use args::{Args, Mode};
+use seed::Seed;
 use stats::Stats;
 use world::{Outcome, World};
 
 /// Seeds of the CI set: under two minutes in release, under 40 s in debug, on one core.
 const CI_SEEDS: u64 = if cfg!(debug_assertions) { 50 } else { 2_500 };
+/// The same, of clusters that elect their leader.
+const CI_SEEDS_ELECTED: u64 = if cfg!(debug_assertions) { 25 } else { 1_000 };
 
 fn main() -> ExitCode {
     let args = match Args::parse(std::env::args().skip(1)) {
@@ -68,28 +74,28 @@ fn main() -> ExitCode {
     match args.mode {
         Mode::List => ExitCode::SUCCESS,
         Mode::Sabotage(name) => sabotage::run(name, args.from, args.count.unwrap_or(sabotage::SEEDS)),
-        Mode::One(seed) => one(seed, args.verbose),
-        Mode::Hunt(seconds) => hunt(seconds, args.from),
-        Mode::Ci => ci(args.from, args.count.unwrap_or(CI_SEEDS)),
+        Mode::One(number) => one(Seed { number, elected: args.elected }, args.verbose),
+        Mode::Hunt(seconds) => hunt(seconds, Seed { number: args.from, elected: args.elected }),
+        Mode::Ci => ci(&args),
     }
 }
 
 /// Runs a seed; what went wrong, if something did.
-fn run(seed: u64, verbose: bool, hash_trace: bool) -> Result<Outcome, String> {
+fn run(seed: Seed, verbose: bool, hash_trace: bool) -> Result<Outcome, String> {
     trace::begin_run();
     library::clear();
     let result = catch_unwind(AssertUnwindSafe(|| World::new(seed, verbose, hash_trace).run()));
     result.map_err(|_| trace::panic_text())
 }
 
-fn report(seed: u64, why: &str) {
-    let knobs = knobs::Knobs::draw(&mut kvstore::rng::Rng::new(seed));
+fn report(seed: Seed, why: &str) {
+    let (_, knobs) = seed.begin();
     println!("seed {seed} FAILED at commit {}: {why}", trace::commit());
     println!("  {knobs:?}");
     println!("  replay: cargo test --release --test sim -- --seed {seed} -v");
 }
 
-fn one(seed: u64, verbose: bool) -> ExitCode {
+fn one(seed: Seed, verbose: bool) -> ExitCode {
     match run(seed, verbose, true) {
         Ok(outcome) => {
             outcome.stats.print();
@@ -121,7 +127,7 @@ struct Totals {
 }
 
 impl Totals {
-    fn take(&mut self, seed: u64) {
+    fn take(&mut self, seed: Seed) {
         match run(seed, false, false) {
             Ok(outcome) => {
                 self.passed += 1;
@@ -136,8 +142,10 @@ impl Totals {
         }
     }
 
-    fn print(&self, began: Instant) -> Vec<&'static str> {
-        let missing = self.stats.print();
+    /// The table; what of a CI set never happened.
+    fn print(&self, began: Instant, elected: bool) -> Vec<&'static str> {
+        self.stats.print();
+        let missing = self.stats.missing(elected);
         println!("\n{} seeds at commit {}:", self.passed + self.failed, trace::commit());
         println!("  {:>14.1}  simulated hours", self.virtual_ns as f64 / 3.6e12);
         println!("  {:>14}  turns of a node", self.turns);
@@ -153,13 +161,25 @@ impl Totals {
     }
 }
 
-fn ci(from: u64, count: u64) -> ExitCode {
+/// The CI sets: of fixed roles, of elected ones, or of both.
+fn ci(args: &Args) -> ExitCode {
+    let mut failed = 0;
+    let sets = [(false, CI_SEEDS), (true, CI_SEEDS_ELECTED)];
+    for (elected, seeds) in sets.into_iter().filter(|(elected, _)| *elected || !args.elected) {
+        let from = Seed { number: args.from, elected };
+        failed += ci_set(from, args.count.unwrap_or(seeds), seeds);
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One set; how many of its seeds and conditions failed.
+fn ci_set(from: Seed, count: u64, whole: u64) -> u64 {
     let began = Instant::now();
     let mut totals = Totals::default();
-    (from..from + count).for_each(|seed| totals.take(seed));
-    let missing = totals.print(began);
+    (from.number..from.number + count).for_each(|number| totals.take(Seed { number, ..from }));
+    let missing = totals.print(began, from.elected);
     // A handful of debug seeds cannot meet everything.
-    let must_fire = !cfg!(debug_assertions) && count >= CI_SEEDS;
+    let must_fire = !cfg!(debug_assertions) && count >= whole;
     if must_fire && !missing.is_empty() {
         totals.failed += 1;
         println!("never happened: {missing:?}");
@@ -168,12 +188,13 @@ fn ci(from: u64, count: u64) -> ExitCode {
         totals.failed += 1;
     }
     println!("{} passed, {} failed", totals.passed, totals.failed);
-    if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    totals.failed
 }
 
 /// The same seed gives the same trace, byte for byte.
-fn the_same_twice(from: u64) -> bool {
-    (from..from + 5).all(|seed| {
+fn the_same_twice(from: Seed) -> bool {
+    (from.number..from.number + 5).all(|number| {
+        let seed = Seed { number, ..from };
         let trace = || run(seed, false, true).map_or(0, |outcome| outcome.trace_hash);
         let (first, second) = (trace(), trace());
         if first != second {
@@ -183,20 +204,21 @@ fn the_same_twice(from: u64) -> bool {
     })
 }
 
-fn hunt(seconds: u64, from: u64) -> ExitCode {
+fn hunt(seconds: u64, from: Seed) -> ExitCode {
     let began = Instant::now();
     let mut totals = Totals::default();
     let mut next_line = 10;
     let mut seed = from;
     while began.elapsed() < Duration::from_secs(seconds) {
         totals.take(seed);
-        seed += 1;
+        seed.number += 1;
         if began.elapsed().as_secs() >= next_line {
             next_line += 10;
-            println!("{} s: {} seeds, {} failed", began.elapsed().as_secs(), seed - from, totals.failed);
+            let seeds = seed.number - from.number;
+            println!("{} s: {seeds} seeds, {} failed", began.elapsed().as_secs(), totals.failed);
         }
     }
-    totals.print(began);
+    totals.print(began, from.elected);
     println!("{} passed, {} failed", totals.passed, totals.failed);
     if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

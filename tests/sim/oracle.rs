@@ -63,6 +63,7 @@ pub struct Oracle {
     pub discards_in_chaos: bool,
     pub acks_seen: u64,
     pub histories: Histories,
+    pub elections: crate::elected::Elections,
 }
 
 impl Oracle {
@@ -85,6 +86,7 @@ impl Oracle {
         }
         let emitted = std::mem::take(&mut process.socks.emitted);
         let acks = std::mem::take(&mut process.socks.acks);
+        self.elections.on_votes(site, std::mem::take(&mut process.socks.votes));
         let told = process.socks.told;
         if !crashed {
             host.mirror.borrow_mut().install();
@@ -94,10 +96,15 @@ impl Oracle {
         }
         self.take_fresh(host);
         if seen.leads || host.seen.as_ref().is_some_and(|before| before.leads) {
-            self.note_committed(host, seen.commit.0);
+            // An elected leader applies what is committed, also beyond its own disk.
+            let applied = if core.knobs.is_elected() { seen.applied.0 } else { 0 };
+            self.note_committed(host, seen.commit.0.max(applied));
         }
         if !crashed {
             self.check_positions(core, host, &seen);
+            if core.knobs.is_elected() {
+                self.elections.after_turn(core, host, &seen);
+            }
             check_loaded(core, host, &seen, true);
         }
         let shrunk = host.mirror.borrow_mut().shrunk_to.take();
@@ -189,7 +196,10 @@ impl Oracle {
             seen.durable,
             mirror.synced
         );
-        assert!(seen.applied <= seen.durable, "host {site} applied beyond its disk");
+        // What a majority has is committed, also where the disk of an elected leader is not in it, even if it has lost
+        // its office meanwhile.
+        let limit = if core.knobs.is_elected() { seen.last } else { seen.durable };
+        assert!(seen.applied <= limit, "host {site} applied LSN {} beyond its disk", seen.applied);
         assert!(seen.term.as_u64() >= host.told.term, "host {site}: term went back to {}", seen.term);
         host.told.term = seen.term.as_u64();
         let cuts = process.node.counters.cuts;

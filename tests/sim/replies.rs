@@ -30,7 +30,8 @@ impl Oracle {
         let dialogue = dialogues.get_mut(&reply.conn).expect("replies go to clients");
         let sent = dialogue.sent.get_mut(dialogue.emitted).expect("no reply without a request");
         dialogue.emitted += 1;
-        sent.by_leader = seen.leads && seen.term.as_u64() == reply.term;
+        sent.by_leader =
+            crate::elected::is_ordered(core, sent) || seen.leads && seen.term.as_u64() == reply.term;
         let sent = sent.clone();
         let host = &hosts[site];
         let asked_ns = core.now + host.ahead.get() - sent.at;
@@ -145,11 +146,15 @@ impl Oracle {
         self.acks_seen += 1;
         if self.acks_seen.is_multiple_of(core.knobs.fork_check_every) {
             // Every node whose word this rests on.
-            for member in acked.in_sync.iter().filter(|member| {
-                let host = &hosts[**member];
-                !host.rotten && !host.at_risk && host.mirror.borrow().holds(lsn, acked.chain)
-            }) {
-                if core.knobs.ack == AckPolicy::InSync || *member == site {
+            let by_majority = core.knobs.ack == AckPolicy::Majority;
+            let word_of = |member: &&usize| {
+                let (host, mirror) = (&hosts[**member], hosts[**member].mirror.borrow());
+                let has = mirror.holds(lsn, acked.chain) && (mirror.synced >= lsn || !by_majority);
+                !host.rotten && !host.at_risk && has
+            };
+            let all: Vec<usize> = (0..hosts.len()).collect();
+            for member in if by_majority { &all } else { &acked.in_sync }.iter().filter(word_of) {
+                if by_majority || core.knobs.ack == AckPolicy::InSync || *member == site {
                     let host = &hosts[*member];
                     crate::proof::on_copy(core, &host.mem, host.site, lsn, acked.chain);
                     core.stats.count("check: acknowledgement proved on a copy of the disk");
@@ -170,7 +175,12 @@ impl Oracle {
             self.promotions.iter().any(|promotion| promotion.forced && promotion.term >= acked.term)
                 || !self.discarding.is_empty();
         let leader = *acked.in_sync.last().expect("the leader is in it");
-        assert!(has(leader), "host {leader} acknowledged LSN {} without having it on disk", acked.lsn);
+        let may_lead_its_disk = core.knobs.ack == AckPolicy::Majority;
+        assert!(
+            has(leader) || may_lead_its_disk,
+            "host {leader} acknowledged LSN {} without having it on disk",
+            acked.lsn
+        );
         if excused {
             return;
         }
@@ -183,9 +193,11 @@ impl Oracle {
                 );
             }
         }
-        if core.knobs.ack == AckPolicy::Quorum
-            && hosts[leader].seen.as_ref().is_some_and(|seen| seen.peers.len() + 1 == hosts.len())
-        {
+        let all_are_followers =
+            || hosts[leader].seen.as_ref().is_some_and(|seen| seen.peers.len() + 1 == hosts.len());
+        let by_majority = core.knobs.ack == AckPolicy::Majority
+            || core.knobs.ack == AckPolicy::Quorum && all_are_followers();
+        if by_majority {
             let holders = (0..hosts.len()).filter(|site| has(*site)).count();
             assert!(holders > hosts.len() / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
         }
@@ -209,7 +221,9 @@ impl Oracle {
             Ask::Get { .. } => false,
             _ => return,
         };
-        let order = self.orders.entry((got.term, site)).or_default();
+        // One order for all that elected leaders serve; else one for each leader and term.
+        let place = if core.knobs.is_elected() { (0, 0) } else { (got.term, site) };
+        let order = self.orders.entry(place).or_default();
         let before = order.done.partition_point(|(time, _)| *time < sent.at);
         let floor = before.checked_sub(1).map_or(0, |index| order.done[index].1);
         assert!(

@@ -11,6 +11,9 @@
 
 use std::process::ExitCode;
 
+#[cfg(feature = "sabotage")]
+use kvstore::sabotage::Variant;
+
 /// Within so many seeds each variant is caught.
 pub const SEEDS: u64 = 10_000;
 
@@ -29,12 +32,10 @@ struct Catch {
 /// Looks for the variants of this name (`all`: every one), and prints the table.
 #[cfg(feature = "sabotage")]
 pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
-    use kvstore::sabotage::Variant;
-    // Clusters that elect are not driven here.
-    let driven = || Variant::ALL.iter().copied().filter(|variant| !Variant::ELECTION.contains(variant));
-    let chosen: Vec<Variant> = driven().filter(|variant| name == "all" || variant.name() == name).collect();
+    let all = || Variant::ALL.iter().copied();
+    let chosen: Vec<Variant> = all().filter(|variant| name == "all" || variant.name() == name).collect();
     if chosen.is_empty() {
-        let names: Vec<&str> = driven().map(|variant| variant.name()).collect();
+        let names: Vec<&str> = all().map(|variant| variant.name()).collect();
         eprintln!("no variant is called {name}; there are: all {}", names.join(" "));
         return ExitCode::from(2);
     }
@@ -74,11 +75,13 @@ pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
 
 /// The first seed that fails with this variant.
 #[cfg(feature = "sabotage")]
-fn catch(variant: kvstore::sabotage::Variant, from: u64, seeds: u64) -> Option<Catch> {
+fn catch(variant: Variant, from: u64, seeds: u64) -> Option<Catch> {
     use kvstore::sabotage::set;
     set(Some(variant));
-    let found =
-        (from..from + seeds).find_map(|seed| crate::run(seed, false, false).err().map(|why| (seed, why)));
+    let found = (from..from + seeds).find_map(|number| {
+        let seed = crate::seed::Seed { number, elected: Variant::ELECTION.contains(&variant) };
+        crate::run(seed, false, false).err().map(|why| (number, why))
+    });
     set(None);
     let (seed, why) = found?;
     let why = why.trim_start_matches("panicked at ").replace('|', "/");

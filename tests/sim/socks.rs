@@ -73,6 +73,8 @@ pub struct Socks {
     pub emitted: Vec<Emitted>,
     /// ACKs and match answers since the last look: connection, LSN and the chain there.
     pub acks: Vec<(usize, u64, Chain)>,
+    /// Votes since the last look.
+    pub votes: Vec<crate::elected::Told>,
     /// The connection of the session: the one that the last OPEN_REPLY left on.
     pub session: Option<ConnId>,
     /// The disk, to prove on a copy what is told of it.
@@ -102,6 +104,7 @@ impl Socks {
             dials: Vec::new(),
             emitted: Vec::new(),
             acks: Vec::new(),
+            votes: Vec::new(),
             session: None,
             mem,
             told: 0,
@@ -220,7 +223,10 @@ impl Socks {
             };
             let chain_at = |lsn: u64| self.mirror.borrow().get(lsn).map_or(Chain::ZERO, |entry| entry.chain);
             let mut prove = None;
-            match MessageType::from_u8(kind).expect("a node sends known types") {
+            let kind = MessageType::from_u8(kind).expect("a node sends known types");
+            let vote = crate::elected::Told::in_frame(&self.core, self.site, &self.mem, kind, body);
+            self.votes.extend(vote);
+            match kind {
                 MessageType::AppendEntriesAck => {
                     let lsn = Ack::decode(body).expect("well formed").last_lsn.0;
                     tells(lsn, "an ACK");
@@ -247,7 +253,9 @@ impl Socks {
                 }
                 MessageType::Reply => {
                     let reply = Reply::decode(body).expect("well formed");
-                    if reply.status == Status::Ok {
+                    // A majority's disks may be without this one's: `replies.rs` looks at theirs.
+                    let elected = self.core.borrow().knobs.is_elected();
+                    if reply.status == Status::Ok && !elected {
                         tells(reply.lsn.0, "a reply");
                     }
                     self.emitted.push(Emitted {

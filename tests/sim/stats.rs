@@ -149,10 +149,21 @@ impl Stats {
         self.0.iter().filter(|(what, _)| begins.iter().any(|begin| what.starts_with(begin)))
     }
 
-    /// The table, and what never fired.
-    pub fn print(&self) -> Vec<&'static str> {
+    /// The table.
+    pub fn print(&self) {
         for (what, times) in &self.0 {
             println!("  {times:>12}  {what}");
+        }
+    }
+
+    /// What never fired, or too seldom, of what the CI set must have seen.
+    pub fn missing(&self, elected: bool) -> Vec<&'static str> {
+        if elected {
+            return crate::elected::EXPECTED
+                .iter()
+                .copied()
+                .filter(|what| !self.0.contains_key(what))
+                .collect();
         }
         let rare = FLOORS.iter().filter(|(what, least)| self.of(what) < *least).map(|(what, _)| *what);
         let expected = EXPECTED.iter().chain(crate::mishaps::EXPECTED).copied();

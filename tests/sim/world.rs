@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use kvstore::conn::DialId;
 use kvstore::node::{ElectionConfig, FlushMode, NodeConfig, RoleFlag};
-use kvstore::rng::Rng;
 use kvstore::wal::{Durability, WalConfig};
 
 use crate::client::{Client, Dialogue};
@@ -17,6 +16,7 @@ use crate::host::{Host, TurnEnd};
 use crate::knobs::Knobs;
 use crate::mem_disk::{Keep, MemDisk};
 use crate::oracle::Oracle;
+use crate::seed::Seed;
 use crate::stats::Stats;
 
 /// See the head of this file.
@@ -51,9 +51,8 @@ pub struct Outcome {
 
 impl World {
     /// A cluster that has not been started.
-    pub fn new(seed: u64, verbose: bool, hash_trace: bool) -> World {
-        let mut rng = Rng::new(seed);
-        let knobs = Knobs::draw(&mut rng);
+    pub fn new(seed: Seed, verbose: bool, hash_trace: bool) -> World {
+        let (rng, knobs) = seed.begin();
         let core: Shared = Rc::new(RefCell::new(Core::new(rng, knobs.clone(), verbose, hash_trace)));
         let hosts = (0..knobs.hosts).map(|site| new_host(&core, &knobs, site)).collect();
         let clients =
@@ -447,12 +446,21 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let modes = [FlushMode::Inline, FlushMode::Beside, FlushMode::Beside, FlushMode::Auto];
     let flush = modes[core.borrow_mut().rng.below(modes.len() as u64) as usize];
     let durability = if knobs.mishaps.os_durability { Durability::Os } else { Durability::Fsync };
+    let role = match site {
+        _ if knobs.is_elected() => RoleFlag::Auto,
+        0 => RoleFlag::Leader,
+        _ => RoleFlag::Follower,
+    };
+    let election = knobs.elected.map_or_else(ElectionConfig::default, |elected| ElectionConfig {
+        timeout_ms: elected.timeout_ms,
+        reads: elected.reads,
+    });
     let config = NodeConfig {
         port: 9000,
         own_address: Host::address(site),
-        role: if site == 0 { RoleFlag::Leader } else { RoleFlag::Follower },
-        peers: if site == 0 { others } else { Vec::new() },
-        leader: if site == 0 { String::new() } else { Host::address(0) },
+        role,
+        peers: if role == RoleFlag::Follower { Vec::new() } else { others },
+        leader: if role == RoleFlag::Follower { Host::address(0) } else { String::new() },
         ack: knobs.ack,
         min_insync: knobs.min_insync,
         insync_timeout_ms: knobs.insync_timeout_ms,
@@ -464,7 +472,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         feed: knobs.feed,
         snapshot: knobs.snapshot,
         pin: knobs.pin,
-        election: ElectionConfig::default(),
+        election,
     };
     Host {
         site,
