@@ -224,6 +224,9 @@ fn fmt_status(f: &mut fmt::Formatter<'_>, address: &str, status: Status, message
         Status::Repairing => {
             ("fetches again what it lost, and answers no reads until then", "Ask its leader")
         }
+        Status::Diverged => {
+            ("has a state that is known to be wrong, and answers nothing from it", "Ask another node")
+        }
     };
     write!(f, "{address} {what}")?;
     if !message.is_empty() {

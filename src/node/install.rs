@@ -233,6 +233,7 @@ impl Node {
         assert!(kept.is_none(), "what an installed snapshot replaces is not kept aside");
         self.state_is_given_up = false;
         (self.applied, self.complete_at) = (s, e);
+        self.state_is_new();
         // It had its name at the leader, so all of it is committed there.
         self.commit = self.commit.max(e);
         self.counters.snapshots_installed += 1;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::divergence::PeerState;
 use super::keep::Kept;
 use super::transfer::Transfer;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role};
@@ -55,6 +56,7 @@ pub struct Peer {
     pub(super) damaged: Option<(SnapshotId, u32)>,
     /// Whether its hello says that it takes snapshots.
     pub(super) takes_snapshots: bool,
+    pub(super) state: PeerState,
     pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
     pub(super) down_told: bool,
@@ -128,6 +130,7 @@ impl Leader {
             kept: None,
             damaged: None,
             takes_snapshots: false,
+            state: PeerState::default(),
             backoff: Backoff::default(),
             down_told: false,
         };

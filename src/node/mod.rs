@@ -22,6 +22,7 @@
 mod backup;
 mod config;
 mod conn_table;
+mod divergence;
 mod dry_run;
 mod fatal;
 mod flush;
@@ -45,6 +46,7 @@ mod role;
 mod session_open;
 mod snapshot;
 mod snapshot_ask;
+mod snapshot_scan;
 mod start;
 mod status;
 mod stream;
@@ -67,6 +69,7 @@ use crate::wire::{Authority, Frame, MessageType};
 use backup::Backup;
 pub use config::{Budgets, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
+use divergence::StateChecks;
 pub use dry_run::{DryRun, Outcome, dry_run};
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
@@ -130,6 +133,14 @@ pub struct Counters {
     pub snapshots: u64,
     /// Segments of the log removed.
     pub segments_removed: u64,
+    /// Hashes of followers' states that were compared.
+    pub states_compared: u64,
+    /// Those that were not those of the leader or of a majority.
+    pub states_differed: u64,
+    /// Times that all entries were compared with what was applied.
+    pub states_scanned: u64,
+    /// Those that found something else in memory.
+    pub scans_failed: u64,
 }
 
 /// What this node knows of the other side of a connection.
@@ -186,6 +197,7 @@ pub struct Node {
     spare_retry_at: Time,
     /// A snapshot of the leader's on its way in.
     install: Option<Install>,
+    checks: StateChecks,
     /// The keyspace holds a part of a snapshot, or nothing, and not the state of `applied`.
     state_is_given_up: bool,
     /// Writers wait for a follower that is catching up.

@@ -170,6 +170,12 @@ impl Node {
 
     /// Answers a read from what is applied.
     fn answer_read(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
+        if self.state_is_wrong() {
+            let text = self.wrong_state_text();
+            let (lsn, term) = (self.applied, self.meta.get().term);
+            let reply = Reply { status: Status::Diverged, lsn, term, payload: text.as_bytes() };
+            return reply.encode(io.output(conn).bytes_mut());
+        }
         let (lsn, term) = (self.applied, self.meta.get().term);
         let (status, payload) = match self.keyspace.get(key) {
             Some(value) => (Status::Ok, value),
@@ -262,6 +268,7 @@ impl Node {
             return Some((Status::ShuttingDown, "this node is about to end".to_owned()));
         }
         match self.role {
+            Role::Leader(_) if self.state_is_wrong() => Some((Status::Diverged, self.wrong_state_text())),
             Role::Leader(_) => None,
             Role::Follower(_) | Role::Deposed => Some((Status::NotLeader, self.leader_address_for_clients())),
         }

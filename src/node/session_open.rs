@@ -112,6 +112,7 @@ impl Node {
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");
         // What was heard about LSNs behind the match LSN was about records that this leader may not have.
         self.commit = self.commit.min(match_lsn);
+        self.forget_question();
         let session = Session::new(conn, &leader.address, open.term, self.now);
         self.role = Role::Follower(Follower { session: Some(session) });
         self.counters.sessions += 1;

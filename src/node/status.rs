@@ -125,6 +125,7 @@ impl Node {
             "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),
             "bytes_per_key": self.keyspace.memory_bytes().checked_div(self.keyspace.len()),
             "state_hash": format!("{:032x}", self.keyspace.state_hash()),
+            "state_check": self.state_check_document(),
             "in_flight_bytes": self.inflight.size(),
         });
         let rest = json!({
@@ -160,6 +161,9 @@ impl Node {
     fn read_only_reason(&self) -> Option<String> {
         if self.is_loading() {
             return Some(self.incomplete_text());
+        }
+        if self.state_is_wrong() {
+            return Some(self.wrong_state_text());
         }
         match &self.role {
             Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
@@ -198,6 +202,10 @@ impl Node {
             "snapshots": counters.snapshots,
             "segments_removed": counters.segments_removed,
             "loaded_from_snapshot": counters.loaded_from_snapshot,
+            "states_compared": counters.states_compared,
+            "states_differed": counters.states_differed,
+            "states_scanned": counters.states_scanned,
+            "scans_failed": counters.scans_failed,
         })
     }
 
@@ -224,6 +232,7 @@ impl Node {
             "state": peer.state_name(),
             "in_sync": peer.progress.in_sync(),
             "match_lsn": match_lsn.0,
+            "state_check": peer.state.document(),
             "repair_until_lsn": peer.progress.repairs_until().map(|until| until.0),
             "lag": last.0.saturating_sub(match_lsn.0),
             "lag_bytes": Value::Null,

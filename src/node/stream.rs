@@ -29,12 +29,13 @@ impl Node {
     pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
         let (last, commit, now, loop_now) =
             (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
-        let batch = self.inflight.current();
         let feed_limits = self.config.feed;
-        let Role::Leader(leader) = &mut self.role else { return };
-        if batch.is_empty() {
+        if self.inflight.current().is_empty() {
             return;
         }
+        let question = self.question();
+        let batch = self.inflight.current();
+        let Role::Leader(leader) = &mut self.role else { return };
         let term_lsn = leader.term_lsn;
         leader.round += 1;
         let mut sent_to = 0;
@@ -62,6 +63,7 @@ impl Node {
                     commit_lsn: commit,
                     round: leader.round,
                     chain,
+                    state: peer.state.news(stream.next_lsn, question),
                 };
                 AppendEntries { record_count: (to - from) as u32, records, tail }.encode(out.bytes_mut());
                 from = to;
@@ -129,6 +131,9 @@ impl Node {
         }
         self.rejoin(index);
         self.advance_commit(io);
+        if let Some(answer) = ack.state {
+            self.on_state_answer(index, answer);
+        }
         Ok(())
     }
 
@@ -215,6 +220,7 @@ impl Node {
         let (unsent_from, commit, now) = (self.unsent_from(), self.effective_commit(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
+        let question = self.checks.asked;
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let Some(cursor) = &mut stream.behind else { continue };
@@ -247,6 +253,7 @@ impl Node {
                 commit_lsn: commit,
                 round: leader.round,
                 chain: range.chain,
+                state: peer.state.news(stream.next_lsn, question),
             };
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
@@ -287,6 +294,7 @@ impl Node {
         if batch_leaves_now || self.flush_stalled_ms().is_some() {
             return;
         }
+        let question = self.question();
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
         let term_lsn = leader.term_lsn;
@@ -308,6 +316,7 @@ impl Node {
                 commit_lsn: commit,
                 round: leader.round,
                 chain,
+                state: peer.state.news(stream.next_lsn, question),
             };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
             stream.last_sent = now;

@@ -106,6 +106,12 @@ impl MiniCluster {
         self.slots[name].node.as_ref().expect("the node runs")
     }
 
+    /// Flips a bit of an entry in a node's memory.
+    pub fn flip_bit(&mut self, name: &str, key: &[u8], bit: usize) {
+        let node = self.slot(name).node.as_mut().expect("the node runs");
+        assert!(node.flip_bit(key, bit), "{name} holds no such key");
+    }
+
     /// The disk of a node.
     pub fn disk(&self, name: &str) -> &MemDisk {
         &self.slots[name].disk
