@@ -202,6 +202,7 @@ impl Node {
 
     /// The state is a new one, of the applied LSN: what was known of another is not known of it.
     pub(super) fn state_is_new(&mut self) {
+        self.counters.states_made += 1;
         self.checks =
             StateChecks { next_at: self.checks.next_at, scanned: self.applied, ..StateChecks::default() };
     }

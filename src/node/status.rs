@@ -7,6 +7,7 @@ use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::{Lsn, Term};
 use crate::ledger::{Syscall, count};
+use crate::replication::divergence::Fault;
 
 /// What the simulator compares after every turn; the same facts as in the status document, without the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Observed {
     pub peers: Vec<(String, Lsn, bool)>,
     /// Of a leader: the followers that repair.
     pub repairing: Vec<String>,
+    /// What is known to be wrong with its state.
+    pub state_fault: Option<Fault>,
 }
 
 impl Node {
@@ -75,6 +78,7 @@ impl Node {
             connections: self.conns.len(),
             peers: leader.map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
             repairing: repairing.map(|peer| peer.address.clone()).collect(),
+            state_fault: self.checks.standing.fault,
         }
     }
 
@@ -202,6 +206,7 @@ impl Node {
             "snapshots": counters.snapshots,
             "segments_removed": counters.segments_removed,
             "loaded_from_snapshot": counters.loaded_from_snapshot,
+            "states_made": counters.states_made,
             "states_compared": counters.states_compared,
             "states_differed": counters.states_differed,
             "states_scanned": counters.states_scanned,

@@ -25,6 +25,7 @@ mod crowd;
 mod decay;
 mod disk;
 mod faults;
+mod flips;
 mod heal;
 mod histories;
 mod host;
