@@ -65,6 +65,8 @@ variants! {
     RemovalBeforePublish = "removal-before-publish";
     /// A state that is being loaded is read.
     ReadsBeforeComplete = "reads-before-complete";
+    /// Zeros ahead of the log begin in the block that it ends in.
+    ZerosOverTheLog = "zeros-over-the-log";
     /// The records during the scan of a snapshot are taken to be in it.
     SnapshotTakenTooLate = "snapshot-taken-too-late";
     /// Some nodes apply another value than the record's, now and then.

@@ -35,6 +35,7 @@ impl Node {
             self.promotion_deadline(),
             self.flush_deadline(),
             self.snapshot_deadline(),
+            self.zeros_deadline(),
             self.backup_deadline(),
         ];
         let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
