@@ -169,8 +169,8 @@ impl Node {
     /// The known-bad variant: on one node of four, now and then.
     pub(super) fn apply_another_value(&mut self, record: &Record<'_>) {
         if let Effect::Put { key, value } = record.effect
-            && self.node_id().0[0] % 4 == 0
-            && record.lsn.0 % 16 == 0
+            && self.node_id().0[0].is_multiple_of(4)
+            && record.lsn.0.is_multiple_of(16)
         {
             let _existed = self.keyspace.apply(&Effect::Put { key, value: &[value, b"!"].concat() });
         }

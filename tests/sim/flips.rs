@@ -3,8 +3,8 @@
 //! states between nodes.
 //!
 //! Until then what the node reads of that key may be wrong, and is excused; nothing else is. A node that noticed is
-//! restarted by its operator. In the end nobody has a flipped bit in memory that was not noticed; and nobody ever takes a
-//! state for wrong where no bit has flipped.
+//! restarted by its operator. In the end nobody has a flipped bit in memory that was not noticed; and nobody ever takes
+//! a state for wrong where no bit has flipped.
 
 use kvstore::replication::divergence::Fault;
 
@@ -21,7 +21,9 @@ pub struct Flip {
 }
 
 /// Steps of the second phase between two commands to make a snapshot, and with it a scan.
-const SCAN_STEPS: u64 = 4;
+const SCAN_STEPS: u64 = 8;
+/// Which of them: a leader may have to be chosen first, for what is written to be committed.
+const SCAN_STEP: u64 = 4;
 
 impl World {
     /// A bit flips in a value of this host. One at a time: with two of three nodes wrong nobody could be right.
@@ -30,7 +32,9 @@ impl World {
             return;
         }
         let host = &mut self.hosts[site];
-        let Some(process) = host.process.as_mut().filter(|_| host.load_checked && !host.ending) else { return };
+        let Some(process) = host.process.as_mut().filter(|_| host.load_checked && !host.ending) else {
+            return;
+        };
         let keyspace = process.node.keyspace();
         let slots = u64::from(keyspace.slot_count());
         let mut core = self.core.borrow_mut();
@@ -68,7 +72,11 @@ impl World {
             Fault::Outvoted => "state: outvoted",
             Fault::Memory => "state: a scan finds a flipped bit",
         });
-        assert!(self.oracle.memory_failed, "host {site} finds its state {}, and no bit flipped", fault.name());
+        assert!(
+            self.oracle.memory_failed,
+            "host {site} finds its state {}, and no bit flipped",
+            fault.name()
+        );
         if fault.stops_serving() {
             assert!(host.flip.is_some(), "host {site} finds its state {}, and it is right", fault.name());
             let (incarnation, later) = (host.incarnation, core.between(100 * MS, 3_000 * MS));
@@ -76,17 +84,20 @@ impl World {
         }
     }
 
-    /// In the second phase: whose memory holds a flipped bit is asked for a snapshot until it has noticed, and restarted
-    /// then. True while there is such a host.
+    /// In the second phase: whose memory holds a flipped bit is asked for a snapshot until it has noticed, and
+    /// restarted then. True: that was this step.
     pub fn settle_flips(&mut self) -> bool {
         let flipped = self.serving().find(|site| self.hosts[*site].flip.is_some());
         let Some(site) = flipped else { return false };
         let host = &self.hosts[site];
         if host.state_fault.is_some_and(Fault::stops_serving) {
             self.end_process(site, false);
-        } else if self.heal.steps.is_multiple_of(SCAN_STEPS) {
+            return true;
+        }
+        let asks = self.heal.steps % SCAN_STEPS == SCAN_STEP;
+        if asks {
             self.command(site, Ask::Snapshot);
         }
-        true
+        asks
     }
 }
