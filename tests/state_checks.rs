@@ -123,6 +123,41 @@ fn an_outvoted_leader_takes_no_writes_and_a_follower_is_promoted() {
 }
 
 #[test]
+fn an_outvoted_leader_that_was_elected_steps_down_and_does_not_campaign() {
+    logs::capture();
+    let (names, mut cluster) = (["a", "b", "c"], MiniCluster::new());
+    for name in names {
+        let peers: Vec<&str> = names.into_iter().filter(|other| *other != name).collect();
+        cluster.start(name, RoleFlag::Auto, &peers, AckPolicy::Majority);
+    }
+    cluster.wait(5_000, true);
+    let leads = |cluster: &MiniCluster, name: &&str| cluster.node(name).observe().leads;
+    let old = names.into_iter().find(|name| leads(&cluster, name)).expect("a leader");
+    let write = |cluster: &mut MiniCluster, name: &str, value: &[u8]| {
+        cluster.send(name, &Request::Put { key: b"one", value });
+        cluster.wait(2_500, true);
+    };
+    write(&mut cluster, old, b"1");
+    assert_eq!(verdict(&mut cluster, old).0, "equal");
+    cluster.flip_bit(old, b"one", 3 * 8);
+    write(&mut cluster, old, b"11");
+    cluster.wait(5_000, true);
+    assert_eq!(verdict(&mut cluster, old).0, "outvoted");
+    let new = names.into_iter().find(|name| leads(&cluster, name)).expect("another leader");
+    assert_ne!(new, old);
+    write(&mut cluster, new, b"12");
+    assert_eq!(verdict(&mut cluster, new).0, "equal");
+    // Alone with one more it is a majority's half, and does not ask for votes.
+    let term = cluster.node(old).term();
+    cluster.kill(new, false);
+    cluster.wait(1_000, true);
+    cluster.take_trace();
+    cluster.wait(5_000, true);
+    let third = names.into_iter().find(|name| ![old, new].contains(name)).expect("three");
+    assert!(leads(&cluster, &third) && cluster.node(old).term() > term, "it votes: its log is whole");
+}
+
+#[test]
 fn what_an_outvoted_node_is_restarted_with_is_compared_anew() {
     let mut cluster = cluster_of(&["a", "b", "c"]);
     flip_and_overwrite(&mut cluster, "b");

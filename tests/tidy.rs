@@ -32,6 +32,7 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
         "tests/real_stops.rs",
         "a leader stands still for longer than a timeout, and does nothing that could be awaited",
     ),
+    ("tests/support/elected.rs", "pauses between looks at nodes and at another thread, each with a deadline"),
     ("tests/support/proxy.rs", "a slow link is what is tested"),
     ("tests/support/writers.rs", "pauses between looks at other threads and at ports where nobody listens"),
 ];

@@ -24,8 +24,10 @@ mod apply;
 mod backup;
 mod config;
 mod conn_table;
+mod counters;
 mod divergence;
 mod dry_run;
+mod elect;
 mod fatal;
 mod flush;
 pub mod follower;
@@ -57,11 +59,12 @@ mod transfer;
 mod turn;
 
 use crate::conn::{Close, ConnId, DialId, Io};
-use crate::ids::{Lsn, NodeId, Term};
+use crate::ids::{ClusterId, Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
 use crate::limits::BATCH_SIZE_MAX;
 use crate::marks::Marks;
 use crate::meta::MetaStore;
+use crate::replication::members::Members;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock, Time};
 use crate::trace::Trace;
@@ -69,10 +72,12 @@ use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
 use backup::Backup;
-pub use config::{Budgets, FeedLimits, NodeConfig};
+pub use config::{Budgets, ElectionConfig, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
+pub use counters::Counters;
 use divergence::StateChecks;
 pub use dry_run::{DryRun, Outcome, dry_run};
+use elect::Elect;
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
 pub use flush::FlushMode;
@@ -91,61 +96,6 @@ pub use role::{Role, RoleFlag};
 pub use snapshot::SnapshotConfig;
 use snapshot::Snapshots;
 pub use status::Observed;
-
-/// Counts of what happened, for `status`.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Connections closed for what their other side sent.
-    pub fenced: u64,
-    /// Cuts of this node's log.
-    pub cuts: u64,
-    /// Records cut away.
-    pub cut_records: u64,
-    /// Sessions opened (both roles).
-    pub sessions: u64,
-    /// Frames that belonged to a dead session.
-    pub dead_session_frames: u64,
-    /// Writes refused for want of memory.
-    pub busy: u64,
-    /// Writes refused for want of disk.
-    pub disk_full: u64,
-    /// Followers that left the in-sync set.
-    pub insync_left: u64,
-    /// Snapshots that a follower has installed.
-    pub snapshots_sent: u64,
-    /// Transfers that ended because too much log was kept for them.
-    pub transfers_dropped: u64,
-    /// Transfers that went on behind the first byte, with another connection.
-    pub transfers_resumed: u64,
-    /// Snapshots of a leader's that took the place of state and log.
-    pub snapshots_installed: u64,
-    /// Snapshots of a leader's that were not taken: damaged, or no room.
-    pub snapshots_refused: u64,
-    /// Log syncs.
-    pub syncs: u64,
-    /// Writes acknowledged.
-    pub writes_acked: u64,
-    /// Reads answered.
-    pub reads: u64,
-    /// Connections refused for want of descriptors or slots.
-    pub accepts_refused: u64,
-    /// Whether the state came from a snapshot when the node started: 1 or 0.
-    pub loaded_from_snapshot: u64,
-    /// Snapshots that got their name.
-    pub snapshots: u64,
-    /// Segments of the log removed.
-    pub segments_removed: u64,
-    /// States made: by a start, after a cut, with a leader's snapshot.
-    pub states_made: u64,
-    /// Hashes of followers' states that were compared.
-    pub states_compared: u64,
-    /// Those that were not those of the leader or of a majority.
-    pub states_differed: u64,
-    /// Times that all entries were compared with what was applied.
-    pub states_scanned: u64,
-    /// Those that found something else in memory.
-    pub scans_failed: u64,
-}
 
 /// What this node knows of the other side of a connection.
 #[derive(Debug)]
@@ -176,6 +126,8 @@ pub struct Node {
     /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
     complete_at: Lsn,
     commit: Lsn,
+    /// The highest LSN heard to be committed, where the commit LSN in use may have been lowered since.
+    heard_commit: Lsn,
     /// The state is being loaded; until that is done there is no role but a follower's without a session.
     load: Option<Box<Loading>>,
     snapshots: Snapshots,
@@ -186,6 +138,7 @@ pub struct Node {
     had_work: bool,
     last_work: Time,
     role: Role,
+    elect: Elect,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,
     /// Nodes that said hello on a connection of theirs, and until when they must have said what they want.
@@ -233,6 +186,8 @@ enum DialPurpose {
     Session(usize),
     /// An answer of the promotion's n-th peer.
     Promotion(usize),
+    /// A question to the n-th of the others, while a cluster is formed or a leader elected.
+    Call(usize),
 }
 
 impl Node {
@@ -254,6 +209,7 @@ impl Node {
         match self.take_dial(dial) {
             Some(DialPurpose::Session(peer)) => self.peer_down(io, peer, why),
             Some(DialPurpose::Promotion(peer)) => self.promotion_silent(io, peer, why)?,
+            Some(DialPurpose::Call(index)) => self.call_failed(io, index, why)?,
             None => {}
         }
         Ok(())
@@ -266,6 +222,7 @@ impl Node {
             Some(Conn::PeerOut(peer)) => match peer.purpose {
                 DialPurpose::Session(index) => self.peer_down(io, index, why),
                 DialPurpose::Promotion(index) => self.promotion_silent(io, index, why)?,
+                DialPurpose::Call(index) => self.call_failed(io, index, why)?,
             },
             Some(Conn::PeerIn(_)) => self.session_lost(conn, why),
             Some(Conn::New(_) | Conn::Client(_)) | None => {}
@@ -278,6 +235,7 @@ impl Node {
         let Some(message_type) = MessageType::from_u8(frame.type_byte) else {
             return fence(format!("unknown message type 0x{:02x}", frame.type_byte));
         };
+        self.clock_first(io)?;
         let Some(known) = self.conns.get(conn) else { return Ok(()) };
         match (known, message_type) {
             (Conn::Client(_), _) => self.on_request(io, conn, message_type, frame.body),
@@ -294,6 +252,10 @@ impl Node {
             (Conn::PeerIn(_), MessageType::SnapshotOffer) => self.on_snapshot_offer(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Form) => self.on_form(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Vote) => self.on_vote(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::FormReply) => self.on_form_reply(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::VoteReply) => self.on_vote_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
@@ -378,6 +340,11 @@ impl Node {
         self.meta.get().node_id
     }
 
+    /// The cluster it belongs to, if any, and who votes in it.
+    pub fn cluster(&self) -> (ClusterId, &Members) {
+        (self.meta.get().cluster_id, &self.meta.get().members)
+    }
+
     /// Last, commit and applied LSN.
     pub fn positions(&self) -> (Lsn, Lsn, Lsn) {
         (self.wal.last_lsn(), self.commit, self.applied)
@@ -393,6 +360,7 @@ impl Node {
         self.now = now;
         self.frames.last_ended = Some(now);
         self.loop_clock.advance(now);
+        self.election_turn_begins();
     }
 
     fn dial(&mut self, io: &mut dyn Io, purpose: DialPurpose, address: &str) -> DialId {

@@ -278,6 +278,9 @@ impl Node {
 
     /// The leader's address as far as this node knows; empty if the only one it knows is its own.
     pub(super) fn leader_address_for_clients(&self) -> String {
+        if self.is_elected() {
+            return self.elected_leader_address();
+        }
         let meta = self.meta.get();
         if meta.leader_id == meta.node_id { String::new() } else { meta.leader_address.clone() }
     }
@@ -325,16 +328,21 @@ impl Node {
         let clients: Vec<ConnId> =
             self.conns.iter().filter(|(_, conn)| matches!(conn, Conn::Client(_))).map(|(id, _)| id).collect();
         let (lsn, term) = (self.applied, self.meta.get().term);
+        // Where leaders are elected another one may have gone on already: what is here may be old.
+        let reads_end_too = self.is_elected();
         for conn in clients {
             let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { continue };
             for waiting in &mut client.waiting {
-                if let Waiting::Write { .. } = waiting {
-                    let mut frame = Vec::new();
-                    Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }
-                        .encode(&mut frame);
-                    client.owed_bytes += frame.len();
-                    *waiting = Waiting::Ready(frame);
-                }
+                let (status, payload) = match waiting {
+                    Waiting::Write { .. } => (Status::OutcomeUnknown, why),
+                    Waiting::Read { .. } if reads_end_too => (Status::NotLeader, ""),
+                    _ => continue,
+                };
+                let mut frame = Vec::new();
+                Reply { status, lsn, term, payload: payload.as_bytes() }.encode(&mut frame);
+                client.owed_bytes += frame.len();
+                client.owed_bytes -= waiting.owed_bytes();
+                *waiting = Waiting::Ready(frame);
             }
             self.drain_waiting(io, conn);
         }
