@@ -59,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limits",
             "wire",
             "replication::election::ballot",
+            "replication::election::reads",
             "replication::history",
             "replication::members",
         ],

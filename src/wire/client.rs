@@ -15,7 +15,8 @@
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
-//! Options of a PUT: flag bit 0 asks for its receipt.
+//! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
+//! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
 //! with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
 //! message. A node that is loading its state says so in its answer to a PING.
@@ -25,6 +26,7 @@ use super::frame::{begin_frame, end_frame};
 use super::message_type::MessageType;
 use crate::ids::{Lsn, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX};
+pub use crate::replication::election::reads::ReadMode;
 
 /// A request as it arrived, sizes not yet judged: a key or value beyond its limit is the client's outcome
 /// (`TooLarge`), not a reason to close the connection.
@@ -48,6 +50,13 @@ pub enum Request<'a> {
     Get {
         /// The key.
         key: &'a [u8],
+    },
+    /// Read a key, in another way than the node reads by default.
+    GetWith {
+        /// The key.
+        key: &'a [u8],
+        /// In which.
+        reads: ReadMode,
     },
     /// Remove a key.
     Delete {
@@ -94,6 +103,10 @@ pub enum BackupStep {
 
 /// The flag of a PUT's options that asks for its receipt.
 const PUT_EXPLAIN: u16 = 1;
+/// The flags of a GET's options: how it is to be read. None of them: as the node does by default.
+const GET_READS: [(u16, ReadMode); 3] = [(1, ReadMode::Lease), (2, ReadMode::Quorum), (4, ReadMode::Local)];
+/// The flag in the trailer of a REPLY that tells its age.
+const REPLY_AGE: u16 = 1;
 
 /// What an INSPECT asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +284,10 @@ impl<'a> Request<'a> {
         let flags = reader.trailer()?.map_or(0, |(flags, _)| flags);
         reader.finish()?;
         Ok(Some(match request {
+            Request::Get { key } => match GET_READS.iter().find(|(flag, _)| flags & flag != 0) {
+                Some((_, reads)) => Request::GetWith { key, reads: *reads },
+                None => request,
+            },
             Request::Put { key, value } if flags & PUT_EXPLAIN != 0 => Request::PutExplained { key, value },
             request => request,
         }))
@@ -290,6 +307,11 @@ impl<'a> Request<'a> {
                 out.put_trailer(PUT_EXPLAIN, |_| {});
             }
             Request::Get { key } | Request::Delete { key } => out.put_bytes32(key),
+            Request::GetWith { key, reads } => {
+                out.put_bytes32(key);
+                let (flag, _) = GET_READS.iter().find(|(_, mode)| mode == reads).expect("each has a flag");
+                out.put_trailer(*flag, |_| {});
+            }
             Request::Inspect(inspect) => {
                 let (what, argument) = inspect.code();
                 out.put_u8(what);
@@ -310,7 +332,7 @@ impl<'a> Request<'a> {
     pub fn size_problem(&self) -> Option<SizeProblem> {
         let (key, value): (&[u8], &[u8]) = match self {
             Request::Put { key, value } | Request::PutExplained { key, value } => (key, value),
-            Request::Get { key } | Request::Delete { key } => (key, &[]),
+            Request::Get { key } | Request::GetWith { key, .. } | Request::Delete { key } => (key, &[]),
             _ => return None,
         };
         if !(KEY_SIZE_MIN..=KEY_SIZE_MAX).contains(&key.len()) {
@@ -323,7 +345,7 @@ impl<'a> Request<'a> {
         match self {
             Request::Put { .. } | Request::PutExplained { .. } => MessageType::Put,
             Request::Inspect(_) => MessageType::Inspect,
-            Request::Get { .. } => MessageType::Get,
+            Request::Get { .. } | Request::GetWith { .. } => MessageType::Get,
             Request::Delete { .. } => MessageType::Delete,
             Request::Ping => MessageType::Ping,
             Request::Status => MessageType::Status,
@@ -344,16 +366,34 @@ impl<'a> Reply<'a> {
     /// Appends the reply as a frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = begin_frame(out, MessageType::Reply);
-        out.put_u8(self.status as u8);
-        out.put_u64(self.lsn.0);
-        out.put_u64(self.term.as_u64());
-        out.put_bytes32(self.payload);
+        self.put_fields(out);
         out.put_trailer(0, |_| {});
         end_frame(out, start);
     }
 
+    /// Appends the answer to a local read: it may be as old as this. `None`: that is not known.
+    pub fn encode_with_age(&self, age_ms: Option<u64>, out: &mut Vec<u8>) {
+        let start = begin_frame(out, MessageType::Reply);
+        self.put_fields(out);
+        let flags = if age_ms.is_some() { REPLY_AGE } else { 0 };
+        out.put_trailer(flags, |fields| fields.put_u64(age_ms.unwrap_or(0)));
+        end_frame(out, start);
+    }
+
+    fn put_fields(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.status as u8);
+        out.put_u64(self.lsn.0);
+        out.put_u64(self.term.as_u64());
+        out.put_bytes32(self.payload);
+    }
+
     /// Reads the body of a reply.
     pub fn decode(body: &'a [u8]) -> Result<Reply<'a>, DecodeError> {
+        Ok(Reply::decode_with_age(body)?.0)
+    }
+
+    /// The same, and how many milliseconds old it says that it may be.
+    pub fn decode_with_age(body: &'a [u8]) -> Result<(Reply<'a>, Option<u64>), DecodeError> {
         let mut reader = Reader::new(body);
         let status_error = reader.error("status", DecodeProblem::Truncated);
         let raw = reader.u8("status")?;
@@ -362,9 +402,10 @@ impl<'a> Reply<'a> {
         let lsn = Lsn(reader.u64("lsn")?);
         let term = Term::from_u64(reader.u64("term")?);
         let payload = reader.bytes32("payload", FRAME_SIZE_MAX)?;
-        reader.trailer()?;
+        let (flags, mut fields) = reader.trailer()?.unwrap_or((0, Reader::new(&[])));
+        let age_ms = if flags & REPLY_AGE != 0 { Some(fields.u64("age")?) } else { None };
         reader.finish()?;
-        Ok(Reply { status, lsn, term, payload })
+        Ok((Reply { status, lsn, term, payload }, age_ms))
     }
 }
 
@@ -378,54 +419,4 @@ pub(super) fn decode_bool(reader: &mut Reader<'_>, field: &'static str) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::FrameBuffer;
-
-    fn through_the_wire(request: Request<'_>) {
-        let mut bytes = Vec::new();
-        request.encode(&mut bytes);
-        let mut buffer = FrameBuffer::new();
-        buffer.space()[..bytes.len()].copy_from_slice(&bytes);
-        buffer.filled(bytes.len());
-        let frame = buffer.next_frame().unwrap().unwrap();
-        let message_type = MessageType::from_u8(frame.type_byte).unwrap();
-        assert_eq!(Request::decode(message_type, frame.body), Ok(Some(request)));
-    }
-
-    #[test]
-    fn requests_survive_the_round_trip() {
-        through_the_wire(Request::Put { key: b"k", value: b"v" });
-        through_the_wire(Request::PutExplained { key: b"k", value: b"v" });
-        through_the_wire(Request::Inspect(Inspect::Receipt(Lsn(7))));
-        through_the_wire(Request::Inspect(Inspect::Tail(999_000)));
-        through_the_wire(Request::Get { key: b"" });
-        through_the_wire(Request::Delete { key: &[0xff; 100] });
-        through_the_wire(Request::Ping);
-        through_the_wire(Request::Status);
-        through_the_wire(Request::Promote { force: true });
-        through_the_wire(Request::Snapshot { wait: true });
-        through_the_wire(Request::Backup(BackupStep::BeginNewest));
-        through_the_wire(Request::Follow { address: "127.0.0.1:9001", discard: false });
-    }
-
-    #[test]
-    fn options_of_a_later_version_are_skipped() {
-        let mut body = Vec::new();
-        body.put_bytes32(b"k");
-        body.put_trailer(0x8000, |fields| fields.put_u64(1));
-        assert_eq!(Request::decode(MessageType::Get, &body), Ok(Some(Request::Get { key: b"k" })));
-    }
-
-    #[test]
-    fn sizes_beyond_the_limits_are_an_outcome_and_not_a_broken_frame() {
-        let key = vec![0; KEY_SIZE_MAX + 1];
-        let request = Request::Get { key: &key };
-        through_the_wire(Request::Get { key: b"" });
-        assert_eq!(request.size_problem().unwrap().what, "key");
-        assert_eq!(Request::Get { key: b"" }.size_problem().unwrap().size, 0);
-        assert_eq!(Request::Put { key: &key[1..], value: b"" }.size_problem(), None);
-        let value = vec![0; VALUE_SIZE_MAX + 1];
-        assert_eq!(Request::Put { key: b"k", value: &value }.size_problem().unwrap().what, "value");
-    }
-}
+mod tests;
