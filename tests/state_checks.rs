@@ -71,7 +71,7 @@ fn put(cluster: &mut MiniCluster, key: &str, value: &str) -> String {
 
 /// A bit flips in the value of `one`, which is then overwritten, and the question behind that is answered.
 fn flip_and_overwrite(cluster: &mut MiniCluster, name: &str) {
-    cluster.flip_bit(name, b"one", 3 * 8);
+    assert!(cluster.node_mut(name).flip_bit(b"one", 3 * 8));
     assert!(put(cluster, "one", "11").starts_with("Ok"), "a majority has it on disk");
     cluster.wait(2_500, true);
 }
@@ -139,7 +139,7 @@ fn an_outvoted_leader_that_was_elected_steps_down_and_does_not_campaign() {
     };
     write(&mut cluster, old, b"1");
     assert_eq!(verdict(&mut cluster, old).0, "equal");
-    cluster.flip_bit(old, b"one", 3 * 8);
+    assert!(cluster.node_mut(old).flip_bit(b"one", 3 * 8));
     write(&mut cluster, old, b"11");
     cluster.wait(5_000, true);
     assert_eq!(verdict(&mut cluster, old).0, "outvoted");
@@ -197,7 +197,7 @@ fn a_single_node_finds_a_flipped_bit_when_it_makes_a_snapshot() {
     assert!(ask_for_snapshot(&mut cluster).starts_with("Ok"));
     let files = snapshots_of(&cluster, "a");
     put(&mut cluster, "four", "4");
-    cluster.flip_bit("a", b"two", 3 * 8);
+    assert!(cluster.node_mut("a").flip_bit(b"two", 3 * 8));
     let refused = ask_for_snapshot(&mut cluster);
     assert!(
         refused.starts_with("Refused") && refused.contains("right at LSN 4, wrong at LSN 5"),

@@ -100,7 +100,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 }
 
 fn request() -> impl Strategy<Value = Sample> {
-    (0..11_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
+    (0..12_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
         |(kind, key, value, flag, address, inspect)| {
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
@@ -113,6 +113,7 @@ fn request() -> impl Strategy<Value = Sample> {
                 7 => Request::PutExplained { key: &key, value: &value },
                 8 => Request::Snapshot { wait: flag },
                 9 => Request::Backup(if flag { BackupStep::Begin } else { BackupStep::Next }),
+                10 => Request::Transfer { address: &address },
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };
@@ -531,9 +532,9 @@ proptest! {
         let trailer = body.len() - sample.trailer_size.max(EMPTY_TRAILER);
         let length = u16::from_be_bytes([body[trailer], body[trailer + 1]]) + more.len() as u16;
         body[trailer..trailer + 2].copy_from_slice(&length.to_be_bytes());
-        // The two lowest bits of the flags have a meaning today.
+        // The lowest three bits of the flags have a meaning today, in one message or another.
         body[trailer + 2] = (flags >> 8) as u8;
-        body[trailer + 3] = (flags as u8 & !3) | (body[trailer + 3] & 3);
+        body[trailer + 3] = (flags as u8 & !7) | (body[trailer + 3] & 7);
         body.extend_from_slice(&more);
         prop_assert_eq!(&recoded(sample.message_type(), &body).expect("later fields are skipped"), &sample.frame);
     }

@@ -214,7 +214,8 @@ fn owned_reply(frame: &Frame<'_>) -> Result<OwnedReply, Loss> {
 fn changes_something(request: &Request<'_>) -> bool {
     match request {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
-        Request::Promote { .. } | Request::Follow { .. } | Request::Snapshot { .. } => true,
+        Request::Promote { .. } | Request::Follow { .. } | Request::Transfer { .. } => true,
+        Request::Snapshot { .. } => true,
         Request::Get { .. }
         | Request::GetWith { .. }
         | Request::Ping

@@ -17,9 +17,11 @@
 mod backup;
 mod connection;
 mod doctor;
+mod election_text;
 mod error;
 mod failure;
 mod place;
+mod progress;
 mod route;
 mod survey;
 mod table;
@@ -256,9 +258,11 @@ impl Client {
         Ok(Served { value: (), lsn: reset.lsn, term: reset.term })
     }
 
-    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable. Returns the node's account.
+    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable, and a terminal on stderr shows
+    /// how far it is. Returns the node's account.
     pub fn snapshot(&mut self, wait: bool) -> Result<Served<Value>, ClientError> {
-        let reply = self.call(&Request::Snapshot { wait })?;
+        let request = Request::Snapshot { wait };
+        let reply = if wait { self.call_for_snapshot(&request)? } else { self.call(&request)? };
         self.expect(&[Status::Ok], &reply)?;
         Ok(served(account(&reply), &reply))
     }
@@ -267,6 +271,16 @@ impl Client {
     /// the node's account of it: an object, or the text where it is none.
     pub fn promote(&mut self, force: bool) -> Result<Served<Value>, ClientError> {
         let reply = self.call(&Request::Promote { force })?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(account(&reply), &reply))
+    }
+
+    /// Makes the elected leader hand over, to the member at this address or (empty) to the one that holds most. Goes
+    /// where NOT_LEADER points. The answer comes when another node leads.
+    pub fn transfer(&mut self, to: &str) -> Result<Served<Value>, ClientError> {
+        let to =
+            if to.is_empty() { String::new() } else { parse_address(to).map_err(ClientError::Address)? };
+        let reply = self.call(&Request::Transfer { address: &to })?;
         self.expect(&[Status::Ok], &reply)?;
         Ok(served(account(&reply), &reply))
     }

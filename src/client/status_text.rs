@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use super::election_text;
 use super::error::printable;
 use super::table::{aligned, grouped, lasting, lasting_ms, plain, plural, sized};
 use crate::ids::Term;
@@ -30,6 +31,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "bytes_per_key",
     "log_bytes",
     "snapshot",
+    "archive",
     "loading",
     "complete",
     "state_hash",
@@ -56,6 +58,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "peers",
     "in_flight_bytes",
     "insync_timeout_ms",
+    "election",
     // Shown by `kv_client latency`.
     "latency",
 ];
@@ -113,7 +116,10 @@ fn verdict(status: Status<'_>) -> String {
     let (term, leader) = (status.term(), status.text("leader"));
     let mut line = match status.text("role").as_deref() {
         Some("leader") => leader_verdict(status, &term),
-        Some("follower") => follower_verdict(status, &term, leader),
+        Some("follower") => match election_text::election(status.0) {
+            Some(election) => return election_text::follower_verdict(election, &term, leader.as_deref()),
+            None => follower_verdict(status, &term, leader),
+        },
         Some("deposed") => match leader {
             Some(leader) => format!(
                 "deposed in term {term} — takes no writes — {leader} leads — next: kv_client follow {leader}"
@@ -153,6 +159,7 @@ fn acknowledged_means(status: Status<'_>, nodes: usize, in_sync: usize) -> Strin
         Some("insync") => "on every in-sync node".to_owned(),
         Some("quorum") => format!("on a majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some("leader") => "on this node alone".to_owned(),
+        Some("majority") => format!("on any majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some(other) => format!("as --ack={other} says"),
         None => return "not told".to_owned(),
     };
@@ -178,6 +185,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
     let with = |label: &str, text: Option<String>| text.map(|text| format!("{label}{text}"));
     let count = |label: &str, field: &str| with(label, status.number(field).map(grouped));
     let bytes = |field: &str, what: &str| status.number(field).map(|size| format!("{} {what}", sized(size)));
+    let elections = election_text::election(status.0).map_or_else(Vec::new, election_text::lines);
     let records = (status.number("first_lsn").zip(status.number("last_lsn")))
         .map(|(first, last)| format!("LSN {} to {}", grouped(first), grouped(last)))
         .or_else(|| count("last LSN ", "last_lsn"));
@@ -200,6 +208,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
         ),
         line("loading", vec![loading_text(status)]),
         line("snapshot", vec![snapshot_text(status)]),
+        line("archive", vec![archive_text(status)]),
         line(
             "data",
             vec![
@@ -226,6 +235,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
         line("connections", vec![status.number("connections").map(grouped)]),
     ]
     .into_iter()
+    .chain(elections.into_iter().map(|(label, parts)| line(label, parts)))
     .flatten()
     .collect()
 }
@@ -273,6 +283,23 @@ fn snapshot_text(status: Status<'_>) -> Option<String> {
     let error =
         snapshot.text("last_error").map_or_else(String::new, |error| format!("; last error: {error}"));
     Some(format!("{text}{since}{error}"))
+}
+
+fn archive_text(status: Status<'_>) -> Option<String> {
+    let archive = Status(status.0.get("archive").filter(|archive| archive.is_object())?);
+    let lsn = archive.number("lsn").map_or_else(String::new, |lsn| format!(" up to LSN {}", grouped(lsn)));
+    let waiting = match (archive.number("segments_waiting"), archive.number("bytes_waiting")) {
+        (Some(count), Some(bytes)) if count > 0 => {
+            format!("; {count} segment{} wait, {}", plural(count), sized(bytes))
+        }
+        _ => String::new(),
+    };
+    let missed = match archive.number("missed").unwrap_or(0) {
+        0 => String::new(),
+        missed => format!("; {missed} GAP{}", plural(missed).to_uppercase()),
+    };
+    let error = archive.text("last_error").map_or_else(String::new, |error| format!("; FAILING: {error}"));
+    Some(format!("{}{lsn}{waiting}{missed}{error}", archive.text("directory")?))
 }
 
 fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {
@@ -376,6 +403,16 @@ mod tests {
         let peer = serde_json::json!({"address": "n:1", "state": "snapshot", "snapshot": snapshot});
         let text = render(&serde_json::json!({"peers": [peer]}));
         assert!(text.contains("snapshot 43 % (43.0 MiB of 100.0 MiB)"), "{text}");
+    }
+
+    #[test]
+    fn an_archive_that_takes_nothing_says_what_waits_and_why() {
+        let archive = serde_json::json!({"directory": "/a", "state": "failing", "lsn": 1_700, "segments_waiting": 2,
+            "bytes_waiting": 134_217_728, "missed": 1, "last_error": "no room"});
+        let text = render(&serde_json::json!({"archive": archive}));
+        let wanted = "/a up to LSN 1,700; 2 segments wait, 128.0 MiB; 1 GAP; FAILING: no room";
+        assert!(text.contains(wanted), "{text}");
+        assert!(!render(&serde_json::json!({"archive": null})).contains("archive"));
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! What is counted, for `status`: totals since the process began, which only grow.
+//! How often what happened.
+
+use serde_json::{Value, json};
 
 /// Counts of what happened, for `status`.
 #[derive(Debug, Default)]
@@ -53,4 +55,37 @@ pub struct Counters {
     pub states_scanned: u64,
     /// Those that found something else in memory.
     pub scans_failed: u64,
+}
+
+impl Counters {
+    /// For `status`.
+    pub(super) fn document(&self) -> Value {
+        json!({
+            "writes_acked": self.writes_acked,
+            "reads": self.reads,
+            "syncs": self.syncs,
+            "snapshots_sent": self.snapshots_sent,
+            "snapshots_installed": self.snapshots_installed,
+            "snapshots_refused": self.snapshots_refused,
+            "transfers_resumed": self.transfers_resumed,
+            "transfers_dropped": self.transfers_dropped,
+            "sessions": self.sessions,
+            "cuts": self.cuts,
+            "cut_records": self.cut_records,
+            "fenced": self.fenced,
+            "dead_session_frames": self.dead_session_frames,
+            "insync_left": self.insync_left,
+            "busy": self.busy,
+            "disk_full": self.disk_full,
+            "accepts_refused": self.accepts_refused,
+            "snapshots": self.snapshots,
+            "segments_removed": self.segments_removed,
+            "loaded_from_snapshot": self.loaded_from_snapshot,
+            "states_made": self.states_made,
+            "states_compared": self.states_compared,
+            "states_differed": self.states_differed,
+            "states_scanned": self.states_scanned,
+            "scans_failed": self.scans_failed,
+        })
+    }
 }

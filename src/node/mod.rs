@@ -22,6 +22,7 @@
 //! - A write is in `inflight` from its append until it is applied, or, where it may have to wait long, in the log.
 
 mod apply;
+mod archive;
 mod backup;
 mod config;
 mod conn_table;
@@ -40,6 +41,7 @@ mod keep;
 pub mod leader;
 mod leader_open;
 mod load;
+mod load_progress;
 mod pace;
 mod promote;
 mod reads;
@@ -73,6 +75,8 @@ use crate::trace::Trace;
 use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
+use archive::Archive;
+pub use archive::{ArchiveConfig, OpenDirectory};
 use backup::Backup;
 pub use config::{Budgets, ElectionConfig, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
@@ -88,7 +92,8 @@ use inflight::Inflight;
 use install::Install;
 use keep::Slowness;
 pub use keep::{PinConfig, PinOverflow};
-use load::Loading;
+pub use load_progress::LoadProgress;
+use load_progress::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
@@ -139,6 +144,7 @@ pub struct Node {
     load: Option<Box<Loading>>,
     snapshots: Snapshots,
     backup: Backup,
+    archive: Option<Box<Archive>>,
     pins: Pins,
     removal: Removal,
     /// Requests or records came in this turn; and the last turn in which some did.
@@ -260,6 +266,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Form) => self.on_form(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::HandOver) => self.on_hand_over(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Vote) => self.on_vote(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FormReply) => self.on_form_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::VoteReply) => self.on_vote_reply(io, conn, frame.body),

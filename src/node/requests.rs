@@ -139,6 +139,7 @@ impl Node {
             Request::Promote { force } => return Ok(self.on_promote(io, conn, force)?),
             Request::Snapshot { wait } => return Ok(self.on_snapshot(io, conn, wait)?),
             Request::Backup(step) => return Ok(self.on_backup(io, conn, step)?),
+            Request::Transfer { address } => return Ok(self.on_transfer(io, conn, address)?),
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
         }
         Ok(())
@@ -247,6 +248,9 @@ impl Node {
     pub(super) fn append_again(&mut self) {}
 
     fn write_refusal(&self) -> Option<(Status, String)> {
+        if self.hands_over() || (self.shutdown.is_some() && self.is_member()) {
+            return Some((Status::NotLeader, self.leader_address_for_clients()));
+        }
         if self.shutdown.is_some() {
             return Some((Status::ShuttingDown, "this node is about to end".to_owned()));
         }

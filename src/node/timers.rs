@@ -39,6 +39,7 @@ impl Node {
             self.snapshot_deadline(),
             self.zeros_deadline(),
             self.backup_deadline(),
+            self.archive_deadline(),
         ];
         let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
         let lines = lines.into_iter().filter_map(|line| line.due());
@@ -92,6 +93,7 @@ impl Node {
     pub fn begin_shutdown(&mut self) {
         if self.shutdown.is_none() {
             self.shutdown = Some(self.now.after_ms(SHUTDOWN_DEADLINE_MS));
+            self.hand_over_before_end();
             log_info!("node", "ending: no new writes; those under way are finished first");
         }
     }
@@ -99,11 +101,20 @@ impl Node {
     /// Whether the node has finished what it can finish, or has waited long enough for it.
     pub fn may_end(&self) -> bool {
         let Some(deadline) = self.shutdown else { return false };
+        if self.hands_over() && self.now < deadline {
+            return false;
+        }
         let unanswered = match &self.role {
             Role::Leader(leader) => !leader.writers.is_empty(),
             _ => false,
         };
         !(unanswered || self.wal.batch_bytes() > 0 || self.wal.flush_pending()) || self.now >= deadline
+    }
+
+    /// Whether connections are taken. A node that ends takes none: that is how clients learn of it. One that hands over
+    /// is asked for its vote first.
+    pub fn takes_connections(&self) -> bool {
+        self.shutdown.is_none() || self.hands_over()
     }
 
     /// When an ending node ends whatever is left.
@@ -114,6 +125,7 @@ impl Node {
     /// The last words to the disk: a mark, so that the next start knows how much of the log is durable.
     pub fn close_log(&mut self) -> Result<(), FatalReason> {
         self.abandon_snapshot();
+        self.abandon_copy();
         let commit = self.effective_commit();
         if self.wal.last_lsn() > crate::ids::Lsn::ZERO {
             match self.wal.write_mark(self.disk.as_mut(), commit) {

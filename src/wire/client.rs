@@ -9,6 +9,7 @@
 //! PROMOTE = [force u8] options
 //! FOLLOW  = [discard u8][address_len u16][address] options
 //! INSPECT = [what u8][argument u64] options
+//! TRANSFER = [address_len u16][address] options      no address: to the follower that holds most
 //! SNAPSHOT = [wait u8] options
 //! BACKUP  = [step u8] options      0: begin, 1: begin with the newest snapshot, 2: the next part
 //! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
@@ -17,9 +18,9 @@
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
 //! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
-//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
-//! with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
-//! message. A node that is loading its state says so in its answer to a PING.
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, TRANSFER, SNAPSHOT, the begin of a
+//! BACKUP, a PUT with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address
+//! (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
@@ -78,6 +79,11 @@ pub enum Request<'a> {
         address: &'a str,
         /// Allow one cut below the commit LSN.
         discard: bool,
+    },
+    /// Hand leadership over.
+    Transfer {
+        /// To whom, or empty: to the follower that holds most.
+        address: &'a str,
     },
     /// Where time and system calls went.
     Inspect(Inspect),
@@ -275,6 +281,9 @@ impl<'a> Request<'a> {
                 let discard = decode_bool(&mut reader, "discard")?;
                 Request::Follow { address: reader.text16("address", ADDRESS_SIZE_MAX)?, discard }
             }
+            MessageType::Transfer => {
+                Request::Transfer { address: reader.text16("address", ADDRESS_SIZE_MAX)? }
+            }
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
             MessageType::Backup => Request::Backup(BackupStep::decode(&mut reader)?),
@@ -320,6 +329,7 @@ impl<'a> Request<'a> {
             Request::Ping | Request::Status => {}
             Request::Backup(step) => out.put_u8(*step as u8),
             Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
+            Request::Transfer { address } => out.put_bytes16(address.as_bytes()),
             Request::Follow { address, discard } => {
                 out.put_u8((*discard).into());
                 out.put_bytes16(address.as_bytes());
@@ -351,6 +361,7 @@ impl<'a> Request<'a> {
             Request::Status => MessageType::Status,
             Request::Promote { .. } => MessageType::Promote,
             Request::Follow { .. } => MessageType::Follow,
+            Request::Transfer { .. } => MessageType::Transfer,
             Request::Snapshot { .. } => MessageType::Snapshot,
             Request::Backup(_) => MessageType::Backup,
         }

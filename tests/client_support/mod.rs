@@ -46,6 +46,7 @@ pub enum Seen {
     Snapshot(bool),
     Backup(BackupStep),
     Follow(String, bool),
+    Transfer(String),
 }
 
 pub struct FakeNode {
@@ -131,6 +132,7 @@ fn owned(request: &Request<'_>) -> Seen {
         Request::Promote { force } => Seen::Promote(force),
         Request::Snapshot { wait } => Seen::Snapshot(wait),
         Request::Backup(step) => Seen::Backup(step),
+        Request::Transfer { address } => Seen::Transfer(address.to_owned()),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
     }
 }
