@@ -213,6 +213,8 @@ pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
 pub const HAND_OVER_DEADLINE_MS: u64 = 1_500;
 /// Log lines about single replication events at info, per kind and second; the rest is summed up.
 pub const REPLICATION_LINES_PER_S: u32 = 10;
+/// Milliseconds between two questions of a leader for the hash of its followers' states, at least.
+pub const STATE_CHECK_MS: u64 = 1_000;
 /// Milliseconds a node takes at most to end after SIGTERM.
 pub const SHUTDOWN_DEADLINE_MS: u64 = 4_000;
 

@@ -69,6 +69,10 @@ variants! {
     ZerosOverTheLog = "zeros-over-the-log";
     /// The records during the scan of a snapshot are taken to be in it.
     SnapshotTakenTooLate = "snapshot-taken-too-late";
+    /// Some nodes apply another value than the record's, now and then.
+    WrongValueApplied = "wrong-value-applied";
+    /// The hash recomputed from all entries is not compared with the one that was kept.
+    ScanNotCompared = "scan-not-compared";
     /// Whom a node voted for is kept in memory alone.
     VoteNotDurable = "vote-not-durable";
     /// A campaign raises its term before it asks anybody.

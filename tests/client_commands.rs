@@ -225,6 +225,7 @@ fn every_status_has_its_exit_code() {
         (Status::ShuttingDown, 7, "shutting_down"),
         (Status::Loading, 8, "loading"),
         (Status::Repairing, 8, "repairing"),
+        (Status::Diverged, 7, "diverged"),
     ];
     for (status, exit_code, name) in cases {
         let node = FakeNode::start(move |_| Answer::Reply(status, 42, Vec::new()));

@@ -8,7 +8,7 @@ use kvstore::wire::client::Status;
 use serde_json::{Value, json};
 
 fn leader() -> Value {
-    json!({
+    let mut document = json!({
         "node_id": "4f1c8a90b2d34e5f60718293a4b5c6d7", "cluster_id": "00112233445566778899aabbccddeeff",
         "role": "leader", "term": 3, "term_text": "0.3",
         "last_lsn": 1_234_567, "durable_lsn": 1_234_560, "commit_lsn": 1_234_500, "applied_lsn": 1_234_500,
@@ -26,7 +26,14 @@ fn leader() -> Value {
              "match_lsn": 900, "lag": 1_233_667, "lag_bytes": null,
              "last_error": "connection refused", "last_ack_ms_ago": null, "buffered_bytes": 4_194_304},
         ],
-    })
+    });
+    document["peers"][0]["state_check"] = checked("equal", 1_234_000, None);
+    document["peers"][1]["state_check"] = checked("outvoted", 900, Some(1_200));
+    document
+}
+
+fn checked(verdict: &str, equal_lsn: u64, differs_lsn: Option<u64>) -> Value {
+    json!({"verdict": verdict, "equal_lsn": equal_lsn, "differs_lsn": differs_lsn})
 }
 
 const LEADER_TABLE: &str = "\
@@ -43,9 +50,9 @@ state hash   8c1f00d2a4b6c8e0
 writes       ack insync; min in-sync 2; durability fsync
 connections  5
 
-peer                 state        in sync  match LSN  lag (records)  lag (bytes)  to send  last ACK  last error
-127.0.0.1:9002       streaming    yes      1,234,560              7        350 B      0 B  2 ms ago  -
-node-3.example:9003  catching up  NO             900      1,233,667            -  4.0 MiB         -  connection refused
+peer                 state        in sync  match LSN  data                                 lag (records)  lag (bytes)  to send  last ACK  last error
+127.0.0.1:9002       streaming    yes      1,234,560  equal at LSN 1,234,000                           7        350 B      0 B  2 ms ago  -
+node-3.example:9003  catching up  NO             900  OUTVOTED at LSN 1,200, equal at 900      1,233,667            -  4.0 MiB         -  connection refused
 
 counters
   wal_syncs     98,765
@@ -132,8 +139,8 @@ leader in term 1.0 — 1 of 2 nodes in sync — acknowledged means: not told
 
 data  1 key
 
-peer            state  in sync  match LSN  lag (records)  lag (bytes)  to send  last ACK  last error
-127.0.0.1:9002  -      -                -              -            -        -         -  -
+peer            state  in sync  match LSN  data  lag (records)  lag (bytes)  to send  last ACK  last error
+127.0.0.1:9002  -      -                -  -                 -            -        -         -  -
 
 other
   shards  12,000

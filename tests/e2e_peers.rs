@@ -8,7 +8,7 @@ use cluster::{Cluster, DEADLINE, Node, Raw};
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, AppendTail, Hello, Open, OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode,
+    Ack, AppendEntries, AppendTail, Hello, Open, OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, StateNews,
 };
 use kvstore::wire::{CMD_TYPES_KNOWN, Effect, MessageType, Record};
 use serde_json::Value;
@@ -86,7 +86,13 @@ impl Script {
     }
 
     fn frame(&self, record_count: u32, records: &[u8]) -> Vec<u8> {
-        let tail = AppendTail { in_sync: true, commit_lsn: self.last, round: self.last.0, chain: self.chain };
+        let tail = AppendTail {
+            in_sync: true,
+            commit_lsn: self.last,
+            round: self.last.0,
+            chain: self.chain,
+            state: StateNews::default(),
+        };
         let mut frame = Vec::new();
         AppendEntries { record_count, records, tail }.encode(&mut frame);
         frame

@@ -138,7 +138,7 @@ const FOLLOWERS: [&str; 2] = ["one:1", "two:1"];
 /// What a follower says that has everything up to here.
 fn ack(lsn: u64, round: u64, sync_ns: u32) -> Vec<u8> {
     let spent = AckDurations { sync_ns, ..AckDurations::default() };
-    bytes_of(|out| Ack { last_lsn: Lsn(lsn), round, spent }.encode(out))
+    bytes_of(|out| Ack { last_lsn: Lsn(lsn), round, spent, state: None }.encode(out))
 }
 
 /// Both followers of a new leader, played by the test, in sync at LSN 1.

@@ -7,7 +7,7 @@ use kvstore::limits::PEER_IDLE_MS;
 use kvstore::node::RoleFlag;
 use kvstore::wire::client::{Reply, Request, Status};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply, Refuse, RefuseCode,
+    Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply, Refuse, RefuseCode, StateNews,
 };
 use kvstore::wire::{Effect, MessageType, Record};
 use proptest::prelude::*;
@@ -48,7 +48,8 @@ fn a_term_record_that_does_not_rise_or_is_above_the_sessions_fences_its_sender()
         let mut records = good.clone();
         Record { lsn: Lsn(4), effect: term_record(wrong) }.encode(&mut records);
         let chain = log.chains[2].extend(&good).extend(&records[good.len()..]);
-        let tail = AppendTail { in_sync: true, commit_lsn: Lsn(4), round: 9, chain };
+        let tail =
+            AppendTail { in_sync: true, commit_lsn: Lsn(4), round: 9, chain, state: StateNews::default() };
         let frame = bytes_of(|out| AppendEntries { record_count: 2, records: &records, tail }.encode(out));
         let answer = lone.send(conn, &frame);
         let why = answer.fenced.unwrap_or_else(|| panic!("term {wrong} is taken"));

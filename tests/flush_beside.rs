@@ -7,7 +7,9 @@ use kvstore::node::{FatalReason, FlushMode, RoleFlag};
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::time::Time;
 use kvstore::wire::client::{Reply, Request, Status};
-use kvstore::wire::peer::{Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply};
+use kvstore::wire::peer::{
+    Ack, AppendEntries, AppendTail, Fence, FenceReply, Hello, Open, OpenReply, StateNews,
+};
 use kvstore::wire::{Effect, MessageType, Record};
 
 #[path = "support/lone_node.rs"]
@@ -168,7 +170,13 @@ fn log_of_three() -> (TermHistory, Vec<(Lsn, Vec<u8>)>) {
         if lsn == 1 {
             history.push(TermStart { term: TERM, leader: LEADER, first_lsn: Lsn(1), chain });
         }
-        let tail = AppendTail { in_sync: true, commit_lsn: Lsn(lsn), round: lsn, chain };
+        let tail = AppendTail {
+            in_sync: true,
+            commit_lsn: Lsn(lsn),
+            round: lsn,
+            chain,
+            state: StateNews::default(),
+        };
         let frame = AppendEntries { record_count: 1, records: &record, tail };
         frames.push((Lsn(lsn), bytes_of(|out| frame.encode(out))));
     }

@@ -92,6 +92,8 @@ fn run_command(cluster: &mut MiniCluster, words: &[&str]) {
         ["block", a, b] => cluster.block(a, b),
         ["unblock", a, b] => return cluster.unblock(a, b),
         ["run"] => {}
+        // A bit of the entry's value, in memory.
+        ["flip", node, key] => assert!(cluster.node_mut(node).flip_bit(key.as_bytes(), key.len() * 8)),
         // A node that does not run, and whose connections stay: SIGSTOP.
         ["freeze", node] => return cluster.freeze(node, true),
         ["thaw", node] => cluster.freeze(node, false),

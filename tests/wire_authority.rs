@@ -6,7 +6,7 @@ use kvstore::ids::{Chain, Lsn, Term};
 use kvstore::node::RoleFlag;
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::wire::client::{Reply, Request, Status};
-use kvstore::wire::peer::{AppendEntries, AppendTail, Hello, Open};
+use kvstore::wire::peer::{AppendEntries, AppendTail, Hello, Open, StateNews};
 use kvstore::wire::{Authority, Effect, MESSAGE_TYPES, MessageType, Record};
 use proptest::prelude::*;
 
@@ -72,7 +72,7 @@ fn session_with(lone: &mut LoneNode, commit_lsn: Lsn) -> ConnId {
     open.encode(&mut bytes);
     assert_eq!(lone.send(conn, &bytes).frames[0].0, MessageType::OpenReply);
     bytes.clear();
-    let tail = AppendTail { in_sync: false, commit_lsn, round: 1, chain };
+    let tail = AppendTail { in_sync: false, commit_lsn, round: 1, chain, state: StateNews::default() };
     AppendEntries { record_count: 1, records: &record, tail }.encode(&mut bytes);
     assert_eq!(lone.send(conn, &bytes).frames[0].0, MessageType::AppendEntriesAck);
     conn

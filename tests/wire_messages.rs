@@ -9,7 +9,7 @@ use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status};
 use kvstore::wire::peer::{
     Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open,
     OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
-    Vote, VoteReply,
+    StateAt, StateNews, Vote, VoteReply,
 };
 use kvstore::wire::{Effect, MESSAGE_TYPES, MessageType, Record};
 use proptest::prelude::*;
@@ -290,11 +290,20 @@ fn fence_reply() -> impl Strategy<Value = Sample> {
     )
 }
 
+fn state_news() -> impl Strategy<Value = StateNews> {
+    (lsn(), lsn(), lsn(), any::<bool>()).prop_map(|(ask_lsn, equal_lsn, differs_lsn, outvoted)| StateNews {
+        ask_lsn,
+        equal_lsn,
+        differs_lsn,
+        outvoted,
+    })
+}
+
 fn append_entries() -> impl Strategy<Value = Sample> {
     let record =
         (0..3_usize, lsn(), prop::collection::vec(any::<u8>(), 1..40), bytes(50_000), term(), node_id());
-    let tail = (any::<bool>(), lsn(), any::<u64>(), chain());
-    (prop::collection::vec(record, 0..20), tail).prop_map(|(records, (in_sync, commit_lsn, round, chain))| {
+    let tail = (any::<bool>(), lsn(), any::<u64>(), chain(), state_news());
+    (prop::collection::vec(record, 0..20), tail).prop_map(|(records, tail)| {
         let mut encoded = Vec::new();
         let mut sizes = Vec::new();
         for (kind, lsn, key, value, term, leader) in &records {
@@ -307,9 +316,10 @@ fn append_entries() -> impl Strategy<Value = Sample> {
             Record { lsn: *lsn, effect }.encode(&mut encoded);
             sizes.push((*lsn, encoded.len() - start));
         }
-        let tail = AppendTail { in_sync, commit_lsn, round, chain };
+        let (in_sync, commit_lsn, round, chain, state) = tail;
+        let tail = AppendTail { in_sync, commit_lsn, round, chain, state };
         let entries = AppendEntries { record_count: records.len() as u32, records: &encoded, tail };
-        let sample = Sample::new(4 + 8 + 8 + 4, |out| entries.encode(out));
+        let sample = Sample::new(4 + 8 + 8 + 4 + 24, |out| entries.encode(out));
         let mut seen = Vec::new();
         let decoded = AppendEntries::decode(sample.body(), |record, bytes| {
             seen.push((record.lsn, bytes.len()));
@@ -321,9 +331,12 @@ fn append_entries() -> impl Strategy<Value = Sample> {
 }
 
 fn ack() -> impl Strategy<Value = Sample> {
-    (lsn(), any::<u64>(), any::<[u32; 3]>()).prop_map(|(last_lsn, round, [decode_ns, write_ns, sync_ns])| {
-        let ack = Ack { last_lsn, round, spent: AckDurations { decode_ns, write_ns, sync_ns } };
-        let sample = Sample::new(4 + 8 + 4 + 4 + 4, |out| ack.encode(out));
+    let state = prop::option::of((1..=u64::MAX, any::<u128>()));
+    (lsn(), any::<u64>(), any::<[u32; 3]>(), state).prop_map(|(last_lsn, round, spent, state)| {
+        let [decode_ns, write_ns, sync_ns] = spent;
+        let state = state.map(|(lsn, hash)| StateAt { lsn: Lsn(lsn), hash });
+        let ack = Ack { last_lsn, round, spent: AckDurations { decode_ns, write_ns, sync_ns }, state };
+        let sample = Sample::new(4 + 8 + 4 + 4 + 4 + 24, |out| ack.encode(out));
         assert_eq!(Ack::decode(sample.body()), Ok(ack));
         sample
     })

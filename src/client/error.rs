@@ -298,6 +298,9 @@ fn words(status: Status) -> (&'static str, &'static str) {
         Status::Repairing => {
             ("fetches again what it lost, and answers no reads until then", "Ask its leader")
         }
+        Status::Diverged => {
+            ("has a state that is known to be wrong, and answers nothing from it", "Ask another node")
+        }
     }
 }
 

@@ -49,7 +49,9 @@ pub(super) fn exit_code(error: &ClientError) -> u8 {
             Status::ConditionFailed => EXIT_CONDITION_FAILED,
             Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
             Status::OutcomeUnknown => EXIT_OUTCOME_UNKNOWN,
-            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown => EXIT_SERVER_ERROR,
+            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown | Status::Diverged => {
+                EXIT_SERVER_ERROR
+            }
             Status::Loading | Status::Repairing => EXIT_LOADING,
         },
     }
@@ -85,6 +87,7 @@ pub(super) fn error_code(error: &ClientError) -> &'static str {
             Status::ShuttingDown => "shutting_down",
             Status::Loading => "loading",
             Status::Repairing => "repairing",
+            Status::Diverged => "diverged",
         },
     }
 }

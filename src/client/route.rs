@@ -210,7 +210,9 @@ impl Step {
                 let named = parse_address(&reply.payload_text()).ok();
                 Step::Elsewhere { why: Answer::of(&reply), named }
             }
-            Status::ShuttingDown | Status::Loading | Status::Repairing => Step::elsewhere(Answer::of(&reply)),
+            Status::ShuttingDown | Status::Loading | Status::Repairing | Status::Diverged => {
+                Step::elsewhere(Answer::of(&reply))
+            }
             _ => Step::Done(reply),
         }
     }

@@ -35,6 +35,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "loading",
     "complete",
     "state_hash",
+    "state_check",
     "leader",
     "leader_id",
     "in_sync",
@@ -220,7 +221,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
                 bytes("overhead_bytes", "beside the data"),
             ],
         ),
-        line("state hash", vec![status.text("state_hash")]),
+        line("state hash", vec![status.text("state_hash"), state_check_text(status)]),
         line(
             "writes",
             vec![
@@ -239,6 +240,20 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
     .chain(elections.into_iter().map(|(label, parts)| line(label, parts)))
     .flatten()
     .collect()
+}
+
+/// Whether the state is that of the other nodes.
+fn state_check_text(status: Status<'_>) -> Option<String> {
+    let check = Status(status.0.get("state_check").filter(|check| check.is_object())?);
+    let (verdict, equal) = (check.text("verdict")?, check.number("equal_lsn").unwrap_or(0));
+    Some(match (check.number("differs_lsn"), equal) {
+        (Some(differs), 0) => format!("{} at LSN {}", verdict.to_uppercase(), grouped(differs)),
+        (Some(differs), _) => {
+            format!("{} at LSN {}, equal at {}", verdict.to_uppercase(), grouped(differs), grouped(equal))
+        }
+        (None, 0) => verdict,
+        (None, _) => format!("{verdict} at LSN {}", grouped(equal)),
+    })
 }
 
 fn loading_text(status: Status<'_>) -> Option<String> {
@@ -296,11 +311,12 @@ fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {
 }
 
 fn peer_table(peers: &[Value]) -> String {
-    const HEADER: [&str; 9] = [
+    const HEADER: [&str; 10] = [
         "peer",
         "state",
         "in sync",
         "match LSN",
+        "data",
         "lag (records)",
         "lag (bytes)",
         "to send",
@@ -309,7 +325,7 @@ fn peer_table(peers: &[Value]) -> String {
     ];
     let mut rows = vec![HEADER.map(str::to_owned).to_vec()];
     rows.extend(peers.iter().map(|peer| peer_row(Status(peer))));
-    aligned(&rows, &[3, 4, 5, 6, 7])
+    aligned(&rows, &[3, 5, 6, 7, 8])
 }
 
 fn peer_row(peer: Status<'_>) -> Vec<String> {
@@ -320,6 +336,7 @@ fn peer_row(peer: Status<'_>) -> Vec<String> {
         peer.text("state").map(|state| state_text(peer, &state)),
         in_sync,
         peer.number("match_lsn").map(grouped),
+        state_check_text(peer),
         peer.number("lag").map(grouped),
         peer.number("lag_bytes").map(sized),
         peer.number("buffered_bytes").map(sized),

@@ -54,6 +54,11 @@ pub(super) fn overwrite(entry: &mut [u8], value: &[u8]) {
     entry[value_at..].copy_from_slice(value);
 }
 
+/// The bytes behind the length of the key.
+pub(super) fn data_mut(entry: &mut [u8]) -> &mut [u8] {
+    &mut entry[PREFIX_SIZE..]
+}
+
 /// What an entry adds to the totals of a keyspace. All of it is a sum, so that the order of changes leaves no
 /// trace and what was added can be taken away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,16 +72,22 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn add(&mut self, entry: &[u8]) {
+    /// Returns what was added to the hash.
+    pub(super) fn add(&mut self, entry: &[u8]) -> u128 {
+        let hash = xxh3_128(entry);
         self.entries += 1;
         self.data_bytes += data_size(entry);
-        self.hash = self.hash.wrapping_add(xxh3_128(entry));
+        self.hash = self.hash.wrapping_add(hash);
+        hash
     }
 
-    pub(super) fn take_away(&mut self, entry: &[u8]) {
+    /// Returns what was taken from the hash.
+    pub(super) fn take_away(&mut self, entry: &[u8]) -> u128 {
+        let hash = xxh3_128(entry);
         self.entries -= 1;
         self.data_bytes -= data_size(entry);
-        self.hash = self.hash.wrapping_sub(xxh3_128(entry));
+        self.hash = self.hash.wrapping_sub(hash);
+        hash
     }
 }
 
@@ -100,7 +111,9 @@ mod tests {
     fn the_border_between_key_and_value_is_part_of_the_hash() {
         let sum_of = |pairs: &[(&[u8], &[u8])]| {
             let mut totals = Totals::default();
-            pairs.iter().for_each(|(key, value)| totals.add(&encode(key, value)));
+            for (key, value) in pairs {
+                totals.add(&encode(key, value));
+            }
             totals.hash
         };
         assert_ne!(sum_of(&[(b"ab", b"c")]), sum_of(&[(b"a", b"bc")]));
@@ -130,9 +143,10 @@ mod tests {
     fn totals_return_to_zero() {
         let mut totals = Totals::default();
         let entries = [encode(b"a", b"1"), encode(b"bb", &[7; 1000])];
-        entries.iter().for_each(|entry| totals.add(entry));
+        let added: Vec<u128> = entries.iter().map(|entry| totals.add(entry)).collect();
         assert_eq!((totals.entries, totals.data_bytes), (2, 1004));
-        entries.iter().for_each(|entry| totals.take_away(entry));
+        let taken: Vec<u128> = entries.iter().map(|entry| totals.take_away(entry)).collect();
+        assert_eq!(added, taken);
         assert_eq!(totals, Totals::default());
     }
 }

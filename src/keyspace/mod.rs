@@ -21,6 +21,7 @@ mod ahead;
 mod arena;
 mod boxed;
 mod bulk;
+mod check;
 mod entry;
 mod index;
 mod slab;
@@ -33,6 +34,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::wire::Effect;
 use arena::PIECE_SIZE_MAX;
+use check::Check;
 use entry::Totals;
 use index::{Index, TABLE_PLACES};
 use slab::Slab;
@@ -55,6 +57,7 @@ pub struct Keyspace {
     index: Index,
     slab: Slab,
     totals: Totals,
+    check: Check,
     table_places: usize,
 }
 
@@ -72,6 +75,7 @@ impl Keyspace {
             index: Index::new(table_places),
             slab: Slab::new(),
             totals: Totals::default(),
+            check: Check::default(),
             table_places,
         }
     }
@@ -173,6 +177,7 @@ impl Keyspace {
         self.index = Index::new(self.table_places);
         self.slab = Slab::new();
         self.totals = Totals::default();
+        self.check = Check::default();
     }
 
     /// How the index grew and stands.
@@ -198,13 +203,13 @@ impl Keyspace {
 
     fn put(&mut self, hash: KeyHash, key: &[u8], value: &[u8]) -> bool {
         if let Some(slot) = self.find(hash, key) {
-            self.totals.take_away(self.slab.used(slot));
+            self.count_out(slot);
             self.slab.replace(slot, key, value);
-            self.totals.add(self.slab.used(slot));
+            self.count_in(slot);
             return true;
         }
         let slot = self.slab.insert(key, value);
-        self.totals.add(self.slab.used(slot));
+        self.count_in(slot);
         self.index.insert(hash, slot);
         false
     }
@@ -212,9 +217,21 @@ impl Keyspace {
     fn delete(&mut self, hash: KeyHash, key: &[u8]) -> bool {
         let Some(slot) = self.find(hash, key) else { return false };
         self.index.remove(hash, slot);
-        self.totals.take_away(self.slab.used(slot));
+        self.count_out(slot);
         self.slab.remove(slot);
         true
+    }
+
+    /// The entry that has just been written into a slot counts from now on.
+    fn count_in(&mut self, slot: u32) {
+        let hash = self.totals.add(self.slab.used(slot));
+        self.check.on_added(slot, hash);
+    }
+
+    /// The entry in a slot, as it lies there now, counts no longer.
+    fn count_out(&mut self, slot: u32) {
+        let hash = self.totals.take_away(self.slab.used(slot));
+        self.check.on_taken(slot, hash);
     }
 
     fn find(&self, hash: KeyHash, key: &[u8]) -> Option<u32> {
@@ -236,7 +253,9 @@ impl Keyspace {
 
     fn recompute_totals(&self) -> Totals {
         let mut totals = Totals::default();
-        self.slab.entries().for_each(|(_, entry)| totals.add(entry));
+        for (_, entry) in self.slab.entries() {
+            totals.add(entry);
+        }
         totals
     }
 }

@@ -110,6 +110,15 @@ impl Slab {
         self.get(slot).unwrap_or_else(|| panic!("slot {slot} holds no entry"))
     }
 
+    /// The same, to be damaged by a test.
+    pub(super) fn used_mut(&mut self, slot: u32) -> &mut [u8] {
+        match self.slot_mut(slot).content() {
+            Content::Small { place, len } => self.arena.get_mut(place, len),
+            Content::Large { number } => self.boxed.get_mut(number),
+            Content::Free { .. } => panic!("slot {slot} holds no entry"),
+        }
+    }
+
     /// Puts an entry into a free slot.
     pub(super) fn insert(&mut self, key: &[u8], value: &[u8]) -> u32 {
         if self.free == NO_SLOT {

@@ -108,6 +108,12 @@ impl Node {
         for (index, record) in group.iter().enumerate() {
             let existed = self.keyspace.apply_ahead(&ahead, index).existed;
             self.applied = record.lsn;
+            if is(Variant::WrongValueApplied) {
+                self.apply_another_value(record);
+            }
+            if record.lsn == self.checks.asked {
+                self.keep_hash();
+            }
             if matches!(self.role, Role::Leader(_)) {
                 let found = existed || !matches!(record.effect, Effect::Delete { .. });
                 self.answer_write(io, record.lsn, found);

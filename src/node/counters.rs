@@ -45,6 +45,16 @@ pub struct Counters {
     pub snapshots: u64,
     /// Segments of the log removed.
     pub segments_removed: u64,
+    /// States made: by a start, after a cut, with a leader's snapshot.
+    pub states_made: u64,
+    /// Hashes of followers' states that were compared.
+    pub states_compared: u64,
+    /// Those that were not those of the leader or of a majority.
+    pub states_differed: u64,
+    /// Times that all entries were compared with what was applied.
+    pub states_scanned: u64,
+    /// Those that found something else in memory.
+    pub scans_failed: u64,
 }
 
 impl Counters {
@@ -71,6 +81,11 @@ impl Counters {
             "snapshots": self.snapshots,
             "segments_removed": self.segments_removed,
             "loaded_from_snapshot": self.loaded_from_snapshot,
+            "states_made": self.states_made,
+            "states_compared": self.states_compared,
+            "states_differed": self.states_differed,
+            "states_scanned": self.states_scanned,
+            "scans_failed": self.scans_failed,
         })
     }
 }

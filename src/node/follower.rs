@@ -163,6 +163,8 @@ impl Node {
                 return Err(stop);
             }
         };
+        // Before any of its records can be applied.
+        self.hear_state_news(&frame.tail.state);
         for index in kept..self.inflight.current().len() {
             let record_size = self.inflight.current().slice(index, index + 1).0.len();
             match self.reserve(io, record_size) {
@@ -281,8 +283,9 @@ impl Node {
             session.ack_due = false;
             share.add(std::mem::take(&mut session.arrived));
         }
-        let ack = Ack { last_lsn: token.lsn(), round: session.round, spent: share.spent };
-        ack.encode(io.output(session.conn).bytes_mut());
+        let (conn, round) = (session.conn, session.round);
+        let ack = Ack { last_lsn: token.lsn(), round, spent: share.spent, state: self.state_answer() };
+        ack.encode(io.output(conn).bytes_mut());
         if let Some((first, begin)) = share.received {
             let (last, now) = (token.lsn(), self.clock.now());
             let count = last.next().0.saturating_sub(first.0);

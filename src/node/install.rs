@@ -242,6 +242,7 @@ impl Node {
         self.state_is_given_up = false;
         self.forget_unapplied(s);
         (self.applied, self.complete_at) = (s, e);
+        self.state_is_new();
         // It had its name at the leader, so all of it is committed there.
         self.commit = self.commit.max(e);
         self.counters.snapshots_installed += 1;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::divergence::PeerState;
 use super::keep::Kept;
 use super::reads::Rounds;
 use super::stream::awaits_frame;
@@ -66,6 +67,7 @@ pub struct Peer {
     pub(super) damaged: Option<(SnapshotId, u32)>,
     /// Whether its hello says that it takes snapshots.
     pub(super) takes_snapshots: bool,
+    pub(super) state: PeerState,
     pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
     pub(super) down_told: bool,
@@ -201,6 +203,7 @@ impl Peer {
             kept: None,
             damaged: None,
             takes_snapshots: false,
+            state: PeerState::default(),
             backoff: Backoff::default(),
             down_told: false,
         }

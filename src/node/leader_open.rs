@@ -152,6 +152,7 @@ impl Node {
             waiting_bytes: 0,
         });
         peer.progress.on_session(match_lsn, awaited, loop_now);
+        peer.state.on_session();
         if match_lsn < commit {
             // It was out of sync when this leader started, or has lost its disk.
             peer.progress.leave();

@@ -398,6 +398,7 @@ impl Node {
         loader.close(self.disk.as_mut());
         self.snapshots = super::snapshot::Snapshots::new(sources.found, sources.unusable);
         self.removal.due = true;
+        self.state_is_new();
         self.take_role(start)
     }
 }

@@ -27,6 +27,7 @@ mod backup;
 mod config;
 mod conn_table;
 mod counters;
+mod divergence;
 mod dry_run;
 mod elect;
 mod fatal;
@@ -53,6 +54,7 @@ mod role;
 mod session_open;
 mod snapshot;
 mod snapshot_ask;
+mod snapshot_scan;
 mod start;
 mod status;
 mod stream;
@@ -79,6 +81,7 @@ use backup::Backup;
 pub use config::{Budgets, ElectionConfig, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
 pub use counters::Counters;
+use divergence::StateChecks;
 pub use dry_run::{DryRun, Outcome, dry_run};
 use elect::Elect;
 use fatal::fence;
@@ -167,6 +170,7 @@ pub struct Node {
     zeros_at: Time,
     /// A snapshot of the leader's on its way in.
     install: Option<Install>,
+    checks: StateChecks,
     /// The keyspace holds a part of a snapshot, or nothing, and not the state of `applied`.
     state_is_given_up: bool,
     /// Writers wait for a follower that is catching up.

@@ -59,6 +59,11 @@ impl Node {
             self.reply(io, conn, Status::Refused, b"a promotion is under way already");
             return Ok(());
         }
+        if self.state_is_wrong() {
+            let why = self.wrong_state_text();
+            self.reply(io, conn, Status::Refused, why.as_bytes());
+            return Ok(());
+        }
         let addresses = self.peers_to_ask();
         if addresses.is_empty() && !force {
             let message = "this node never had a session with a leader, so it knows no peers to compare with; \

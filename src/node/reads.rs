@@ -200,6 +200,11 @@ impl Node {
     /// Answers a read from what is applied.
     pub(super) fn answer_read(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8], asked: Asked) {
         let (lsn, term) = (self.applied, self.meta.get().term);
+        if self.state_is_wrong() {
+            let text = self.wrong_state_text();
+            let reply = Reply { status: Status::Diverged, lsn, term, payload: text.as_bytes() };
+            return reply.encode(io.output(conn).bytes_mut());
+        }
         let (status, payload) = match self.keyspace.get(key) {
             Some(value) => (Status::Ok, value),
             None => (Status::NotFound, &b""[..]),

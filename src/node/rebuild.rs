@@ -63,6 +63,7 @@ impl Node {
         self.state_is_given_up = false;
         self.applied = to;
         self.complete_at = source.map_or(Lsn::ZERO, |info| info.id.e);
+        self.state_is_new();
         Ok(())
     }
 }

@@ -255,6 +255,7 @@ impl Node {
             return Some((Status::ShuttingDown, "this node is about to end".to_owned()));
         }
         match self.role {
+            Role::Leader(_) if self.state_is_wrong() => Some((Status::Diverged, self.wrong_state_text())),
             Role::Leader(_) => None,
             Role::Follower(_) | Role::Deposed => Some((Status::NotLeader, self.leader_address_for_clients())),
         }

@@ -116,6 +116,7 @@ impl Node {
             // is elected has whatever was ever committed.
             self.commit = self.commit.min(match_lsn);
         }
+        self.forget_question();
         let session = Session::new(conn, &leader.address, open.term, self.now);
         self.role = Role::Follower(Follower { session: Some(session) });
         self.hear_leader(self.clock.now());

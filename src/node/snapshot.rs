@@ -13,19 +13,22 @@
 //! A snapshot that cannot be written ends with a warning and is begun again later: the log goes on as the only copy.
 //! Only a directory that cannot be synced ends the process (see [`crate::snapshot`]).
 //!
+//! The scan also compares all entries with what was applied (see `divergence`): a snapshot of something else is given
+//! up, as is one that is being made when a majority turns out to have another state.
+//!
 //! A cut below E takes a snapshot with it before it happens: `session_open` asks [`Node::drop_snapshots_behind`].
 
 use std::mem;
 
 use super::pace::Pace;
 use super::snapshot_ask::published_document;
+use super::snapshot_scan::Scan;
 use super::{FatalReason, Node};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::limits::{
     LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS, SNAPSHOT_LOG_BYTES_MIN,
-    SNAPSHOT_RETRY_MS_MAX, SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS, SNAPSHOT_SLOTS_PER_STEP,
-    SNAPSHOTS_KEPT,
+    SNAPSHOT_RETRY_MS_MAX, SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS, SNAPSHOTS_KEPT,
 };
 use crate::snapshot::{self, Finished, SnapshotError, SnapshotId, SnapshotInfo, SnapshotWriter, Start};
 use crate::time::Time;
@@ -77,15 +80,6 @@ pub(super) enum Phase {
     Waiting(Finished),
 }
 
-#[derive(Debug)]
-pub(super) struct Scan {
-    pub writer: SnapshotWriter,
-    pub s: Lsn,
-    pub next_slot: u32,
-    pub began: Time,
-    pace: Pace,
-}
-
 /// The snapshots of this node, and the one that is being made.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
@@ -97,7 +91,7 @@ pub(super) struct Snapshots {
     /// Who is answered when the one that is being made has its name.
     pub waiters: Vec<ConnId>,
     failures: u32,
-    retry_at: Time,
+    pub(super) retry_at: Time,
     check_at: Time,
     /// The last LSN when log bytes were looked at.
     checked: Lsn,
@@ -147,8 +141,8 @@ impl Node {
         match SnapshotWriter::begin(self.disk.as_mut(), estimate, start) {
             Ok(writer) => {
                 let pace = Pace::new(self.now, self.last_work);
-                self.snapshots.phase =
-                    Phase::Scanning(Scan { writer, s, next_slot: 0, began: self.now, pace });
+                self.snapshots.phase = Phase::Scanning(Scan { writer, s, began: self.now, pace });
+                self.keyspace.begin_check();
                 self.snapshots.began = self.now;
                 log_info!("snapshot", "begins at LSN {s}: {} key(s)", self.keyspace.len());
                 Ok(Ok(()))
@@ -168,6 +162,10 @@ impl Node {
         if !self.is_complete() {
             return Ok(());
         }
+        if self.state_is_wrong() {
+            self.give_up_snapshot(io);
+            return Ok(());
+        }
         self.begin_if_due()?;
         match mem::take(&mut self.snapshots.phase) {
             Phase::Idle => {}
@@ -183,11 +181,12 @@ impl Node {
 
     /// When [`Node::snapshot_step`] has something to do.
     pub(super) fn snapshot_deadline(&self) -> Option<Time> {
-        if !self.is_complete() {
+        if !self.is_complete() || self.state_is_wrong() {
             return None;
         }
         let snapshots = &self.snapshots;
         let own = match &snapshots.phase {
+            Phase::Idle if self.scans_now() => Some(snapshots.retry_at),
             Phase::Idle if snapshots.checked == self.wal.last_lsn() => {
                 (snapshots.failures > 0).then_some(snapshots.retry_at.max(snapshots.check_at))
             }
@@ -201,6 +200,10 @@ impl Node {
 
     fn begin_if_due(&mut self) -> Result<(), FatalReason> {
         let now = self.now;
+        if self.scans_now() && now >= self.snapshots.retry_at {
+            self.checks.wants_scan = self.begin_snapshot()?.is_err();
+            return Ok(());
+        }
         let snapshots = &mut self.snapshots;
         let retry_is_due = snapshots.failures > 0 && now >= snapshots.retry_at;
         let looked_at = snapshots.checked == self.wal.last_lsn() && !retry_is_due;
@@ -232,54 +235,6 @@ impl Node {
     pub(super) fn log_bytes_wanted(&self) -> u64 {
         let twice = self.snapshots.kept.first().map_or(0, |newest| 2 * newest.bytes);
         self.config.snapshot.log_bytes.unwrap_or(twice.max(SNAPSHOT_LOG_BYTES_MIN))
-    }
-
-    fn scan_slice(&mut self, io: &mut dyn Io, mut scan: Scan, had_work: bool) -> Result<(), FatalReason> {
-        let begin = self.clock.now();
-        let budget_ns = scan.pace.slice_ns(self.now, begin.since(self.now), had_work);
-        let until = Time(begin.0 + budget_ns);
-        let bytes_max = scan.writer.bytes() + self.config.snapshot.slice_bytes;
-        let mut result = Ok(());
-        let mut at = begin;
-        while at < until && scan.next_slot < self.keyspace.slot_count() && scan.writer.bytes() < bytes_max {
-            if scan.writer.is_full() {
-                if !scan.pace.may_write() {
-                    break;
-                }
-                match scan.writer.write_some(self.disk.as_mut()) {
-                    Ok(bytes) => scan.pace.wrote(bytes),
-                    Err(error) => {
-                        result = Err(error);
-                        break;
-                    }
-                }
-            }
-            self.scan_slots(&mut scan);
-            at = self.clock.now();
-        }
-        scan.pace.used_ns(self.now, self.clock.now().since(begin));
-        if let Err(error) = result {
-            scan.writer.abandon(self.disk.as_mut());
-            return self.snapshot_failed(io, error);
-        }
-        self.snapshots.phase = if scan.next_slot < self.keyspace.slot_count() {
-            Phase::Scanning(scan)
-        } else {
-            let until = self.now.after_ms(self.config.snapshot.settle_ms);
-            Phase::Settling { scan, e: self.applied, until }
-        };
-        Ok(())
-    }
-
-    /// A few slots, or fewer if the buffer is full.
-    fn scan_slots(&self, scan: &mut Scan) {
-        let end = self.keyspace.slot_count().min(scan.next_slot + SNAPSHOT_SLOTS_PER_STEP);
-        while scan.next_slot < end && !scan.writer.is_full() {
-            if let Some((key, value)) = self.keyspace.entry(scan.next_slot) {
-                scan.writer.add(key, value);
-            }
-            scan.next_slot += 1;
-        }
     }
 
     fn finish_snapshot(&mut self, io: &mut dyn Io, scan: Scan, e: Lsn) -> Result<(), FatalReason> {
@@ -371,7 +326,11 @@ impl Node {
         self.remove_old_snapshots()
     }
 
-    fn snapshot_failed(&mut self, io: &mut dyn Io, error: SnapshotError) -> Result<(), FatalReason> {
+    pub(super) fn snapshot_failed(
+        &mut self,
+        io: &mut dyn Io,
+        error: SnapshotError,
+    ) -> Result<(), FatalReason> {
         self.note_snapshot_failure(&error);
         if error.is_fatal() {
             return Err(error.into());
@@ -392,7 +351,7 @@ impl Node {
         snapshots.last_error = Some(text);
     }
 
-    fn answer_snapshot_waiters(&mut self, io: &mut dyn Io, why: &str) {
+    pub(super) fn answer_snapshot_waiters(&mut self, io: &mut dyn Io, why: &str) {
         let waiters = mem::take(&mut self.snapshots.waiters);
         waiters.into_iter().for_each(|conn| self.finish_command(io, conn, Status::Refused, why));
         self.refuse_waiting_backup(io, why);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::snapshot::{Phase, Scan};
+use super::snapshot::Phase;
 use super::{FatalReason, Node};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
@@ -54,6 +54,7 @@ impl Node {
         match &self.snapshots.phase {
             _ if self.shutdown.is_some() => Some("this node is about to end".to_owned()),
             _ if !self.is_complete() => Some(self.incomplete_text()),
+            _ if self.state_is_wrong() => Some(self.wrong_state_text()),
             _ if self.applied == Lsn::ZERO => {
                 Some("there is nothing to keep yet: the log is empty".to_owned())
             }
@@ -61,7 +62,7 @@ impl Node {
             Phase::Scanning(scan) => Some(format!(
                 "a snapshot of LSN {} is being made already, {} % done; wait for its end",
                 scan.s,
-                self.scan_percent(scan)
+                self.scan_percent()
             )),
             Phase::Settling { scan, .. } => {
                 Some(format!("a snapshot of LSN {} is being written to the disk; wait for its end", scan.s))
@@ -74,8 +75,9 @@ impl Node {
         }
     }
 
-    fn scan_percent(&self, scan: &Scan) -> u64 {
-        u64::from(scan.next_slot) * 100 / u64::from(self.keyspace.slot_count()).max(1)
+    fn scan_percent(&self) -> u64 {
+        let slots = self.keyspace.slot_count();
+        u64::from(self.keyspace.next_to_check().unwrap_or(slots)) * 100 / u64::from(slots).max(1)
     }
 
     /// For `status`.
@@ -84,7 +86,7 @@ impl Node {
         let newest = snapshots.kept().first();
         let (state, s, e, bytes, progress, eta_s) = match &snapshots.phase {
             Phase::Scanning(scan) => {
-                let percent = self.scan_percent(scan);
+                let percent = self.scan_percent();
                 let took_ns = self.now.since(scan.began);
                 let eta_s = (percent > 0).then(|| took_ns * (100 - percent) / percent / 1_000_000_000);
                 ("running", Some(scan.s), None, Some(scan.writer.bytes()), percent, eta_s)

@@ -93,6 +93,7 @@ impl Node {
             spare_retry_at: now,
             zeros_at: now,
             install: None,
+            checks: super::StateChecks::default(),
             state_is_given_up: false,
             slowness: None,
             trace: config.receipts.then(|| Trace::new(0, last.next())),
@@ -172,6 +173,7 @@ impl Node {
         log_info!("node", "leading in term {term} with {} peer(s): {}", peers.len(), peers.join(", "));
         self.role =
             Role::Leader(Box::new(Leader::new(peers, &self.config, self.now, self.wal.last_lsn().next())));
+        self.forget_question();
         let next = self.wal.last_lsn().next();
         self.trace =
             self.config.receipts.then(|| Trace::new(self.leader().map_or(0, |l| l.peers.len()), next));

@@ -7,6 +7,7 @@ use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::{Lsn, Term};
 use crate::ledger::{Syscall, count};
+use crate::replication::divergence::Fault;
 
 /// What the simulator compares after every turn; the same facts as in the status document, without the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub struct Observed {
     pub peers: Vec<(String, Lsn, bool)>,
     /// Of a leader: the followers that repair.
     pub repairing: Vec<String>,
+    /// What is known to be wrong with its state.
+    pub state_fault: Option<Fault>,
 }
 
 impl Node {
@@ -75,6 +78,7 @@ impl Node {
             connections: self.conns.len(),
             peers: leader.map_or_else(Vec::new, |leader| leader.peers.iter().map(of).collect()),
             repairing: repairing.map(|peer| peer.address.clone()).collect(),
+            state_fault: self.checks.standing.fault,
         }
     }
 
@@ -131,6 +135,7 @@ impl Node {
             "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),
             "bytes_per_key": self.keyspace.memory_bytes().checked_div(self.keyspace.len()),
             "state_hash": format!("{:032x}", self.keyspace.state_hash()),
+            "state_check": self.state_check_document(),
             "in_flight_bytes": self.inflight.size(),
         });
         let rest = json!({
@@ -161,6 +166,9 @@ impl Node {
     fn read_only_reason(&self) -> Option<String> {
         if self.is_loading() {
             return Some(self.incomplete_text());
+        }
+        if self.state_is_wrong() {
+            return Some(self.wrong_state_text());
         }
         match &self.role {
             Role::Leader(_) if self.shutdown.is_some() => Some("the node is about to end".to_owned()),
@@ -200,6 +208,7 @@ impl Node {
             "votes": peer.votes,
             "in_sync": peer.progress.in_sync(),
             "match_lsn": match_lsn.0,
+            "state_check": peer.state.document(),
             "repair_until_lsn": peer.progress.repairs_until().map(|until| until.0),
             "lag": last.0.saturating_sub(match_lsn.0),
             "lag_bytes": Value::Null,

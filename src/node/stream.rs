@@ -58,7 +58,7 @@ impl Node {
         if self.inflight.current().is_empty() {
             return;
         }
-        let sent_at = self.sent_at();
+        let (sent_at, question) = (self.sent_at(), self.question());
         let batch = self.inflight.current();
         let feed_limits = self.config.feed;
         let Role::Leader(leader) = &mut self.role else { return };
@@ -89,6 +89,7 @@ impl Node {
                     commit_lsn: commit,
                     round: leader.round,
                     chain,
+                    state: peer.state.news(stream.next_lsn, question),
                 };
                 AppendEntries { record_count: (to - from) as u32, records, tail }.encode(out.bytes_mut());
                 from = to;
@@ -156,6 +157,9 @@ impl Node {
             trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
         }
         self.rejoin(index);
+        if let Some(answer) = ack.state {
+            self.on_state_answer(index, answer);
+        }
         // What it commits is applied in [`Node::finish_turn`], when this turn's batch is on its way to all disks. A read
         // that is answered before shows all that anybody was told.
         self.echoed(io, index, ack.round);
@@ -260,6 +264,7 @@ impl Node {
         let (unsent_from, commit, now) = (self.unsent_from(), self.commit_to_tell(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
+        let question = self.checks.asked;
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let Some(cursor) = &mut stream.behind else { continue };
@@ -292,6 +297,7 @@ impl Node {
                 commit_lsn: commit,
                 round: leader.round,
                 chain: range.chain,
+                state: peer.state.news(stream.next_lsn, question),
             };
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
@@ -333,7 +339,7 @@ impl Node {
         if batch_leaves_now || self.flush_stalled_ms().is_some() {
             return;
         }
-        let sent_at = self.sent_at();
+        let (sent_at, question) = (self.sent_at(), self.question());
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
         let (term_lsn, is_elected) = (leader.term_lsn, leader.quorum.is_some());
@@ -357,6 +363,7 @@ impl Node {
                 commit_lsn: commit,
                 round: leader.round,
                 chain,
+                state: peer.state.news(stream.next_lsn, question),
             };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
             (stream.last_sent, stream.told_commit) = (now, commit);

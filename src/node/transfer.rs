@@ -142,6 +142,9 @@ impl Node {
         if !leader.peers[index].takes_snapshots {
             return Err(format!("{needs}; its version of the program takes no snapshot: update it"));
         }
+        if self.state_is_wrong() {
+            return Err(format!("{needs}, and gets no snapshot from here. {}", self.wrong_state_text()));
+        }
         let Some(info) = self.snapshot_for(index) else {
             let port = self.config.port;
             return Err(format!(

@@ -13,11 +13,13 @@
 //!
 //! What lives where: [`history`] finds the match LSN, [`progress`] keeps what is known of one follower and
 //! who is in sync, [`commit`] says what is committed, [`link`] when to dial again, [`promotion`] who may
-//! lead after an operator asked, [`election`] who leads where no operator is asked, [`members`] who votes then.
+//! lead after an operator asked, [`election`] who leads where no operator is asked, [`members`] who votes then,
+//! [`divergence`] whose state is wrong where states differ.
 //!
 //! Deliberately absent: membership changes, snapshots for followers that are behind the log.
 
 pub mod commit;
+pub mod divergence;
 pub mod election;
 pub mod history;
 pub mod link;

@@ -204,11 +204,14 @@ pub enum Status {
     /// The node held more than it holds now and fetches the rest from its leader: it answers no reads. The payload says
     /// how far it is.
     Repairing = 13,
+    /// The node's state is known to be wrong, so it answers nothing from it and takes no writes. The payload says since
+    /// when, and what to do. Nothing was written.
+    Diverged = 14,
 }
 
 impl Status {
     /// Every status.
-    pub const ALL: [Status; 14] = [
+    pub const ALL: [Status; 15] = [
         Status::Ok,
         Status::NotFound,
         Status::BadRequest,
@@ -223,6 +226,7 @@ impl Status {
         Status::ShuttingDown,
         Status::Loading,
         Status::Repairing,
+        Status::Diverged,
     ];
 
     fn from_u8(raw: u8) -> Option<Status> {

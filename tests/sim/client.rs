@@ -21,6 +21,7 @@ pub enum Ask {
     Promote { force: bool },
     Follow { site: usize, discard: bool },
     Inspect(Inspect),
+    Snapshot,
 }
 
 /// A request that was sent on a connection.
@@ -136,6 +137,7 @@ impl Client {
             Ask::Delete { key, .. } => Request::Delete { key }.encode(&mut out),
             Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
             Ask::Inspect(inspect) => Request::Inspect(*inspect).encode(&mut out),
+            Ask::Snapshot => Request::Snapshot { wait: false }.encode(&mut out),
             Ask::Follow { site, discard } => {
                 Request::Follow { address: &address(*site), discard: *discard }.encode(&mut out);
             }

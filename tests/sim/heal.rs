@@ -37,7 +37,7 @@ pub struct Heal {
     dials_before: Vec<u64>,
     /// Connections without another side, longer ago than a node may wait for what comes next on one.
     relics_before: Vec<usize>,
-    steps: u64,
+    pub steps: u64,
 }
 
 impl Heal {
@@ -122,6 +122,9 @@ impl World {
         }
         // What is under way may still end by itself.
         if since < 4_000 * MS || self.serving().any(|site| self.hosts[site].process.is_none()) {
+            return;
+        }
+        if self.settle_flips() {
             return;
         }
         let chosen = match self.heal.chosen {
@@ -213,6 +216,10 @@ impl World {
             let host = &self.hosts[site];
             let Some(process) = &host.process else { panic!("host {site} is not up in the end") };
             let seen = process.node.observe();
+            assert!(host.flip.is_none(), "host {site}: nobody noticed {:?} in its memory", host.flip);
+            // Whom a node differed from may be broken for good, and then nobody says that it no longer does.
+            let fault = seen.state_fault.filter(|fault| fault.stops_serving() || self.heal.broken.is_empty());
+            assert!(fault.is_none(), "host {site} finds its state {fault:?} in the end");
             assert!(
                 seen.last == state.last,
                 "host {site} is not equal in the end: {seen:?}, leader {state:?}"

@@ -102,6 +102,10 @@ pub struct Host {
     pub load_checked: bool,
     /// Snapshots that this process had installed when its state was looked at.
     pub installs: u64,
+    /// A bit has flipped in its state.
+    pub flip: Option<crate::flips::Flip>,
+    /// What it last said of its state.
+    pub state_fault: Option<kvstore::replication::divergence::Fault>,
 }
 
 /// How a turn ended.
@@ -149,6 +153,7 @@ impl Host {
         self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
         self.load_checked = false;
         self.installs = 0;
+        (self.flip, self.state_fault) = (None, None);
         if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
             node.set_budgets(small.of_node());
         }

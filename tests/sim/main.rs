@@ -27,6 +27,7 @@ mod decay;
 mod disk;
 mod elected;
 mod faults;
+mod flips;
 mod heal;
 mod histories;
 mod host;

@@ -24,6 +24,7 @@ pub const EXPECTED: &[&str] = &[
     "disk: power loss took what only the page cache had",
     "disk: stall beyond 5 s",
     "disk: ten times slower for the whole run",
+    "memory: a bit flips",
     "net: leader unreachable for one node",
     "net: link flaps every 200 ms",
     "node: client throttled",
@@ -59,6 +60,7 @@ pub struct Mishaps {
     /// Where transfers bring followers back.
     pub away: u64,
     pub rot_snapshot: u64,
+    pub flip_memory: u64,
 }
 
 /// Limits that a run can reach.
@@ -114,11 +116,12 @@ impl Mishaps {
             fast_flap: pick(&[0, 0, 0, 1]),
             away: if transfers { pick(&[8, 20, 40]) } else { 0 },
             rot_snapshot: if transfers { pick(&[0, 0, 3]) } else { 0 },
+            flip_memory: pick(&[0, 0, 0, 2]),
         }
     }
 
     /// The faults with their weights.
-    pub fn table(&self) -> [(u64, Fault); 9] {
+    pub fn table(&self) -> [(u64, Fault); 10] {
         [
             (self.misdirect, World::misdirect),
             (self.rot_leader, World::rot_leader),
@@ -129,6 +132,7 @@ impl Mishaps {
             (self.fast_flap, World::fast_flap),
             (self.away, World::go_away),
             (self.rot_snapshot, World::rot_snapshot),
+            (self.flip_memory, World::flip_memory),
         ]
     }
 }

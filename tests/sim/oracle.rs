@@ -57,6 +57,8 @@ pub struct Oracle {
     /// Sites that were asked to lead by force, or to discard, in this run.
     pub forced: BTreeSet<usize>,
     pub discarding: BTreeSet<usize>,
+    /// A bit has flipped in some node's memory in this run.
+    pub memory_failed: bool,
     /// Disks that lost something.
     pub losses: Vec<crate::losses::Loss>,
     /// A cut below a commit LSN happened before the second phase.
@@ -252,7 +254,8 @@ impl Oracle {
                 seen.commit
             );
         }
-        if let Some(entry) = mirror.get(seen.applied.0).filter(|_| seen.complete) {
+        let judged = seen.complete && host.flip.is_none();
+        if let Some(entry) = mirror.get(seen.applied.0).filter(|_| judged) {
             let hash = process.node.keyspace().state_hash();
             let known = *self.hashes.entry((entry.lsn, entry.chain.0)).or_insert(hash);
             assert!(known == hash, "host {site}: the state at LSN {} differs between nodes", entry.lsn);

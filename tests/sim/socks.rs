@@ -21,7 +21,7 @@ use crate::mirror::{Mirror, value_id};
 
 /// Bytes of an APPEND_ENTRIES body around its records: the count before, the trailer behind.
 const APPEND_HEAD: usize = 4;
-const APPEND_TAIL: usize = 2 + 2 + 8 + 8 + 4;
+const APPEND_TAIL: usize = 2 + 2 + 8 + 8 + 4 + 3 * 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

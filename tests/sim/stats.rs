@@ -71,6 +71,10 @@ pub const EXPECTED: &[&str] = &[
     "client: refused write",
     "client: stopped reading",
     "client: redirected",
+    "state: a scan finds a flipped bit",
+    "state: disputed",
+    "state: outvoted",
+    "state: read refused",
     "snapshot: published",
     "snapshot: segments removed",
     "snapshot: state loaded at a start",
@@ -106,7 +110,7 @@ pub const FLOORS: &[(&str, u64)] = &[
 ];
 
 /// How the names of what breaks begin. What a node does about it is not counted among them.
-pub const FAULTS: &[&str] = &["disk: ", "net: ", "process: ", "operator: ", "broken for good: "];
+pub const FAULTS: &[&str] = &["disk: ", "memory: ", "net: ", "process: ", "operator: ", "broken for good: "];
 
 /// Counters by name.
 #[derive(Clone, Debug, Default)]

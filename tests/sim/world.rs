@@ -310,6 +310,7 @@ impl World {
             }
             TurnEnd::GoesOn => {
                 self.note_repair_in_turn(site);
+                self.watch_state(site);
                 let mut core = self.core.borrow_mut();
                 let cuts_allowed = core.stats.0.get("node: cut below commit allowed").copied();
                 self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, false);
@@ -508,6 +509,8 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         pin: None,
         load_checked: false,
         installs: 0,
+        flip: None,
+        state_fault: None,
         away: false,
         troubles: Vec::new(),
         printed: Vec::new(),

@@ -82,14 +82,23 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             })?;
             let in_sync = if frame.tail.in_sync { "in sync" } else { "not in sync" };
             let tail = frame.tail;
+            let (ask, right, differs) = (tail.state.ask_lsn, tail.state.equal_lsn, tail.state.differs_lsn);
+            let asks = if ask.0 > 0 { format!(", asks for the state at {ask}") } else { String::new() };
+            let judged = match (differs.0 > 0, tail.state.outvoted) {
+                (false, _) => String::new(),
+                (true, false) => format!(", its state right at {right} and disputed at {differs}"),
+                (true, true) => format!(", its state right at {right} and outvoted at {differs}"),
+            };
             format!(
-                "{records}commit {}, round {}, chain {}, {in_sync}",
+                "{records}commit {}, round {}, chain {}, {in_sync}{asks}{judged}",
                 tail.commit_lsn, tail.round, tail.chain
             )
         }
         Type::AppendEntriesAck => {
             let ack = Ack::decode(body)?;
-            format!("last {}, round {}", ack.last_lsn, ack.round)
+            let state =
+                ack.state.map_or_else(String::new, |state| format!(", has the state at {}", state.lsn));
+            format!("last {}, round {}{state}", ack.last_lsn, ack.round)
         }
         Type::SnapshotOffer => {
             let offer = SnapshotOffer::decode(body)?;

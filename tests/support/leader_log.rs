@@ -5,7 +5,7 @@
 use kvstore::conn::ConnId;
 use kvstore::ids::{Chain, Lsn, Term};
 use kvstore::replication::history::{TermHistory, TermStart};
-use kvstore::wire::peer::{Ack, AppendEntries, AppendTail, Hello, Open, OpenReply};
+use kvstore::wire::peer::{Ack, AppendEntries, AppendTail, Hello, Open, OpenReply, StateNews};
 use kvstore::wire::{Effect, MessageType, Record};
 
 use super::lone_node::{Answer, LEADER, LoneNode, hello};
@@ -73,7 +73,8 @@ impl Log {
     pub fn frame(&self, from: u64, to: u64, commit: u64) -> Vec<u8> {
         let (records, chain) =
             (self.records[from as usize - 1..to as usize].concat(), self.chains[to as usize]);
-        let tail = AppendTail { in_sync: false, commit_lsn: Lsn(commit), round: to, chain };
+        let state = StateNews::default();
+        let tail = AppendTail { in_sync: false, commit_lsn: Lsn(commit), round: to, chain, state };
         let record_count = (to + 1 - from) as u32;
         bytes_of(|out| AppendEntries { record_count, records: &records, tail }.encode(out))
     }
@@ -99,7 +100,8 @@ impl Log {
 }
 
 pub fn frame_of(lsn: Lsn, chain: Chain, record: &[u8]) -> Vec<u8> {
-    let tail = AppendTail { in_sync: true, commit_lsn: lsn, round: lsn.0, chain };
+    let tail =
+        AppendTail { in_sync: true, commit_lsn: lsn, round: lsn.0, chain, state: StateNews::default() };
     bytes_of(|out| AppendEntries { record_count: 1, records: record, tail }.encode(out))
 }
 

@@ -110,6 +110,11 @@ impl MiniCluster {
         self.slots[name].node.as_ref().expect("the node runs")
     }
 
+    /// A running node, to damage its memory.
+    pub fn node_mut(&mut self, name: &str) -> &mut Node {
+        self.slot(name).node.as_mut().expect("the node runs")
+    }
+
     /// The disk of a node.
     pub fn disk(&self, name: &str) -> &MemDisk {
         &self.slots[name].disk

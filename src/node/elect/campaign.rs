@@ -68,8 +68,8 @@ impl Node {
         }
         self.drop_session(io, "the leader is not heard any more");
         let log_end = self.settled_log_end(io)?;
-        let incomplete = self.repair_due().is_some() || !self.is_complete();
-        if let Err(why) = may_campaign(log_end.1, self.heard_commit(), incomplete) {
+        let unfit = self.repair_due().is_some() || !self.is_complete() || self.state_is_wrong();
+        if let Err(why) = may_campaign(log_end.1, self.heard_commit(), unfit) {
             self.tell_no_candidate(why);
             self.try_later();
             return Ok(());
@@ -264,7 +264,7 @@ impl Node {
 
     fn tell_no_candidate(&mut self, why: NoCandidate) {
         let why = match why {
-            NoCandidate::Incomplete => "it repairs, or its state is not complete".to_owned(),
+            NoCandidate::Incomplete => "it repairs, or its state is not complete or wrong".to_owned(),
             NoCandidate::BelowCommit(lsn) => {
                 format!("LSN {lsn} is committed, and its log ends at {}", self.wal.last_lsn())
             }

@@ -72,6 +72,8 @@ impl Node {
             self.leave_office(io, &format!("no majority has answered this leader for {ms} ms"));
         } else if let Some(ms) = self.flush_older_than_timeout(now) {
             self.leave_office(io, &format!("a flush of its log has taken {ms} ms"));
+        } else if self.state_is_wrong() {
+            self.leave_office(io, "its state is wrong, and it answers nothing from it");
         }
         Ok(())
     }
@@ -92,7 +94,8 @@ impl Node {
     pub(super) fn office_deadline(&self) -> Option<Time> {
         let quorum = self.leader()?.quorum.as_ref()?;
         let flush = self.flush_began().map(|began| began.after_ms(self.config.election.timeout_ms));
-        [Some(quorum.steps_down_at(self.now)), flush].into_iter().flatten().min()
+        let at_once = self.state_is_wrong().then_some(self.now);
+        [Some(quorum.steps_down_at(self.now)), flush, at_once].into_iter().flatten().min()
     }
 
     /// Stops leading, in the same term or before a higher one is entered.

@@ -5,6 +5,9 @@ use crate::ids::{Chain, Lsn};
 use crate::limits::FRAME_SLACK;
 use crate::wire::{DecodeError, DecodeProblem, MessageType, Reader, Record, Writer};
 
+const FLAG_IN_SYNC: u16 = 1;
+const FLAG_OUTVOTED: u16 = 2;
+
 /// The frame around records, as the leader sends it. The records stand between head and tail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppendEntries<'a> {
@@ -27,6 +30,21 @@ pub struct AppendTail {
     pub round: u64,
     /// The chain checksum at the last record sent.
     pub chain: Chain,
+    /// About the follower's state.
+    pub state: StateNews,
+}
+
+/// What a leader asks, and has found, about its follower's state. See [`crate::replication::divergence`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateNews {
+    /// The hash of the state at this LSN is wanted; it is not below the last LSN sent. 0: none is.
+    pub ask_lsn: Lsn,
+    /// The last LSN at which it was equal to the leader's; or 0.
+    pub equal_lsn: Lsn,
+    /// The first LSN behind that at which it was another; or 0.
+    pub differs_lsn: Lsn,
+    /// A majority has the same state, and this follower another.
+    pub outvoted: bool,
 }
 
 /// Every record up to `last_lsn` equals the leader's and is on this disk.
@@ -38,6 +56,17 @@ pub struct Ack {
     pub round: u64,
     /// What the follower spent on the records acknowledged, in nanoseconds, saturating at 4.29 s.
     pub spent: AckDurations,
+    /// The answer to the leader's question for its state.
+    pub state: Option<StateAt>,
+}
+
+/// The hash of a state, and the LSN whose state it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateAt {
+    /// The last record applied; not 0.
+    pub lsn: Lsn,
+    /// [`crate::keyspace::Keyspace::state_hash`] there.
+    pub hash: u128,
 }
 
 /// The follower's own share of a write.
@@ -59,10 +88,16 @@ impl<'a> AppendEntries<'a> {
         framed(out, MessageType::AppendEntries, |out| {
             out.put_u32(self.record_count);
             out.extend_from_slice(self.records);
-            out.put_trailer(self.tail.in_sync.into(), |fields| {
+            let state = &self.tail.state;
+            let flags =
+                u16::from(self.tail.in_sync) * FLAG_IN_SYNC + u16::from(state.outvoted) * FLAG_OUTVOTED;
+            out.put_trailer(flags, |fields| {
                 fields.put_u64(self.tail.commit_lsn.0);
                 fields.put_u64(self.tail.round);
                 fields.put_u32(self.tail.chain.0);
+                fields.put_u64(state.ask_lsn.0);
+                fields.put_u64(state.equal_lsn.0);
+                fields.put_u64(state.differs_lsn.0);
             });
         });
     }
@@ -84,12 +119,18 @@ impl<'a> AppendEntries<'a> {
         let records = &body[records_start..reader.position()];
         let missing = reader.error("trailer", DecodeProblem::Truncated);
         let (flags, mut fields) = reader.trailer()?.ok_or(missing)?;
-        let tail = AppendTail {
-            in_sync: flags & 1 != 0,
+        let mut tail = AppendTail {
+            in_sync: flags & FLAG_IN_SYNC != 0,
             commit_lsn: Lsn(fields.u64("commit_lsn")?),
             round: fields.u64("round")?,
             chain: Chain(fields.u32("chain")?),
+            state: StateNews { outvoted: flags & FLAG_OUTVOTED != 0, ..StateNews::default() },
         };
+        if fields.left() > 0 {
+            tail.state.ask_lsn = Lsn(fields.u64("ask_lsn")?);
+            tail.state.equal_lsn = Lsn(fields.u64("equal_lsn")?);
+            tail.state.differs_lsn = Lsn(fields.u64("differs_lsn")?);
+        }
         reader.finish()?;
         Ok(AppendEntries { record_count, records, tail })
     }
@@ -105,6 +146,10 @@ impl Ack {
                 fields.put_u32(self.spent.decode_ns);
                 fields.put_u32(self.spent.write_ns);
                 fields.put_u32(self.spent.sync_ns);
+                let StateAt { lsn, hash } = self.state.unwrap_or(StateAt { lsn: Lsn::ZERO, hash: 0 });
+                fields.put_u64(lsn.0);
+                fields.put_u64((hash >> 64) as u64);
+                fields.put_u64(hash as u64);
             });
         });
     }
@@ -121,7 +166,14 @@ impl Ack {
             write_ns: fields.u32("write_ns")?,
             sync_ns: fields.u32("sync_ns")?,
         };
+        let mut state = None;
+        if fields.left() > 0 {
+            let lsn = Lsn(fields.u64("state_lsn")?);
+            let (high, low) = (fields.u64("state_hash")?, fields.u64("state_hash")?);
+            let hash = u128::from(high) << 64 | u128::from(low);
+            state = (lsn > Lsn::ZERO).then_some(StateAt { lsn, hash });
+        }
         reader.finish()?;
-        Ok(Ack { last_lsn, round, spent })
+        Ok(Ack { last_lsn, round, spent, state })
     }
 }

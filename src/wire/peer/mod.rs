@@ -15,9 +15,10 @@
 //! FENCE              = [probe u8][term u64][candidate_id 16][candidate address] trailer
 //! FENCE_REPLY        = [verdict u8][term u64][last_term u64][last_lsn u64][commit_lsn u64][leads u8]
 //!                      trailer [repair_until u64][repair_term u64]
-//! APPEND_ENTRIES     = [num_records u32][record]... trailer(flags: bit 0 in sync)
-//!                      [commit_lsn u64][round u64][chain u32]
+//! APPEND_ENTRIES     = [num_records u32][record]... trailer(flags: bit 0 in sync, bit 1 outvoted)
+//!                      [commit_lsn u64][round u64][chain u32][ask_lsn u64][equal_lsn u64][differs_lsn u64]
 //! APPEND_ENTRIES_ACK = [last_lsn u64] trailer [round u64][decode_ns u32][write_ns u32][sync_ns u32]
+//!                      [state_lsn u64][state_hash 16]
 //! SNAPSHOT_OFFER     = [term u64][tag][file bytes u64][entries u64] trailer       tag = [s u64][e u64][crc u32]
 //! SNAPSHOT_CHUNK     = [term u64][tag][offset u64][size u32][bytes of the file] trailer
 //! SNAPSHOT_ACK       = [term u64][tag][offset u64] trailer(flags: bit 0 installed) [match_lsn u64][match_chain u32]
@@ -49,7 +50,7 @@ use super::frame::{begin_frame, end_frame};
 use super::message_type::MessageType;
 use crate::limits::ADDRESS_SIZE_MAX;
 
-pub use append::{Ack, AckDurations, AppendEntries, AppendTail};
+pub use append::{Ack, AckDurations, AppendEntries, AppendTail, StateAt, StateNews};
 pub use form::{Form, FormReply};
 pub use hello::{
     FEATURE_ELECTED, FEATURE_SNAPSHOTS, FEATURES_KNOWN, Hello, HelloError, Refuse, RefuseCode, common_version,
