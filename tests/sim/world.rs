@@ -455,6 +455,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let election = knobs.elected.map_or_else(ElectionConfig::default, |elected| ElectionConfig {
         timeout_ms: elected.timeout_ms,
         reads: elected.reads,
+        replicas: Vec::new(),
     });
     let config = NodeConfig {
         port: 9000,
