@@ -86,7 +86,7 @@ touch_memory() {
 give_memory_back() { rm -f "$dir/warm.tmp"; }
 
 copy() {
-    printf '%-24s' "$1"
+    printf '%-25s' "$1"
     # shellcheck disable=SC2012 # the names are the node's own
     "$KV_BENCH" floor-copy "$(ls "$dir"/leader/*.kvsnap | tail -n 1)" "$dir"
 }
@@ -98,7 +98,10 @@ load() {
 }
 
 # time_of PATTERN LOG: seconds of the day of the first such line.
-time_of() { sed -n "/$1/{s/^[^T]*T\([0-9]*\):\([0-9]*\):\([0-9.]*\)Z.*/\1 \2 \3/p;q}" "$2" | awk '{ print $1 * 3600 + $2 * 60 + $3 }'; }
+time_of() {
+    sed -n "/$1/{s/^[^T]*T\([0-9]*\):\([0-9]*\):\([0-9.]*\)Z.*/\1 \2 \3/p;q}" "$2" |
+        awk '{ printf "%.3f\n", $1 * 3600 + $2 * 60 + $3 }'
+}
 
 run() {
     restore
@@ -127,7 +130,7 @@ run() {
     has=$(time_of 'has the snapshot' "$dir/leader.log")
     synced=$(time_of 'is in sync again' "$dir/leader.log")
     awk -v a="$from" -v b="$has" -v c="$synced" -v rate="$rate" 'BEGIN {
-        printf "%-24sthe snapshot after %.2f s, in sync after %.2f s, with %d PUT/s going on\n", "follower:", b - a, c - a, rate
+        printf "%-25sthe snapshot after %.2f s, in sync after %.2f s, with %d PUT/s going on\n", "follower:", b - a, c - a, rate
     }'
     wait "$load_pid" || true
     echo "  PUT beside the catch-up: $(grep 'response time' "$dir/load.log")"
