@@ -67,6 +67,8 @@ variants! {
     ReadsBeforeComplete = "reads-before-complete";
     /// The records during the scan of a snapshot are taken to be in it.
     SnapshotTakenTooLate = "snapshot-taken-too-late";
+    /// What clients' numbered writes were answered is no part of the state hash.
+    SessionsNotHashed = "sessions-not-hashed";
     /// Whom a node voted for is kept in memory alone.
     VoteNotDurable = "vote-not-durable";
     /// A campaign raises its term before it asks anybody.

@@ -191,10 +191,11 @@ fn owned_reply(frame: &Frame<'_>) -> Result<OwnedReply, Loss> {
 fn changes_something(request: &Request<'_>) -> bool {
     match request {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
+        Request::Numbered { .. } => true,
         Request::Promote { .. } | Request::Follow { .. } | Request::Snapshot { .. } => true,
         Request::Get { .. } | Request::Ping | Request::Status | Request::Inspect(_) => false,
-        // At most a snapshot is made by it.
-        Request::Backup(_) => false,
+        // At most a snapshot is made by it, or a session that nobody uses.
+        Request::Backup(_) | Request::OpenSession => false,
     }
 }
 

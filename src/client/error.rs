@@ -224,6 +224,14 @@ fn fmt_status(f: &mut fmt::Formatter<'_>, address: &str, status: Status, message
         Status::Repairing => {
             ("fetches again what it lost, and answers no reads until then", "Ask its leader")
         }
+        Status::SessionExpired => (
+            "does not know the session of this numbered write",
+            "This request wrote nothing; whether an earlier one with its number did is not known any more",
+        ),
+        Status::NumberTooOld => {
+            ("has forgotten the answer to this number", "The write was executed, once, by an earlier request")
+        }
+        Status::NumberSkips => ("was asked for a number out of turn", "Nothing was written"),
     };
     write!(f, "{address} {what}")?;
     if !message.is_empty() {

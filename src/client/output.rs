@@ -352,9 +352,9 @@ pub fn exit_code(error: &ClientError) -> u8 {
         ClientError::Server { status, .. } => match status {
             Status::NotFound => EXIT_NOT_FOUND,
             Status::BadRequest | Status::TooLarge => EXIT_USAGE,
-            Status::ConditionFailed => EXIT_CONDITION_FAILED,
+            Status::ConditionFailed | Status::NumberTooOld | Status::NumberSkips => EXIT_CONDITION_FAILED,
             Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
-            Status::OutcomeUnknown => EXIT_OUTCOME_UNKNOWN,
+            Status::OutcomeUnknown | Status::SessionExpired => EXIT_OUTCOME_UNKNOWN,
             Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown => EXIT_SERVER_ERROR,
             Status::Loading | Status::Repairing => EXIT_LOADING,
         },
@@ -386,6 +386,9 @@ fn error_code(error: &ClientError) -> &'static str {
             Status::ShuttingDown => "shutting_down",
             Status::Loading => "loading",
             Status::Repairing => "repairing",
+            Status::SessionExpired => "session_expired",
+            Status::NumberTooOld => "number_too_old",
+            Status::NumberSkips => "number_skips",
         },
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::client_sessions::UnderWay;
 use super::keep::Kept;
 use super::transfer::Transfer;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role};
@@ -29,6 +30,8 @@ pub struct Leader {
     pub writers: VecDeque<(Lsn, ConnId)>,
     /// Who waits for `term_lsn`.
     pub barred_readers: Vec<ConnId>,
+    /// What clients numbered and is not applied yet.
+    pub(super) under_way: UnderWay,
     pub(super) round: u64,
     pub(super) states: Vec<FollowerState>,
     pub(super) feed: Vec<u8>,
@@ -55,6 +58,8 @@ pub struct Peer {
     pub(super) damaged: Option<(SnapshotId, u32)>,
     /// Whether its hello says that it takes snapshots.
     pub(super) takes_snapshots: bool,
+    /// The record types that its last hello announced; 0: it has not said hello to this leader.
+    pub(super) cmd_types: u64,
     pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
     pub(super) down_told: bool,
@@ -128,6 +133,7 @@ impl Leader {
             kept: None,
             damaged: None,
             takes_snapshots: false,
+            cmd_types: 0,
             backoff: Backoff::default(),
             down_told: false,
         };
@@ -137,6 +143,7 @@ impl Leader {
             term_lsn,
             writers: VecDeque::new(),
             barred_readers: Vec::new(),
+            under_way: UnderWay::default(),
             round: 0,
             states: Vec::new(),
             feed: Vec::new(),

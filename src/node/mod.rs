@@ -20,6 +20,7 @@
 //! - A write is in `inflight` from its append until it is applied.
 
 mod backup;
+mod client_sessions;
 mod config;
 mod conn_table;
 mod dry_run;
@@ -120,6 +121,8 @@ pub struct Counters {
     pub syncs: u64,
     /// Writes acknowledged.
     pub writes_acked: u64,
+    /// Numbered writes that were asked for again, and got their first answer.
+    pub repeats: u64,
     /// Reads answered.
     pub reads: u64,
     /// Connections refused for want of descriptors or slots.
@@ -251,7 +254,8 @@ impl Node {
                 DialPurpose::Promotion(index) => self.promotion_silent(io, index, why)?,
             },
             Some(Conn::PeerIn(_)) => self.session_lost(conn, why),
-            Some(Conn::New(_) | Conn::Client(_)) | None => {}
+            Some(Conn::Client(_)) => self.forget_repeats(conn),
+            Some(Conn::New(_)) | None => {}
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use super::{FatalReason, Node};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::limits::{
-    LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS, SNAPSHOT_LOG_BYTES_MIN,
+    CLIENT_SESSION_SIZE_MAX, LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS, SNAPSHOT_LOG_BYTES_MIN,
     SNAPSHOT_RETRY_MS_MAX, SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS, SNAPSHOT_SLOTS_PER_STEP,
     SNAPSHOTS_KEPT,
 };
@@ -143,7 +143,9 @@ impl Node {
         peers.truncate(crate::limits::PEERS_MAX);
         let start = Start { cluster_id: meta.cluster_id, maker: meta.node_id, s, chain, history, peers };
         // Entries have six bytes beside their data, blocks twelve; and what is written meanwhile.
-        let estimate = self.keyspace.data_bytes() * 33 / 32 + self.keyspace.len() * 6 + (64 << 10);
+        let sessions_bytes = (self.keyspace.sessions().len() * CLIENT_SESSION_SIZE_MAX) as u64;
+        let estimate =
+            self.keyspace.data_bytes() * 33 / 32 + self.keyspace.len() * 6 + sessions_bytes + (64 << 10);
         match SnapshotWriter::begin(self.disk.as_mut(), estimate, start) {
             Ok(writer) => {
                 let pace = Pace::new(self.now, self.last_work);
@@ -257,17 +259,32 @@ impl Node {
             self.scan_slots(&mut scan);
             at = self.clock.now();
         }
+        let is_through = scan.next_slot >= self.keyspace.slot_count();
+        if is_through && result.is_ok() {
+            result = self.add_client_sessions(&mut scan);
+        }
         scan.pace.used_ns(self.now, self.clock.now().since(begin));
         if let Err(error) = result {
             scan.writer.abandon(self.disk.as_mut());
             return self.snapshot_failed(io, error);
         }
-        self.snapshots.phase = if scan.next_slot < self.keyspace.slot_count() {
-            Phase::Scanning(scan)
-        } else {
+        self.snapshots.phase = if is_through {
             let until = self.now.after_ms(self.config.snapshot.settle_ms);
             Phase::Settling { scan, e: self.applied, until }
+        } else {
+            Phase::Scanning(scan)
         };
+        Ok(())
+    }
+
+    /// All of them at once, at the end of the scan: the file says what they are at E. A full table has 1.2 MB.
+    fn add_client_sessions(&mut self, scan: &mut Scan) -> Result<(), SnapshotError> {
+        for session in self.keyspace.sessions().iter() {
+            if scan.writer.is_full() {
+                scan.pace.wrote(scan.writer.write_some(self.disk.as_mut())?);
+            }
+            scan.writer.add_session(session);
+        }
         Ok(())
     }
 

@@ -120,6 +120,7 @@ impl Node {
         });
         let state = json!({
             "keys": self.keyspace.len(),
+            "client_sessions": self.keyspace.sessions().len(),
             "data_bytes": self.keyspace.data_bytes(),
             "memory_bytes": self.keyspace.memory_bytes(),
             "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),
@@ -179,6 +180,7 @@ impl Node {
         let counters = &self.counters;
         json!({
             "writes_acked": counters.writes_acked,
+            "repeats": counters.repeats,
             "reads": counters.reads,
             "syncs": counters.syncs,
             "snapshots_sent": counters.snapshots_sent,

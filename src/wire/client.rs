@@ -11,19 +11,24 @@
 //! INSPECT = [what u8][argument u64] options
 //! SNAPSHOT = [wait u8] options
 //! BACKUP  = [step u8] options      0: begin, 1: begin with the newest snapshot, 2: the next part
+//! OPEN_SESSION = options
 //! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
-//! Options of a PUT: flag bit 0 asks for its receipt.
+//! Options of a PUT: flag bit 0 asks for its receipt. Of a PUT or DELETE: with flag bit 1 it is numbered, and the fields
+//! `[session lsn u64][session nonce u64][number u64]` say which write of which session it is. A number that was executed
+//! is not executed again: the answer is the first one, with its LSN and term. (A numbered write has no receipt in its
+//! answer: INSPECT has it.)
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
-//! with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
+//! with its receipt), `[session lsn u64][session nonce u64]` (OPEN_SESSION), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
 //! message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
 use super::message_type::MessageType;
-use crate::ids::{Lsn, Term};
+pub use super::status::Status;
+use crate::ids::{Lsn, SessionId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX};
 
 /// A request as it arrived, sizes not yet judged: a key or value beyond its limit is the client's outcome
@@ -79,6 +84,34 @@ pub enum Request<'a> {
     },
     /// Make a backup, or send a part of the one that this connection has begun.
     Backup(BackupStep),
+    /// Begin a session in which writes are numbered.
+    OpenSession,
+    /// A write that is executed once, however often it is asked for.
+    Numbered {
+        /// In which session.
+        session: SessionId,
+        /// Which of its writes: 1, 2, 3, ...
+        number: u64,
+        /// What to do.
+        write: WriteOp<'a>,
+    },
+}
+
+/// What a numbered write does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOp<'a> {
+    /// Set a key.
+    Put {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+    },
+    /// Remove a key.
+    Delete {
+        /// The key.
+        key: &'a [u8],
+    },
 }
 
 /// What a BACKUP asks for.
@@ -94,6 +127,8 @@ pub enum BackupStep {
 
 /// The flag of a PUT's options that asks for its receipt.
 const PUT_EXPLAIN: u16 = 1;
+/// The flag of a PUT's or DELETE's options that says that it is numbered.
+const NUMBERED: u16 = 2;
 
 /// What an INSPECT asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,65 +187,6 @@ impl BackupStep {
     }
 }
 
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Status {
-    /// Done.
-    Ok = 0,
-    /// The key is (GET) or was (DELETE) absent.
-    NotFound = 1,
-    /// The request makes no sense; payload says why.
-    BadRequest = 2,
-    /// A key or value is beyond its limit; payload says which. Nothing was written.
-    TooLarge = 3,
-    /// A condition did not hold. Nothing was written.
-    ConditionFailed = 4,
-    /// This node does not lead. Payload: the leader's address, or empty. Nothing was written.
-    NotLeader = 5,
-    /// Not enough replicas to accept it. Nothing was written.
-    NotEnoughReplicas = 6,
-    /// A memory budget is used up; try again. Nothing was written.
-    Busy = 7,
-    /// No room on disk. Nothing was written.
-    DiskFull = 8,
-    /// The write was begun and its outcome is not known here.
-    OutcomeUnknown = 9,
-    /// An operator's command was refused; payload says why and what to do.
-    Refused = 10,
-    /// The node is about to end. Nothing was written.
-    ShuttingDown = 11,
-    /// The node's state is not complete yet; payload says how far it is. Nothing was written.
-    Loading = 12,
-    /// The node held more than it holds now and fetches the rest from its leader: it answers no reads. The payload says
-    /// how far it is.
-    Repairing = 13,
-}
-
-impl Status {
-    /// Every status.
-    pub const ALL: [Status; 14] = [
-        Status::Ok,
-        Status::NotFound,
-        Status::BadRequest,
-        Status::TooLarge,
-        Status::ConditionFailed,
-        Status::NotLeader,
-        Status::NotEnoughReplicas,
-        Status::Busy,
-        Status::DiskFull,
-        Status::OutcomeUnknown,
-        Status::Refused,
-        Status::ShuttingDown,
-        Status::Loading,
-        Status::Repairing,
-    ];
-
-    fn from_u8(raw: u8) -> Option<Status> {
-        Status::ALL.get(usize::from(raw)).copied()
-    }
-}
-
 /// A node's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply<'a> {
@@ -261,15 +237,26 @@ impl<'a> Request<'a> {
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
             MessageType::Backup => Request::Backup(BackupStep::decode(&mut reader)?),
+            MessageType::OpenSession => Request::OpenSession,
             _ => return Ok(None),
         };
         // A client of a later version may send options that are not known here.
-        let flags = reader.trailer()?.map_or(0, |(flags, _)| flags);
+        let (flags, mut fields) = reader.trailer()?.unwrap_or((0, Reader::new(&[])));
         reader.finish()?;
         Ok(Some(match request {
+            Request::Put { key, value } if flags & NUMBERED != 0 => {
+                Request::numbered(&mut fields, WriteOp::Put { key, value })?
+            }
+            Request::Delete { key } if flags & NUMBERED != 0 => {
+                Request::numbered(&mut fields, WriteOp::Delete { key })?
+            }
             Request::Put { key, value } if flags & PUT_EXPLAIN != 0 => Request::PutExplained { key, value },
             request => request,
         }))
+    }
+
+    fn numbered(options: &mut Reader<'_>, write: WriteOp<'a>) -> Result<Request<'a>, DecodeError> {
+        Ok(Request::Numbered { session: session_id(options)?, number: options.u64("number")?, write })
     }
 
     /// Appends the request as a frame.
@@ -291,7 +278,20 @@ impl<'a> Request<'a> {
                 out.put_u8(what);
                 out.put_u64(argument);
             }
-            Request::Ping | Request::Status => {}
+            Request::Ping | Request::Status | Request::OpenSession => {}
+            Request::Numbered { session, number, write } => {
+                match write {
+                    WriteOp::Put { key, value } => {
+                        out.put_bytes32(key);
+                        out.put_bytes32(value);
+                    }
+                    WriteOp::Delete { key } => out.put_bytes32(key),
+                }
+                out.put_trailer(NUMBERED, |fields| {
+                    fields.extend_from_slice(&encode_session_id(*session));
+                    fields.put_u64(*number);
+                });
+            }
             Request::Backup(step) => out.put_u8(*step as u8),
             Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
             Request::Follow { address, discard } => {
@@ -305,8 +305,12 @@ impl<'a> Request<'a> {
     /// The key or value that is beyond its limits, if one is.
     pub fn size_problem(&self) -> Option<SizeProblem> {
         let (key, value): (&[u8], &[u8]) = match self {
-            Request::Put { key, value } | Request::PutExplained { key, value } => (key, value),
-            Request::Get { key } | Request::Delete { key } => (key, &[]),
+            Request::Put { key, value }
+            | Request::PutExplained { key, value }
+            | Request::Numbered { write: WriteOp::Put { key, value }, .. } => (key, value),
+            Request::Get { key }
+            | Request::Delete { key }
+            | Request::Numbered { write: WriteOp::Delete { key }, .. } => (key, &[]),
             _ => return None,
         };
         if !(KEY_SIZE_MIN..=KEY_SIZE_MAX).contains(&key.len()) {
@@ -317,10 +321,15 @@ impl<'a> Request<'a> {
 
     fn message_type(&self) -> MessageType {
         match self {
-            Request::Put { .. } | Request::PutExplained { .. } => MessageType::Put,
+            Request::Put { .. }
+            | Request::PutExplained { .. }
+            | Request::Numbered { write: WriteOp::Put { .. }, .. } => MessageType::Put,
             Request::Inspect(_) => MessageType::Inspect,
             Request::Get { .. } => MessageType::Get,
-            Request::Delete { .. } => MessageType::Delete,
+            Request::Delete { .. } | Request::Numbered { write: WriteOp::Delete { .. }, .. } => {
+                MessageType::Delete
+            }
+            Request::OpenSession => MessageType::OpenSession,
             Request::Ping => MessageType::Ping,
             Request::Status => MessageType::Status,
             Request::Promote { .. } => MessageType::Promote,
@@ -329,6 +338,26 @@ impl<'a> Request<'a> {
             Request::Backup(_) => MessageType::Backup,
         }
     }
+}
+
+/// A session's id as the payload of the answer to an OPEN_SESSION.
+pub fn encode_session_id(id: SessionId) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&id.lsn.0.to_be_bytes());
+    bytes[8..].copy_from_slice(&id.nonce.to_be_bytes());
+    bytes
+}
+
+/// The session's id in such a payload.
+pub fn decode_session_id(payload: &[u8]) -> Result<SessionId, DecodeError> {
+    let mut reader = Reader::new(payload);
+    let id = session_id(&mut reader)?;
+    reader.finish()?;
+    Ok(id)
+}
+
+fn session_id(reader: &mut Reader<'_>) -> Result<SessionId, DecodeError> {
+    Ok(SessionId { lsn: Lsn(reader.u64("session lsn")?), nonce: reader.u64("session nonce")? })
 }
 
 impl<'a> Reply<'a> {
@@ -374,54 +403,4 @@ pub(super) fn decode_bool(reader: &mut Reader<'_>, field: &'static str) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::FrameBuffer;
-
-    fn through_the_wire(request: Request<'_>) {
-        let mut bytes = Vec::new();
-        request.encode(&mut bytes);
-        let mut buffer = FrameBuffer::new();
-        buffer.space()[..bytes.len()].copy_from_slice(&bytes);
-        buffer.filled(bytes.len());
-        let frame = buffer.next_frame().unwrap().unwrap();
-        let message_type = MessageType::from_u8(frame.type_byte).unwrap();
-        assert_eq!(Request::decode(message_type, frame.body), Ok(Some(request)));
-    }
-
-    #[test]
-    fn requests_survive_the_round_trip() {
-        through_the_wire(Request::Put { key: b"k", value: b"v" });
-        through_the_wire(Request::PutExplained { key: b"k", value: b"v" });
-        through_the_wire(Request::Inspect(Inspect::Receipt(Lsn(7))));
-        through_the_wire(Request::Inspect(Inspect::Tail(999_000)));
-        through_the_wire(Request::Get { key: b"" });
-        through_the_wire(Request::Delete { key: &[0xff; 100] });
-        through_the_wire(Request::Ping);
-        through_the_wire(Request::Status);
-        through_the_wire(Request::Promote { force: true });
-        through_the_wire(Request::Snapshot { wait: true });
-        through_the_wire(Request::Backup(BackupStep::BeginNewest));
-        through_the_wire(Request::Follow { address: "127.0.0.1:9001", discard: false });
-    }
-
-    #[test]
-    fn options_of_a_later_version_are_skipped() {
-        let mut body = Vec::new();
-        body.put_bytes32(b"k");
-        body.put_trailer(0x8000, |fields| fields.put_u64(1));
-        assert_eq!(Request::decode(MessageType::Get, &body), Ok(Some(Request::Get { key: b"k" })));
-    }
-
-    #[test]
-    fn sizes_beyond_the_limits_are_an_outcome_and_not_a_broken_frame() {
-        let key = vec![0; KEY_SIZE_MAX + 1];
-        let request = Request::Get { key: &key };
-        through_the_wire(Request::Get { key: b"" });
-        assert_eq!(request.size_problem().unwrap().what, "key");
-        assert_eq!(Request::Get { key: b"" }.size_problem().unwrap().size, 0);
-        assert_eq!(Request::Put { key: &key[1..], value: b"" }.size_problem(), None);
-        let value = vec![0; VALUE_SIZE_MAX + 1];
-        assert_eq!(Request::Put { key: b"k", value: &value }.size_problem().unwrap().what, "value");
-    }
-}
+mod tests;

@@ -61,6 +61,8 @@ message_types! {
     Snapshot = 0x0b, Operator;
     /// Request: make a backup, or send the next part of it.
     Backup = 0x0c, Operator;
+    /// Request: begin a session in which writes are numbered.
+    OpenSession = 0x0d, Client;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.
