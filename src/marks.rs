@@ -53,7 +53,9 @@ impl Marks {
             Effect::Put { key, value } | Effect::PutNumbered { key, value, .. } => {
                 self.note(format_args!("lsn={lsn} put {} {}B", shown(key), value.len()));
             }
-            Effect::Delete { key } | Effect::DeleteNumbered { key, .. } => self.note(format_args!("lsn={lsn} delete {}", shown(key))),
+            Effect::Delete { key } | Effect::DeleteNumbered { key, .. } => {
+                self.note(format_args!("lsn={lsn} delete {}", shown(key)))
+            }
             _ => {}
         }
     }

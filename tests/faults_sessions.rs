@@ -71,7 +71,8 @@ fn write(session: SessionId, number: u64) -> Request<'static> {
 
 /// Executes the first `count` numbers; what was answered.
 fn write_all(cluster: &mut MiniCluster, name: &str, session: SessionId, count: u64) -> Vec<String> {
-    let answers: Vec<String> = (1..=count).map(|number| ask(cluster, name, &write(session, number))).collect();
+    let answers: Vec<String> =
+        (1..=count).map(|number| ask(cluster, name, &write(session, number))).collect();
     for (index, answer) in answers.iter().enumerate() {
         let status = if (index + 1) % 4 == 0 { "NotFound" } else { "Ok" };
         assert!(answer.starts_with(&format!("{status}, lsn ")), "number {}: {answer}", index + 1);
@@ -84,7 +85,11 @@ fn expect_again(cluster: &mut MiniCluster, name: &str, session: SessionId, answe
     let last = cluster.node(name).positions().0;
     let hash = cluster.node(name).keyspace().state_hash();
     for (number, answer) in (1..).zip(answers) {
-        assert_eq!(ask(cluster, name, &write(session, number)), *answer, "number {number}, asked again at {name}");
+        assert_eq!(
+            ask(cluster, name, &write(session, number)),
+            *answer,
+            "number {number}, asked again at {name}"
+        );
     }
     assert_eq!(cluster.node(name).positions().0, last, "nothing was written");
     assert_eq!(cluster.node(name).keyspace().state_hash(), hash);
@@ -136,7 +141,10 @@ fn a_repeated_number_gets_the_first_answer_from_the_next_leader() {
     let session = open(&mut cluster, "a");
     let mut answers = write_all(&mut cluster, "a", session, 6);
     let refused = ask(&mut cluster, "b", &write(session, 6));
-    assert!(refused.starts_with("NotLeader, "), "a follower knows the answer and does not give it: {refused}");
+    assert!(
+        refused.starts_with("NotLeader, "),
+        "a follower knows the answer and does not give it: {refused}"
+    );
     cluster.kill("a", true);
     cluster.wait(200, true);
     let told = ask(&mut cluster, "b", &Request::Promote { force: false });
@@ -238,7 +246,12 @@ fn a_number_that_is_older_or_skips_or_is_of_an_unknown_session_is_refused_and_ne
     };
     refused(session, 3, "NumberTooOld, ", "the answers to the last 32 are remembered");
     refused(session, 0, "NumberTooOld, ", "number 0 of session");
-    refused(session, count + 2, "NumberSkips, ", &format!("skips {}: the last one here is {count}", count + 1));
+    refused(
+        session,
+        count + 2,
+        "NumberSkips, ",
+        &format!("skips {}: the last one here is {count}", count + 1),
+    );
     refused(session, u64::MAX, "NumberSkips, ", "skips");
     let unknown = "is not known here, or not any more; begin another one";
     refused(SessionId { nonce: session.nonce + 1, ..session }, 1, "SessionExpired, ", unknown);

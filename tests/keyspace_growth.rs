@@ -148,8 +148,8 @@ fn measure_first_large_put_after_deletes() {
             let _ = keyspace.apply(&record(Effect::Delete { key: &number.to_be_bytes() }));
         }
         let begun = thread_time();
-        let _ =
-            keyspace.apply(&record(Effect::Put { key: b"large", value: &vec![7; 2000 + deleted as usize / 1000] }));
+        let _ = keyspace
+            .apply(&record(Effect::Put { key: b"large", value: &vec![7; 2000 + deleted as usize / 1000] }));
         println!("one large put after {deleted} deletes: {} us", (thread_time() - begun).as_micros());
     }
 }

@@ -35,7 +35,11 @@ fn told(frames: &[(MessageType, Vec<u8>)]) -> Vec<(Status, u64, Term)> {
 }
 
 fn put(session: SessionId, number: u64) -> Vec<u8> {
-    bytes(&Request::Numbered { session, number, write: WriteOp::Put { key: b"k", value: &number.to_be_bytes() } })
+    bytes(&Request::Numbered {
+        session,
+        number,
+        write: WriteOp::Put { key: b"k", value: &number.to_be_bytes() },
+    })
 }
 
 fn delete(session: SessionId, number: u64) -> Vec<u8> {
@@ -165,9 +169,8 @@ fn a_leader_that_has_just_begun_answers_no_repeat_before_its_own_term_is_committ
     let mut lone = LoneNode::on(&disk, RoleFlag::Leader, &[]);
     let client = lone.connect();
     let session = open(&mut lone, client);
-    let first = [put(session, 1), delete(session, 2), delete(session, 3)].map(|write| {
-        told(&lone.send(client, &write).frames)[0]
-    });
+    let first = [put(session, 1), delete(session, 2), delete(session, 3)]
+        .map(|write| told(&lone.send(client, &write).frames)[0]);
     drop(lone);
     let mut lone = LoneNode::on(&disk, RoleFlag::Leader, &[FOLLOWER]);
     let client = lone.connect();
@@ -234,7 +237,8 @@ fn a_log_with_a_session_goes_to_no_node_that_cannot_apply_it() {
 #[test]
 fn with_one_session_more_than_fits_the_one_used_longest_ago_goes_and_no_other() {
     let disk = MemDisk::new();
-    let mut lone = LoneNode::with(&disk, NodeConfig { receipts: false, ..config(RoleFlag::Leader, &[]) }).expect("it starts");
+    let mut lone = LoneNode::with(&disk, NodeConfig { receipts: false, ..config(RoleFlag::Leader, &[]) })
+        .expect("it starts");
     let client = lone.connect();
     let (oldest, used) = (open(&mut lone, client), open(&mut lone, client));
     let first = told(&lone.send(client, &put(oldest, 1)).frames);

@@ -124,7 +124,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wal",
         ],
     ),
-    ("client", &["address", "backup", "client", "disk", "ids", "limits", "trace::STAGES", "wire"]),
+    ("client", &["address", "backup", "client", "disk", "ids", "limits", "rng", "trace::STAGES", "wire"]),
 ];
 
 /// Words that only some parts may write.
@@ -136,7 +136,7 @@ const RESERVED: &[(&str, &[&str], &str)] = &[
     ("slab::Slab", &["net", "keyspace"], "net/ is the only user of slab; keyspace/ has its own"),
     ("std::net::", &["net", "client", "address", "config"], "sockets belong to net/ and the client"),
     ("std::time", &["net", "client"], "time is an argument: see `time::Clock`"),
-    ("std::thread", &[], "one thread"),
+    ("std::thread", &["client"], "one thread; a blocking client may sleep"),
     ("rustix::", &["disk", "net", "logsink", "ledger", "main", "client"], "system calls belong to the edges"),
     ("rand::", &["main"], "randomness is an argument: see `rng::Rng`"),
     ("println!", &["client", "commands", "bin"], "the node logs, it does not print"),

@@ -302,7 +302,11 @@ fn append_entries() -> impl Strategy<Value = Sample> {
                 0 => Effect::Put { key, value },
                 1 => Effect::Delete { key },
                 2 => Effect::Session { nonce: term.as_u64() },
-                3 => Effect::PutNumbered { key, value, by: WriteNumber { session: *lsn, number: term.as_u64() } },
+                3 => Effect::PutNumbered {
+                    key,
+                    value,
+                    by: WriteNumber { session: *lsn, number: term.as_u64() },
+                },
                 4 => Effect::DeleteNumbered { key, by: WriteNumber { session: *lsn, number: term.as_u64() } },
                 _ => Effect::Term { term: *term, leader: *leader },
             };

@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use kvstore::client::cli::{Arguments, run};
 
 fn main() -> ExitCode {
-    run(Arguments::parse()).into()
+    run(Arguments::of_process()).into()
 }

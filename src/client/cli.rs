@@ -9,15 +9,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use serde_json::Value;
 
 use super::doctor::examine;
 use super::output::{self, Printed};
+use super::place::{Misplaced, Place};
+use super::survey::survey;
 use super::watch::watch;
 use super::{Client, ClientError, Fetch, FetchError};
-use crate::address::{join_address, parse_address};
+use crate::address::parse_address;
 use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
 
@@ -42,6 +45,8 @@ Examples:
   kv_client --port 9002 get hello
   kv_client put photo - < photo.jpg
   kv_client -o json status
+  kv_client --endpoints 9001,9002,9003 put hello world
+  kv_client --endpoints node1:9001,node2:9001,node3:9001 status
   kv_client put hello world --explain
   kv_client tail --percentile 99
   kv_client syscalls --watch
@@ -62,24 +67,8 @@ pub struct Arguments {
 
 #[derive(Clone, Debug, clap::Args)]
 struct Global {
-    /// Host of the node: a name, an IPv4 or an IPv6 address.
-    #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_HOST", default_value = "127.0.0.1")]
-    host: String,
-    /// Port of the node.
-    #[arg(
-        long,
-        short,
-        global = true,
-        help_heading = "Where",
-        env = "KV_CLIENT_PORT",
-        default_value_t = 9001
-    )]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// Show NOT_LEADER (exit 5) instead of sending a write on to the leader it names.
-    #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_NO_FOLLOW")]
-    #[arg(value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
-    no_follow: bool,
+    #[command(flatten)]
+    place: Place,
     /// Milliseconds for the whole command.
     #[arg(long, global = true, help_heading = "How", env = "KV_CLIENT_TIMEOUT_MS", value_name = "N")]
     #[arg(default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=3_600_000))]
@@ -201,6 +190,41 @@ enum Command {
     },
 }
 
+impl Arguments {
+    /// The arguments of this process. Ends it where they make no sense.
+    pub fn of_process() -> Arguments {
+        Arguments::of(&Arguments::command().get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn of(matches: &ArgMatches) -> Result<Arguments, clap::Error> {
+        let mut arguments = Arguments::from_arg_matches(matches)?;
+        let settled = arguments.global.place.settle(matches);
+        let conflict = |words| Arguments::command().error(ErrorKind::ArgumentConflict, words);
+        settled.map_err(conflict).map(|()| arguments)
+    }
+}
+
+impl Command {
+    /// The command's name, if its answer is about the one node that gives it.
+    fn for_one_node(&self) -> Option<&'static str> {
+        Some(match self {
+            Command::Put { .. } | Command::Get { .. } | Command::Delete { .. } => return None,
+            Command::Status | Command::Doctor { .. } => return None,
+            Command::Ping => "ping",
+            Command::Promote { .. } => "promote",
+            Command::Follow { .. } => "follow",
+            Command::Snapshot { .. } => "snapshot",
+            Command::Backup { .. } => "backup",
+            Command::Explain { .. } => "explain",
+            Command::Slowest { .. } => "slowest",
+            Command::Tail { .. } => "tail",
+            Command::Latency { .. } => "latency",
+            Command::Syscalls { .. } => "syscalls",
+            Command::Reset => "reset",
+        })
+    }
+}
+
 /// A percentile, p99.9 as 999,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Millionths(u64);
@@ -238,6 +262,15 @@ impl From<ClientError> for Failure {
     }
 }
 
+impl From<Misplaced> for Failure {
+    fn from(error: Misplaced) -> Failure {
+        match error {
+            Misplaced::Address(error) => Failure::Client(error),
+            Misplaced::Several(words) => Failure::Usage(words),
+        }
+    }
+}
+
 impl From<FetchError> for Failure {
     fn from(error: FetchError) -> Failure {
         match error {
@@ -260,8 +293,12 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Put { value, .. } if value == OsStr::new("-") => Some(read_stdin()?),
         _ => None,
     };
-    let mut client = client_of(&global)?;
     let timeout = Duration::from_millis(global.timeout_ms.into());
+    if let (Command::Status, Some(nodes)) = (&command, global.place.several()) {
+        return Ok(output::cluster(&survey(nodes, timeout)?, format));
+    }
+    // It connects with its one call, so that call's deadline is that of the command.
+    let mut client = global.place.client(command.for_one_node(), timeout)?;
     Ok(match command {
         Command::Put { key, value, explain } => {
             let value = stdin_value.as_deref().unwrap_or(value.as_bytes());
@@ -326,14 +363,6 @@ fn watch_syscalls(client: &mut Client, format: Format) -> Result<Printed, Client
 fn page(printed: &Printed, format: Format) -> String {
     let text = String::from_utf8_lossy(&printed.stdout).into_owned();
     if format == Format::Text { text + "\n" } else { text }
-}
-
-/// It connects with its one call, so that call's deadline is that of the command.
-fn client_of(global: &Global) -> Result<Client, Failure> {
-    let address = join_address(&global.host, global.port).map_err(ClientError::Address)?;
-    let timeout = Duration::from_millis(global.timeout_ms.into());
-    let client = Client::new(&address, timeout)?;
-    Ok(if global.no_follow { client.no_follow() } else { client })
 }
 
 /// The value on stdin. One byte beyond the limit is enough to know that it is too large.

@@ -49,8 +49,23 @@ impl Deadline {
         Deadline { started: Instant::now(), timeout }
     }
 
+    /// This one, or one that is `patience` away, whichever is sooner.
+    pub(super) fn at_most(self, patience: Duration) -> Deadline {
+        if self.left().is_ok_and(|left| left > patience) { Deadline::after(patience) } else { self }
+    }
+
+    /// This one, or one that is `time` away, whichever is later.
+    pub(super) fn at_least(self, time: Duration) -> Deadline {
+        Deadline { timeout: self.timeout.max(self.started.elapsed() + time), ..self }
+    }
+
+    /// The time it was given.
+    pub(super) fn timeout(self) -> Duration {
+        self.timeout
+    }
+
     /// The time left, or `Loss::TimedOut` when there is none.
-    fn left(&self) -> Result<Duration, Loss> {
+    pub(super) fn left(&self) -> Result<Duration, Loss> {
         let left = self.timeout.saturating_sub(self.started.elapsed());
         if left.is_zero() { Err(Loss::TimedOut(self.timeout)) } else { Ok(left) }
     }
@@ -87,6 +102,11 @@ impl Connection {
             read_timeout: Duration::MAX,
             write_timeout: Duration::MAX,
         })
+    }
+
+    /// Where to, in normal form.
+    pub(super) fn address(&self) -> &str {
+        &self.address
     }
 
     /// Requests that were sent, or are waiting to be, and have no answer yet.

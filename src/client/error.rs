@@ -72,6 +72,40 @@ pub enum ClientError {
         /// What is wrong with that one.
         why: DeadEnd,
     },
+    /// None of several nodes served the request before its deadline. None of them executed it.
+    NotServed {
+        /// Each node, and what it said last.
+        asked: Vec<Asked>,
+        /// How often all of them were asked.
+        rounds: u32,
+        /// How long that took: the time of the call.
+        waited: Duration,
+    },
+}
+
+/// A node that was asked and did not serve the request.
+#[derive(Debug)]
+pub struct Asked {
+    /// Its address.
+    pub address: String,
+    /// What came back.
+    pub said: Answer,
+}
+
+/// What a node that did not serve a request said. In each case it did nothing.
+#[derive(Debug)]
+pub enum Answer {
+    /// No connection could be made.
+    Unreachable(io::Error),
+    /// There was a connection and no answer to what changes nothing, or the request did not leave whole.
+    Silent(Loss),
+    /// It answered that it is not the one, or not now.
+    Said {
+        /// How.
+        status: Status,
+        /// The payload as text: a message, or for `NotLeader` the leader's address.
+        message: String,
+    },
 }
 
 /// How an answer got lost.
@@ -115,11 +149,12 @@ impl ClientError {
         )
     }
 
-    /// The status of the node's answer, where one came.
+    /// The status of the node's answer, where one came. Of several, NOT_LEADER outweighs others.
     pub fn status(&self) -> Option<Status> {
         match self {
             ClientError::Server { status, .. } => Some(*status),
             ClientError::NoLeader { .. } => Some(Status::NotLeader),
+            ClientError::NotServed { asked, .. } => said_by_one(asked),
             _ => None,
         }
     }
@@ -151,6 +186,27 @@ impl fmt::Display for ClientError {
                 fmt_status(f, address, *status, &printable(message))
             }
             ClientError::NoLeader { path, named, why } => fmt_no_leader(f, path, named, why),
+            ClientError::NotServed { asked, rounds, waited } => fmt_not_served(f, asked, *rounds, *waited),
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Answer::Unreachable(why) => write!(f, "cannot connect: {why}"),
+            Answer::Silent(why) => write!(f, "no answer: {why}"),
+            Answer::Said { status: Status::NotLeader, message } if message.is_empty() => {
+                f.write_str("does not lead and knows no leader")
+            }
+            Answer::Said { status: Status::NotLeader, message } => {
+                write!(f, "does not lead and names {}", printable(message))
+            }
+            Answer::Said { status, message } => {
+                let (what, _) = words(*status);
+                f.write_str(what)?;
+                if message.is_empty() { Ok(()) } else { write!(f, ": {}", printable(message)) }
+            }
         }
     }
 }
@@ -182,6 +238,14 @@ impl fmt::Display for Loss {
     }
 }
 
+fn said_by_one(asked: &[Asked]) -> Option<Status> {
+    let statuses = asked.iter().filter_map(|asked| match asked.said {
+        Answer::Said { status, .. } => Some(status),
+        Answer::Unreachable(_) | Answer::Silent(_) => None,
+    });
+    statuses.max_by_key(|status| *status == Status::NotLeader)
+}
+
 fn advice_on_connect(why: &io::Error) -> &'static str {
     match why.kind() {
         io::ErrorKind::ConnectionRefused => {
@@ -195,14 +259,24 @@ fn advice_on_connect(why: &io::Error) -> &'static str {
 }
 
 fn fmt_status(f: &mut fmt::Formatter<'_>, address: &str, status: Status, message: &str) -> fmt::Result {
-    let (what, next) = match status {
-        Status::NotLeader if message.is_empty() => (
+    if status == Status::NotLeader && !message.is_empty() {
+        return write!(f, "{address} does not lead. Nothing was written. The leader is {message}");
+    }
+    let (what, next) = words(status);
+    write!(f, "{address} {what}")?;
+    if !message.is_empty() {
+        write!(f, ": {message}")?;
+    }
+    if next.is_empty() { Ok(()) } else { write!(f, ". {next}") }
+}
+
+/// What a node that answers so does, and what to do next.
+fn words(status: Status) -> (&'static str, &'static str) {
+    match status {
+        Status::NotLeader => (
             "does not lead and knows no leader",
             "Nothing was written. Ask another node, or look at `kv_client status` on each",
         ),
-        Status::NotLeader => {
-            return write!(f, "{address} does not lead. Nothing was written. The leader is {message}");
-        }
         Status::Ok => ("answered OK where that makes no sense", ""),
         Status::NotFound => ("has no such key", ""),
         Status::BadRequest => ("does not understand the request", "Are client and node of the same version?"),
@@ -232,12 +306,7 @@ fn fmt_status(f: &mut fmt::Formatter<'_>, address: &str, status: Status, message
             ("has forgotten the answer to this number", "The write was executed, once, by an earlier request")
         }
         Status::NumberSkips => ("was asked for a number out of turn", "Nothing was written"),
-    };
-    write!(f, "{address} {what}")?;
-    if !message.is_empty() {
-        write!(f, ": {message}")?;
     }
-    if next.is_empty() { Ok(()) } else { write!(f, ". {next}") }
 }
 
 fn fmt_no_leader(f: &mut fmt::Formatter<'_>, path: &[String], named: &str, why: &DeadEnd) -> fmt::Result {
@@ -253,6 +322,22 @@ fn fmt_no_leader(f: &mut fmt::Formatter<'_>, path: &[String], named: &str, why: 
         ". Nothing was written. Look at `kv_client status` on each node; if the leader is gone for good, \
          `kv_client promote` on a follower that is in sync",
     )
+}
+
+fn fmt_not_served(f: &mut fmt::Formatter<'_>, asked: &[Asked], rounds: u32, waited: Duration) -> fmt::Result {
+    let times = if rounds == 1 { "once" } else { "again and again" };
+    write!(
+        f,
+        "none of {} nodes served it within {} ms, asked {times}. Nothing was done; it is safe to try again. \
+         What each said last:",
+        asked.len(),
+        waited.as_millis()
+    )?;
+    let width = asked.iter().map(|asked| asked.address.len()).max().unwrap_or(0);
+    for Asked { address, said } in asked {
+        write!(f, "\n  {address:<width$}  {said}")?;
+    }
+    Ok(())
 }
 
 /// Text from the network as it may be shown on a terminal: control characters could move the cursor.

@@ -4,9 +4,12 @@
 //! again and going where a NOT_LEADER answer points. What a failed call means for a write is in
 //! [`ClientError`]: nothing is ever sent a second time unless the first one was surely not executed.
 //!
+//! A client of one node goes from there; one of several ([`Client::of_cluster`]) finds the leader among them and goes
+//! on finding it through failovers, until a call's deadline (the rules are in `route.rs`).
+//!
 //! [`Client::send`], [`Client::flush`] and [`Client::receive`] pipeline: requests are answered in order.
 //!
-//! What is left out: no pool, no threads, no retry of a lost answer. A caller that wants those knows
+//! What is left out: no pool, no threads, no retry of a lost answer to a write. A caller that wants those knows
 //! better which of its writes may be repeated.
 
 #![allow(clippy::disallowed_methods, reason = "a blocking client waits by the clock of its machine")]
@@ -15,15 +18,21 @@ mod backup;
 mod connection;
 mod doctor;
 mod error;
+mod failure;
+mod place;
+mod route;
+mod survey;
 mod table;
 mod watch;
 
 pub mod cli;
+pub mod cluster_text;
 pub mod measured_text;
 pub mod output;
 pub mod receipt_text;
 pub mod status_text;
 
+use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -31,11 +40,14 @@ use serde_json::Value;
 use crate::address::parse_address;
 use crate::ids::{Lsn, Term};
 use crate::limits::{FRAME_SIZE_MAX, FRAME_SLACK};
+use crate::rng::Rng;
 use crate::wire::client::{Inspect, Request, SizeProblem, Status};
 pub use backup::{Fetch, FetchError};
 pub use connection::OwnedReply;
 use connection::{Connection, Deadline};
-pub use error::{ClientError, DeadEnd, Loss};
+pub use error::{Answer, Asked, ClientError, DeadEnd, Loss};
+use route::{is_for_the_leader, points_elsewhere};
+pub use survey::{Surveyed, survey};
 
 /// NOT_LEADER answers that one call follows, at most. Two are usual while leadership moves.
 pub const HOPS_MAX: usize = 5;
@@ -71,16 +83,19 @@ pub struct Pong {
     pub note: String,
 }
 
-/// A client of one node, and of the leader that node names.
+/// A client of one node, and of the leader that node names; or of several, and of whoever leads them.
 ///
-/// A write that was sent on to the leader leaves the client there: later calls, reads too, go to
+/// A request that was sent on to the leader leaves the client there: later calls, reads too, go to
 /// [`Client::address`]. After a lost connection the next call connects again, to the node the client was
-/// made for: a leader that is gone must not hold its clients.
+/// made for, or to the next one of several: a leader that is gone must not hold its clients.
 #[derive(Debug)]
 pub struct Client {
-    home: String,
-    /// That of `connection`; without one it is `home`.
+    /// The nodes it was made for, each once; at least one.
+    homes: Vec<String>,
+    /// That of `connection`; without one it is one of `homes`.
     address: String,
+    /// For pauses of a search.
+    rng: Rng,
     timeout: Duration,
     follow_leader: bool,
     connection: Option<Connection>,
@@ -96,11 +111,21 @@ impl Client {
 
     /// A client that connects with its first call, under that call's deadline.
     pub fn new(address: &str, timeout: Duration) -> Result<Client, ClientError> {
-        let home = parse_address(address).map_err(ClientError::Address)?;
-        Ok(Client { address: home.clone(), home, timeout, follow_leader: true, connection: None })
+        Client::of_cluster(&[address], timeout)
     }
 
-    /// The same client, which returns NOT_LEADER instead of going to the leader.
+    /// A client of all these nodes: PUT, DELETE and GET go to whoever serves them, until the call's deadline.
+    /// Every other call goes to the node in use. With one node it is a client of that node. Panics without any.
+    pub fn of_cluster(addresses: &[impl AsRef<str>], timeout: Duration) -> Result<Client, ClientError> {
+        assert!(!addresses.is_empty(), "a client has a node to ask");
+        let homes = each_once(addresses)?;
+        // A hasher of the standard library is keyed by the system's randomness. Nothing here is a secret: clients
+        // that were started together must only not ask in step.
+        let rng = Rng::new(RandomState::new().hash_one(0));
+        Ok(Client { address: homes[0].clone(), homes, rng, timeout, follow_leader: true, connection: None })
+    }
+
+    /// The same client, which returns NOT_LEADER instead of going to the leader, or to another node.
     #[must_use]
     pub fn no_follow(mut self) -> Client {
         self.follow_leader = false;
@@ -237,7 +262,7 @@ impl Client {
         Ok(served(account(&reply), &reply))
     }
 
-    /// Sends one request and returns its answer, whatever the status. A PUT or DELETE goes where NOT_LEADER
+    /// Sends one request and returns its answer, whatever the status. A PUT, DELETE or GET goes where NOT_LEADER
     /// points. Panics if pipelined replies are still to be received: whose answer would it be?
     pub fn call(&mut self, request: &Request<'_>) -> Result<OwnedReply, ClientError> {
         self.call_by(request, Deadline::after(self.timeout))
@@ -277,10 +302,12 @@ impl Client {
         if let Some(problem) = request.size_problem() {
             return Err(ClientError::TooLarge(problem));
         }
+        let is_routed = self.follow_leader && is_for_the_leader(request);
+        if is_routed && self.homes.len() > 1 {
+            return self.search(request, deadline);
+        }
         let reply = self.exchange(request, deadline)?;
-        let is_routed =
-            matches!(request, Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. });
-        if self.follow_leader && is_routed && points_elsewhere(&reply) {
+        if is_routed && points_elsewhere(&reply) {
             return self.call_leader(request, reply, deadline);
         }
         Ok(reply)
@@ -305,49 +332,6 @@ impl Client {
             Err(_) => self.go_home(),
         }
         result
-    }
-
-    /// Goes where NOT_LEADER points. Each node on the way said that it wrote nothing, so asking the next
-    /// one is no repetition.
-    fn call_leader(
-        &mut self,
-        request: &Request<'_>,
-        mut reply: OwnedReply,
-        deadline: Deadline,
-    ) -> Result<OwnedReply, ClientError> {
-        let mut path = vec![self.address.clone()];
-        loop {
-            let named = reply.payload_text();
-            let next = match next_hop(&path, &named) {
-                Ok(next) => next,
-                Err(why) => return Err(self.no_leader(path, named, why)),
-            };
-            match Connection::dial(&next, deadline) {
-                Ok(connection) => self.connection = Some(connection),
-                Err(ClientError::Connect { why, .. }) => {
-                    return Err(self.no_leader(path, named, DeadEnd::Unreachable(why)));
-                }
-                Err(other) => return Err(other),
-            }
-            self.address = next;
-            reply = self.exchange(request, deadline)?;
-            if !points_elsewhere(&reply) {
-                return Ok(reply);
-            }
-            path.push(self.address.clone());
-        }
-    }
-
-    fn no_leader(&mut self, path: Vec<String>, named: String, why: DeadEnd) -> ClientError {
-        if self.address != self.home {
-            self.go_home();
-        }
-        ClientError::NoLeader { path, named, why }
-    }
-
-    fn go_home(&mut self) {
-        self.connection = None;
-        self.address.clone_from(&self.home);
     }
 
     fn expect(&self, wanted: &[Status], reply: &OwnedReply) -> Result<(), ClientError> {
@@ -382,6 +366,18 @@ impl Client {
     }
 }
 
+/// Addresses in normal form, in their order.
+fn each_once(addresses: &[impl AsRef<str>]) -> Result<Vec<String>, ClientError> {
+    let mut nodes = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let node = parse_address(address.as_ref()).map_err(ClientError::Address)?;
+        if !nodes.contains(&node) {
+            nodes.push(node);
+        }
+    }
+    Ok(nodes)
+}
+
 fn served<T>(value: T, reply: &OwnedReply) -> Served<T> {
     Served { value, lsn: reply.lsn, term: reply.term }
 }
@@ -390,21 +386,6 @@ fn account(reply: &OwnedReply) -> Value {
     match serde_json::from_slice(&reply.payload) {
         Ok(document @ Value::Object(_)) => document,
         _ => Value::String(reply.payload_text()),
-    }
-}
-
-fn points_elsewhere(reply: &OwnedReply) -> bool {
-    reply.status == Status::NotLeader && !reply.payload.is_empty()
-}
-
-fn next_hop(path: &[String], named: &str) -> Result<String, DeadEnd> {
-    let next = parse_address(named).map_err(DeadEnd::NotAnAddress)?;
-    if path.contains(&next) {
-        Err(DeadEnd::Loop)
-    } else if path.len() > HOPS_MAX {
-        Err(DeadEnd::TooManyHops)
-    } else {
-        Ok(next)
     }
 }
 

@@ -10,29 +10,13 @@ use serde_json::{Map, Value, json};
 
 use super::cli::Format;
 use super::error::printable;
+use super::failure::{
+    EXIT_DONE, EXIT_NOT_FOUND, EXIT_SERVER_ERROR, EXIT_USAGE, error_code, error_fields, exit_code,
+};
 use super::measured_text::Ledger;
 use super::table::micros;
-use super::{ClientError, Explained, Loss, Pong, Served, measured_text, receipt_text, status_text, watch};
-use crate::wire::client::Status;
-
-/// Exit code: done.
-pub const EXIT_DONE: u8 = 0;
-/// Exit code: the key was not found.
-pub const EXIT_NOT_FOUND: u8 = 1;
-/// Exit code: a bad argument, or a key or value beyond its limit.
-pub const EXIT_USAGE: u8 = 2;
-/// Exit code: nothing reached the node whole.
-pub const EXIT_CANNOT_CONNECT: u8 = 3;
-/// Exit code: a condition failed.
-pub const EXIT_CONDITION_FAILED: u8 = 4;
-/// Exit code: no leader, not enough replicas, or an operator's command was refused.
-pub const EXIT_NO_LEADER: u8 = 5;
-/// Exit code: no answer to what was sent.
-pub const EXIT_OUTCOME_UNKNOWN: u8 = 6;
-/// Exit code: the node is there and cannot do it, or makes no sense; or the result cannot be printed.
-pub const EXIT_SERVER_ERROR: u8 = 7;
-/// Exit code: the node loads its state; the same command works when that is done.
-pub const EXIT_LOADING: u8 = 8;
+use super::{ClientError, Explained, Pong, Served, Surveyed};
+use super::{cluster_text, measured_text, receipt_text, status_text, watch};
 
 /// Characters of a key shown in a message.
 const KEY_SHOWN_MAX: usize = 200;
@@ -129,6 +113,32 @@ pub fn status(document: &Value, format: Format) -> Printed {
     match format {
         Format::Text => Printed::lines(status_text::render(document)),
         Format::Json => Printed::json(document),
+    }
+}
+
+/// The states of several nodes: as the nodes wrote them, or as one table. Done if one answered.
+pub fn cluster(nodes: &[Surveyed], format: Format) -> Printed {
+    let exit_code = match nodes.iter().find_map(|node| node.status.as_ref().err()) {
+        Some(error) if nodes.iter().all(|node| node.status.is_err()) => exit_code(error),
+        _ => EXIT_DONE,
+    };
+    let printed = match format {
+        Format::Text => Printed::lines(cluster_text::render(nodes)),
+        Format::Json => Printed::json(&json!({
+            "ok": exit_code == EXIT_DONE,
+            "leader": cluster_text::leader_of(nodes),
+            "nodes": nodes.iter().map(node_as_json).collect::<Vec<_>>(),
+        })),
+    };
+    Printed { exit_code, ..printed }
+}
+
+fn node_as_json(node: &Surveyed) -> Value {
+    match &node.status {
+        Ok(status) => json!({"address": node.address, "ok": true, "status": status}),
+        Err(error) => json!({
+            "address": node.address, "ok": false, "error": error_code(error), "message": error.to_string(),
+        }),
     }
 }
 
@@ -336,88 +346,6 @@ fn printable_key(key: &[u8]) -> String {
 
 fn printable_lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
-}
-
-/// The exit code of a failed call.
-pub fn exit_code(error: &ClientError) -> u8 {
-    match error {
-        ClientError::Address(_) | ClientError::TooLarge(_) => EXIT_USAGE,
-        ClientError::Connect { .. } | ClientError::NotSent { .. } => EXIT_CANNOT_CONNECT,
-        ClientError::OutcomeUnknown { .. } => EXIT_OUTCOME_UNKNOWN,
-        ClientError::ReadLost { why: Loss::TimedOut(_) | Loss::Closed | Loss::Io(_), .. } => {
-            EXIT_OUTCOME_UNKNOWN
-        }
-        ClientError::ReadLost { .. } => EXIT_SERVER_ERROR,
-        ClientError::NoLeader { .. } => EXIT_NO_LEADER,
-        ClientError::Server { status, .. } => match status {
-            Status::NotFound => EXIT_NOT_FOUND,
-            Status::BadRequest | Status::TooLarge => EXIT_USAGE,
-            Status::ConditionFailed | Status::NumberTooOld | Status::NumberSkips => EXIT_CONDITION_FAILED,
-            Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
-            Status::OutcomeUnknown | Status::SessionExpired => EXIT_OUTCOME_UNKNOWN,
-            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown => EXIT_SERVER_ERROR,
-            Status::Loading | Status::Repairing => EXIT_LOADING,
-        },
-    }
-}
-
-/// The name of a failure, for programs.
-fn error_code(error: &ClientError) -> &'static str {
-    match error {
-        ClientError::Address(_) => "usage",
-        ClientError::TooLarge(_) => "too_large",
-        ClientError::Connect { .. } => "cannot_connect",
-        ClientError::NotSent { .. } => "not_sent",
-        ClientError::OutcomeUnknown { .. } => "outcome_unknown",
-        ClientError::ReadLost { .. } => "no_answer",
-        ClientError::NoLeader { .. } => "no_leader",
-        ClientError::Server { status, .. } => match status {
-            Status::Ok => "unexpected_ok",
-            Status::NotFound => "not_found",
-            Status::BadRequest => "bad_request",
-            Status::TooLarge => "too_large",
-            Status::ConditionFailed => "condition_failed",
-            Status::NotLeader => "not_leader",
-            Status::NotEnoughReplicas => "not_enough_replicas",
-            Status::Busy => "busy",
-            Status::DiskFull => "disk_full",
-            Status::OutcomeUnknown => "outcome_unknown",
-            Status::Refused => "refused",
-            Status::ShuttingDown => "shutting_down",
-            Status::Loading => "loading",
-            Status::Repairing => "repairing",
-            Status::SessionExpired => "session_expired",
-            Status::NumberTooOld => "number_too_old",
-            Status::NumberSkips => "number_skips",
-        },
-    }
-}
-
-fn error_fields(error: &ClientError) -> Map<String, Value> {
-    let mut fields = Map::new();
-    match error {
-        ClientError::Connect { address, .. }
-        | ClientError::NotSent { address, .. }
-        | ClientError::OutcomeUnknown { address, .. }
-        | ClientError::ReadLost { address, .. } => {
-            fields.insert("address".to_owned(), address.as_str().into());
-        }
-        ClientError::Server { address, status, lsn, term, message } => {
-            fields.insert("address".to_owned(), address.as_str().into());
-            fields.insert("lsn".to_owned(), lsn.0.into());
-            fields.insert("term".to_owned(), term.as_u64().into());
-            if *status == Status::NotLeader {
-                let leader = Some(message.as_str()).filter(|leader| !leader.is_empty());
-                fields.insert("leader".to_owned(), leader.into());
-            }
-        }
-        ClientError::NoLeader { path, named, .. } => {
-            fields.insert("asked".to_owned(), path.as_slice().into());
-            fields.insert("leader".to_owned(), named.as_str().into());
-        }
-        ClientError::Address(_) | ClientError::TooLarge(_) => {}
-    }
-    fields
 }
 
 #[cfg(test)]

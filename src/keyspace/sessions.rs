@@ -156,7 +156,11 @@ impl Sessions {
         assert_eq!(self.hash, self.recompute_hash(), "hash of the sessions kept and computed anew");
         for (lsn, row) in &self.rows {
             assert_eq!(*lsn, row.session.id().lsn);
-            assert_eq!(self.by_use.get(&row.session.last_lsn()), Some(lsn), "a session is not under its last use");
+            assert_eq!(
+                self.by_use.get(&row.session.last_lsn()),
+                Some(lsn),
+                "a session is not under its last use"
+            );
         }
     }
 

@@ -260,12 +260,16 @@ impl Node {
         if self.holds_sessions() {
             return None;
         }
-        let unsure = leader.peers.iter().find(|peer| peer.cmd_types & CMD_TYPES_SESSIONS != CMD_TYPES_SESSIONS)?;
+        let unsure =
+            leader.peers.iter().find(|peer| peer.cmd_types & CMD_TYPES_SESSIONS != CMD_TYPES_SESSIONS)?;
         let what = match unsure.cmd_types {
             0 => "has not been heard by this leader",
             _ => "is of a version that cannot apply them: update it",
         };
-        Some(format!("the first session of this cluster waits until every node can apply them, and {} {what}", unsure.address))
+        Some(format!(
+            "the first session of this cluster waits until every node can apply them, and {} {what}",
+            unsure.address
+        ))
     }
 
     /// Whether the log holds records of client sessions: a table that held one is never empty again.

@@ -11,8 +11,8 @@ use crate::ids::Lsn;
 use crate::limits::HANDSHAKE_DEADLINE_MS;
 use crate::log_info;
 use crate::wal::Cursor;
-use crate::wire::{CMD_TYPES_BASIC, CMD_TYPES_KNOWN};
 use crate::wire::peer::{FEATURE_SNAPSHOTS, Hello, Open, OpenReply, RefuseCode};
+use crate::wire::{CMD_TYPES_BASIC, CMD_TYPES_KNOWN};
 
 impl Peer {
     /// The follower answered, and there is something for it.

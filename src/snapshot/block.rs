@@ -128,7 +128,8 @@ impl<'a> Block<'a> {
     /// Client sessions, in the order they were opened in.
     pub fn sessions(&self) -> impl Iterator<Item = ClientSession> + use<'a> {
         let mut reader = Reader::new(self.content);
-        (0..self.held.sessions).map(move |_| ClientSession::decode(&mut reader).expect("the block was checked"))
+        (0..self.held.sessions)
+            .map(move |_| ClientSession::decode(&mut reader).expect("the block was checked"))
     }
 }
 

@@ -24,4 +24,6 @@ pub use client_session::{Answer, ClientSession};
 pub use codec::{DecodeError, DecodeProblem, Reader, Writer};
 pub use frame::{Frame, FrameBuffer, FrameError, begin_frame, end_frame};
 pub use message_type::{Authority, MESSAGE_TYPES, MessageType};
-pub use record::{CMD_TYPES_BASIC, CMD_TYPES_KNOWN, CMD_TYPES_SESSIONS, Effect, Record, RecordError, record_size};
+pub use record::{
+    CMD_TYPES_BASIC, CMD_TYPES_KNOWN, CMD_TYPES_SESSIONS, Effect, Record, RecordError, record_size,
+};

@@ -31,8 +31,7 @@ const CMD_DELETE_NUMBERED: u8 = 6;
 /// The command types that every log may hold, as a bit mask (bit n = `cmd_type` n).
 pub const CMD_TYPES_BASIC: u64 = (1 << CMD_PUT) | (1 << CMD_DELETE) | (1 << CMD_TERM);
 /// Those of a log in which a client session was opened.
-pub const CMD_TYPES_SESSIONS: u64 =
-    (1 << CMD_SESSION) | (1 << CMD_PUT_NUMBERED) | (1 << CMD_DELETE_NUMBERED);
+pub const CMD_TYPES_SESSIONS: u64 = (1 << CMD_SESSION) | (1 << CMD_PUT_NUMBERED) | (1 << CMD_DELETE_NUMBERED);
 /// Those that this version can apply, as announced in a hello.
 pub const CMD_TYPES_KNOWN: u64 = CMD_TYPES_BASIC | CMD_TYPES_SESSIONS;
 
@@ -231,10 +230,8 @@ fn encode_numbered(out: &mut Vec<u8>, cmd_type: u8, key: &[u8], value: &[u8], by
 
 fn split_number(value: &[u8]) -> Result<(WriteNumber, &[u8]), DecodeError> {
     let mut fields = Reader::new(value);
-    let by = WriteNumber {
-        session: Lsn(fields.u64("record session")?),
-        number: fields.u64("record number")?,
-    };
+    let by =
+        WriteNumber { session: Lsn(fields.u64("record session")?), number: fields.u64("record number")? };
     Ok((by, &value[WRITE_NUMBER_SIZE..]))
 }
 

@@ -180,15 +180,28 @@ impl From<Output> for Ran {
     }
 }
 
-/// `kv_client` with no variable of the caller's in its way.
+/// `kv_client` for one port.
 pub fn command(port: &str) -> Command {
+    let mut command = bare_command();
+    command.args(["--port", port]);
+    command
+}
+
+/// Runs `kv_client` against several nodes.
+pub fn kv_client_of(addresses: &[&str], arguments: &[&str]) -> Ran {
+    let mut command = bare_command();
+    command.args(["--endpoints", &addresses.join(",")]).args(arguments).stdin(Stdio::null());
+    command.output().expect("kv_client runs").into()
+}
+
+/// `kv_client` with no variable of the caller's in its way.
+pub fn bare_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kv_client"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("KV_CLIENT_") {
             command.env_remove(name);
         }
     }
-    command.args(["--port", port]);
     command
 }
 

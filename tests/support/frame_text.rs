@@ -174,7 +174,14 @@ fn record_text(names: &Names, record: &Record<'_>) -> String {
         Effect::Term { term, leader } => format!("{} TERM {term} of {}", record.lsn, name(names, leader)),
         Effect::Session { .. } => format!("{} SESSION", record.lsn),
         Effect::PutNumbered { key, value, by } => {
-            format!("{} PUT {}={}, {} of session {}", record.lsn, text(key), text(value), by.number, by.session)
+            format!(
+                "{} PUT {}={}, {} of session {}",
+                record.lsn,
+                text(key),
+                text(value),
+                by.number,
+                by.session
+            )
         }
         Effect::DeleteNumbered { key, by } => {
             format!("{} DELETE {}, {} of session {}", record.lsn, text(key), by.number, by.session)

@@ -12,9 +12,15 @@ const ROOM: usize = 3;
 /// What is in the log at an LSN.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Open { nonce: u64 },
+    Open {
+        nonce: u64,
+    },
     /// A write of the n-th session opened so far: its next number, or another one.
-    Write { session: usize, ahead: i64, found: bool },
+    Write {
+        session: usize,
+        ahead: i64,
+        found: bool,
+    },
     /// Something else.
     Other,
 }
@@ -91,7 +97,8 @@ fn modelled(changes: &[Change]) -> Vec<Modelled> {
         match *change {
             Change::Open(id) => {
                 if all.len() == ROOM {
-                    let used = |one: &Modelled| one.executed.last().map_or(one.id.lsn, |(_, answer)| answer.lsn);
+                    let used =
+                        |one: &Modelled| one.executed.last().map_or(one.id.lsn, |(_, answer)| answer.lsn);
                     let oldest = (0..ROOM).min_by_key(|index| used(&all[*index])).expect("there are some");
                     all.remove(oldest);
                 }

@@ -1,0 +1,126 @@
+//! What a failed call is called: its exit code, its name for programs, and the fields beside it.
+//!
+//! Exit codes keep apart what a script must keep apart: nothing was done (3, 5, 8: try again), the outcome is unknown
+//! (6: look first), and an answer that trying again does not change (2, 4).
+
+use serde_json::{Map, Value};
+
+use super::{ClientError, Loss};
+use crate::wire::client::Status;
+
+/// Exit code: done.
+pub(super) const EXIT_DONE: u8 = 0;
+/// Exit code: the key was not found.
+pub(super) const EXIT_NOT_FOUND: u8 = 1;
+/// Exit code: a bad argument, or a key or value beyond its limit.
+pub(super) const EXIT_USAGE: u8 = 2;
+/// Exit code: nothing reached the node whole.
+pub(super) const EXIT_CANNOT_CONNECT: u8 = 3;
+/// Exit code: a condition failed.
+pub(super) const EXIT_CONDITION_FAILED: u8 = 4;
+/// Exit code: no leader, not enough replicas, or an operator's command was refused.
+pub(super) const EXIT_NO_LEADER: u8 = 5;
+/// Exit code: no answer to what was sent.
+pub(super) const EXIT_OUTCOME_UNKNOWN: u8 = 6;
+/// Exit code: the node is there and cannot do it, or makes no sense; or the result cannot be printed.
+pub(super) const EXIT_SERVER_ERROR: u8 = 7;
+/// Exit code: the node loads its state; the same command works when that is done.
+pub(super) const EXIT_LOADING: u8 = 8;
+
+/// The exit code of a failed call.
+pub(super) fn exit_code(error: &ClientError) -> u8 {
+    match error {
+        ClientError::Address(_) | ClientError::TooLarge(_) => EXIT_USAGE,
+        ClientError::Connect { .. } | ClientError::NotSent { .. } => EXIT_CANNOT_CONNECT,
+        ClientError::OutcomeUnknown { .. } => EXIT_OUTCOME_UNKNOWN,
+        ClientError::ReadLost { why: Loss::TimedOut(_) | Loss::Closed | Loss::Io(_), .. } => {
+            EXIT_OUTCOME_UNKNOWN
+        }
+        ClientError::ReadLost { .. } => EXIT_SERVER_ERROR,
+        ClientError::NoLeader { .. } => EXIT_NO_LEADER,
+        ClientError::NotServed { .. } => match error.status() {
+            None => EXIT_CANNOT_CONNECT,
+            Some(Status::Loading | Status::Repairing) => EXIT_LOADING,
+            Some(_) => EXIT_NO_LEADER,
+        },
+        ClientError::Server { status, .. } => match status {
+            Status::NotFound => EXIT_NOT_FOUND,
+            Status::BadRequest | Status::TooLarge => EXIT_USAGE,
+            Status::ConditionFailed | Status::NumberTooOld | Status::NumberSkips => EXIT_CONDITION_FAILED,
+            Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
+            Status::OutcomeUnknown | Status::SessionExpired => EXIT_OUTCOME_UNKNOWN,
+            Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown => EXIT_SERVER_ERROR,
+            Status::Loading | Status::Repairing => EXIT_LOADING,
+        },
+    }
+}
+
+/// The name of a failure, for programs.
+pub(super) fn error_code(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Address(_) => "usage",
+        ClientError::TooLarge(_) => "too_large",
+        ClientError::Connect { .. } => "cannot_connect",
+        ClientError::NotSent { .. } => "not_sent",
+        ClientError::OutcomeUnknown { .. } => "outcome_unknown",
+        ClientError::ReadLost { .. } => "no_answer",
+        ClientError::NoLeader { .. } => "no_leader",
+        ClientError::NotServed { .. } => match error.status() {
+            None => "cannot_connect",
+            Some(Status::Loading | Status::Repairing) => "loading",
+            Some(_) => "no_leader",
+        },
+        ClientError::Server { status, .. } => match status {
+            Status::Ok => "unexpected_ok",
+            Status::NotFound => "not_found",
+            Status::BadRequest => "bad_request",
+            Status::TooLarge => "too_large",
+            Status::ConditionFailed => "condition_failed",
+            Status::NotLeader => "not_leader",
+            Status::NotEnoughReplicas => "not_enough_replicas",
+            Status::Busy => "busy",
+            Status::DiskFull => "disk_full",
+            Status::OutcomeUnknown => "outcome_unknown",
+            Status::Refused => "refused",
+            Status::ShuttingDown => "shutting_down",
+            Status::Loading => "loading",
+            Status::Repairing => "repairing",
+            Status::SessionExpired => "session_expired",
+            Status::NumberTooOld => "number_too_old",
+            Status::NumberSkips => "number_skips",
+        },
+    }
+}
+
+/// What else programs may want to know of it.
+pub(super) fn error_fields(error: &ClientError) -> Map<String, Value> {
+    let mut fields = Map::new();
+    match error {
+        ClientError::Connect { address, .. }
+        | ClientError::NotSent { address, .. }
+        | ClientError::OutcomeUnknown { address, .. }
+        | ClientError::ReadLost { address, .. } => {
+            fields.insert("address".to_owned(), address.as_str().into());
+        }
+        ClientError::Server { address, status, lsn, term, message } => {
+            fields.insert("address".to_owned(), address.as_str().into());
+            fields.insert("lsn".to_owned(), lsn.0.into());
+            fields.insert("term".to_owned(), term.as_u64().into());
+            if *status == Status::NotLeader {
+                let leader = Some(message.as_str()).filter(|leader| !leader.is_empty());
+                fields.insert("leader".to_owned(), leader.into());
+            }
+        }
+        ClientError::NoLeader { path, named, .. } => {
+            fields.insert("asked".to_owned(), path.as_slice().into());
+            fields.insert("leader".to_owned(), named.as_str().into());
+        }
+        ClientError::NotServed { asked, rounds, .. } => {
+            let said = asked.iter().map(|asked| (asked.address.clone(), asked.said.to_string().into()));
+            fields.insert("said".to_owned(), Value::Object(said.collect()));
+            fields.insert("rounds".to_owned(), (*rounds).into());
+        }
+        ClientError::Address(_) | ClientError::TooLarge(_) => {}
+    }
+    fields
+}
