@@ -526,9 +526,9 @@ proptest! {
         let trailer = body.len() - sample.trailer_size.max(EMPTY_TRAILER);
         let length = u16::from_be_bytes([body[trailer], body[trailer + 1]]) + more.len() as u16;
         body[trailer..trailer + 2].copy_from_slice(&length.to_be_bytes());
-        // The lowest bit of the flags has a meaning today.
+        // The two lowest bits of the flags have a meaning today.
         body[trailer + 2] = (flags >> 8) as u8;
-        body[trailer + 3] = (flags as u8 & !1) | (body[trailer + 3] & 1);
+        body[trailer + 3] = (flags as u8 & !3) | (body[trailer + 3] & 3);
         body.extend_from_slice(&more);
         prop_assert_eq!(&recoded(sample.message_type(), &body).expect("later fields are skipped"), &sample.frame);
     }

@@ -148,8 +148,8 @@ impl Keyspace {
         self.slab.memory_bytes() + self.index.memory_bytes() + self.sessions.memory_bytes()
     }
 
-    /// A hash of all entries and client sessions: the wrapping sum of the XXH3-128 of each. Equal states have equal hashes on all
-    /// nodes; unequal ones differ but by a chance of 2^-128. (It finds faults, not forgers.)
+    /// A hash of all entries and client sessions: the wrapping sum of the XXH3-128 of each. Equal states have equal
+    /// hashes on all nodes; unequal ones differ but by a chance of 2^-128. (It finds faults, not forgers.)
     pub fn state_hash(&self) -> u128 {
         self.with_sessions(self.totals.hash, self.sessions.hash())
     }

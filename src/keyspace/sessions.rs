@@ -1,8 +1,8 @@
 //! The client sessions: which numbered writes were executed, and what was answered.
 //!
-//! A client numbers its writes 1, 2, 3, ... in a session, so that it can ask again when an answer was lost. The table is
-//! part of the state: it follows from the log alone, is part of the state hash and of every snapshot, and so is the
-//! same on every node, after a restart, and under the next leader.
+//! A client numbers its writes 1, 2, 3, ... in a session, so that it can ask again when an answer was lost. The table
+//! is part of the state: it follows from the log alone, is part of the state hash and of every snapshot, and so is
+//! the same on every node, after a restart, and under the next leader.
 //!
 //! - A session is opened by a record; that record's LSN is its key.
 //! - A numbered write is executed like any other, whatever stands here: applying decides nothing. Its answer, where it
@@ -11,11 +11,11 @@
 //!   forgotten: by position in the log, not by time, so that all nodes forget the same one. A table that held a session
 //!   is never empty again, which tells whether a log holds any.
 //!
-//! **Why a fuzzy snapshot holds it exactly.** Whether the removal of a key found it is seen when it is applied, and over
-//! the entries of a snapshot, which were met anywhere between S and E, that would be seen wrongly. So the table is not
-//! scanned: all of it is written when the scan ends, as it is at E, and remembers that ([`Sessions::at`]). Records up to
-//! there leave it alone, and behind E the entries are exact as well. The same rule makes every record harmless that is
-//! applied again at its LSN, also one that opens a session which has been forgotten since.
+//! **Why a fuzzy snapshot holds it exactly.** Whether the removal of a key found it is seen when it is applied, and
+//! over the entries of a snapshot, which were met anywhere between S and E, that would be seen wrongly. So the table
+//! is not scanned: all of it is written when the scan ends, as it is at E, and remembers that ([`Sessions::at`]).
+//! Records up to there leave it alone, and behind E the entries are exact as well. The same rule makes every record
+//! harmless that is applied again at its LSN, also one that opens a session which has been forgotten since.
 //!
 //! [`CLIENT_SESSION_WINDOW`]: crate::limits::CLIENT_SESSION_WINDOW
 

@@ -23,9 +23,8 @@ use super::{FatalReason, Node};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::limits::{
-    CLIENT_SESSION_SIZE_MAX, LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS,
-    SNAPSHOT_LOG_BYTES_MIN, SNAPSHOT_RETRY_MS_MAX, SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS,
-    SNAPSHOT_SLOTS_PER_STEP, SNAPSHOTS_KEPT,
+    LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS, SNAPSHOT_RETRY_MS_MAX,
+    SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS, SNAPSHOT_SLOTS_PER_STEP, SNAPSHOTS_KEPT,
 };
 use crate::snapshot::{self, Finished, SnapshotError, SnapshotId, SnapshotInfo, SnapshotWriter, Start};
 use crate::time::Time;
@@ -37,7 +36,7 @@ use crate::{log_info, log_warn};
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotConfig {
     /// Bytes of log since the last one after which the next is made; `None`: twice the size of the last one, at
-    /// least [`SNAPSHOT_LOG_BYTES_MIN`].
+    /// least [`crate::limits::SNAPSHOT_LOG_BYTES_MIN`].
     pub log_bytes: Option<u64>,
     /// Bytes of log kept for a connected follower, at most.
     pub retain_log_bytes: u64,
@@ -83,7 +82,7 @@ pub(super) struct Scan {
     pub s: Lsn,
     pub next_slot: u32,
     pub began: Time,
-    pace: Pace,
+    pub pace: Pace,
 }
 
 /// The snapshots of this node, and the one that is being made.
@@ -142,10 +141,7 @@ impl Node {
         let mut peers = meta.peers.clone();
         peers.truncate(crate::limits::PEERS_MAX);
         let start = Start { cluster_id: meta.cluster_id, maker: meta.node_id, s, chain, history, peers };
-        // Entries have six bytes beside their data, blocks twelve; and what is written meanwhile.
-        let sessions_bytes = (self.keyspace.sessions().len() * CLIENT_SESSION_SIZE_MAX) as u64;
-        let estimate =
-            self.keyspace.data_bytes() * 33 / 32 + self.keyspace.len() * 6 + sessions_bytes + (64 << 10);
+        let estimate = self.snapshot_bytes_expected();
         match SnapshotWriter::begin(self.disk.as_mut(), estimate, start) {
             Ok(writer) => {
                 let pace = Pace::new(self.now, self.last_work);
@@ -225,17 +221,6 @@ impl Node {
         Ok(())
     }
 
-    /// Bytes of log that a restart would read.
-    pub(super) fn log_bytes_since_snapshot(&self) -> u64 {
-        let s = self.snapshots.kept.first().map_or(Lsn::ZERO, |newest| newest.id.s);
-        self.wal.log_bytes_from(s.next())
-    }
-
-    pub(super) fn log_bytes_wanted(&self) -> u64 {
-        let twice = self.snapshots.kept.first().map_or(0, |newest| 2 * newest.bytes);
-        self.config.snapshot.log_bytes.unwrap_or(twice.max(SNAPSHOT_LOG_BYTES_MIN))
-    }
-
     fn scan_slice(&mut self, io: &mut dyn Io, mut scan: Scan, had_work: bool) -> Result<(), FatalReason> {
         let begin = self.clock.now();
         let budget_ns = scan.pace.slice_ns(self.now, begin.since(self.now), had_work);
@@ -274,17 +259,6 @@ impl Node {
         } else {
             Phase::Scanning(scan)
         };
-        Ok(())
-    }
-
-    /// All of them at once, at the end of the scan: the file says what they are at E. A full table has 1.2 MB.
-    fn add_client_sessions(&mut self, scan: &mut Scan) -> Result<(), SnapshotError> {
-        for session in self.keyspace.sessions().iter() {
-            if scan.writer.is_full() {
-                scan.pace.wrote(scan.writer.write_some(self.disk.as_mut())?);
-            }
-            scan.writer.add_session(session);
-        }
         Ok(())
     }
 

@@ -16,13 +16,14 @@
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
-//! Options of a PUT: flag bit 0 asks for its receipt. Of a PUT or DELETE: with flag bit 1 it is numbered, and the fields
-//! `[session lsn u64][session nonce u64][number u64]` say which write of which session it is. A number that was executed
-//! is not executed again: the answer is the first one, with its LSN and term. (A numbered write has no receipt in its
-//! answer: INSPECT has it.)
+//! Options of a PUT: flag bit 0 asks for its receipt. Of a PUT or DELETE: with flag bit 1 it is numbered, and the
+//! fields `[session lsn u64][session nonce u64][number u64]` say which write of which session it is. A number that
+//! was executed is not executed again: the answer is the first one, with its LSN and term. (A numbered write has no
+//! receipt in its answer: INSPECT has it.)
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
-//! with its receipt), `[session lsn u64][session nonce u64]` (OPEN_SESSION), bytes of the file (the parts of a BACKUP; none: that was all), an address (NOT_LEADER), else a
-//! message. A node that is loading its state says so in its answer to a PING.
+//! with its receipt), `[session lsn u64][session nonce u64]` (OPEN_SESSION), bytes of the file (the parts of a BACKUP;
+//! none: that was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer
+//! to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};

@@ -3,7 +3,7 @@
 //! ```text
 //! [LSN u64][nonce u64]        the session's id
 //! [last number u64]           the highest one executed; 0: none yet
-//! [count u8][answer u64]...   the answers to the last numbers, oldest first: the LSN, and bit 63 where it was NOT_FOUND
+//! [count u8][answer u64]...   the answers to the last numbers, oldest first: the LSN; bit 63: NOT_FOUND
 //! ```
 //!
 //! The answers are those of consecutive numbers up to the last one, [`CLIENT_SESSION_WINDOW`] at most.
