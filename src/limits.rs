@@ -81,6 +81,8 @@ pub const PEER_OUTPUT_LOW_WATER: usize = 1 << 20;
 pub const IN_FLIGHT_SIZE_MAX: usize = 256 << 20;
 /// Bytes of records taken into one WAL batch before input is left for the next turn.
 pub const BATCH_SIZE_MAX: usize = 16 << 20;
+/// Bytes of records that are read from the log and applied in one turn, about: some milliseconds.
+pub const APPLY_SLICE_SIZE: usize = 4 << 20;
 
 /// Bytes of a WAL segment by default.
 pub const SEGMENT_SIZE_DEFAULT: u64 = 64 << 20;

@@ -83,10 +83,13 @@ variants! {
     VotesRightAfterRestart = "votes-right-after-restart";
     /// A leader answers reads before a record of its own term is applied.
     ReadBeforeTermRecord = "read-before-term-record";
+    /// A follower of an elected leader applies what is on its disk.
+    FollowerAppliesUncommitted = "follower-applies-uncommitted";
 }
 
 impl Variant {
-    /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches them.
+    /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches those of its rules,
+    /// `tests/apply_committed.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[
         Variant::VoteNotDurable,
         Variant::NoPreVote,
@@ -95,6 +98,7 @@ impl Variant {
         Variant::OlderTermCommitByCount,
         Variant::VotesRightAfterRestart,
         Variant::ReadBeforeTermRecord,
+        Variant::FollowerAppliesUncommitted,
     ];
 }
 

@@ -65,6 +65,7 @@ impl Script {
             last_chain: self.chain,
             history: self.history.clone(),
             heard_lsn: Lsn::ZERO,
+            elected: false,
         }
     }
 

@@ -91,6 +91,7 @@ fn stale_open() -> Vec<u8> {
         last_chain: Chain::ZERO,
         history: TermHistory::default(),
         heard_lsn: Lsn::ZERO,
+        elected: false,
     };
     let mut bytes = Vec::new();
     open.encode(&mut bytes);

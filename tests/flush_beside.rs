@@ -190,6 +190,7 @@ fn session(lone: &mut LoneNode, history: &TermHistory) -> (ConnId, Lsn) {
         last_chain: Default::default(),
         history: history.clone(),
         heard_lsn: Lsn::ZERO,
+        elected: false,
     };
     let answer = lone.send(conn, &bytes_of(|out| open.encode(out)));
     (conn, OpenReply::decode(&answer.frames[0].1).expect("an OPEN_REPLY").match_lsn)

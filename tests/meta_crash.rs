@@ -23,6 +23,7 @@ fn meta(promotion: u32) -> Meta {
         leader_address: "host:1".to_owned(),
         peers: (10..25).map(address).collect(),
         members: Members::default(),
+        follows_elected: true,
         own_address: "[::1]:9001".to_owned(),
         in_sync: true,
         log_generation: promotion.into(),

@@ -75,6 +75,7 @@ fn opened(lone: &mut LoneNode, last_lsn: Lsn, history: TermHistory) -> (ConnId, 
         last_chain: Chain(1),
         history,
         heard_lsn: Lsn::ZERO,
+        elected: false,
     };
     open.encode(&mut bytes);
     let answer = lone.send(conn, &bytes);

@@ -66,6 +66,7 @@ fn session_with(lone: &mut LoneNode, commit_lsn: Lsn) -> ConnId {
         last_chain: Chain(1),
         history: TermHistory::from_starts(vec![start]).expect("one start is a history"),
         heard_lsn: Lsn::ZERO,
+        elected: false,
     };
     let mut bytes = Vec::new();
     open.encode(&mut bytes);

@@ -232,6 +232,7 @@ fn open() -> impl Strategy<Value = Sample> {
                 last_chain,
                 history,
                 heard_lsn,
+                elected: later_term % 2 == 1,
             };
             let sample = Sample::new(EMPTY_TRAILER + 8, |out| open.encode(out)).with_optional_trailer();
             assert_eq!(Open::decode(sample.body()), Ok(open));
@@ -246,9 +247,19 @@ fn an_open_of_a_log_that_begins_behind_its_end_is_refused() {
         let (term, leader, last_chain) = (Term::ZERO, NodeId([1; 16]), Chain::ZERO);
         let (your_address, peers, history) = (String::new(), Vec::new(), TermHistory::default());
         let (first_lsn, last_lsn) = (Lsn(first_lsn), Lsn(7));
-        let heard_lsn = Lsn::ZERO;
-        let open =
-            Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history, heard_lsn };
+        let (heard_lsn, elected) = (Lsn::ZERO, false);
+        let open = Open {
+            term,
+            leader,
+            your_address,
+            peers,
+            first_lsn,
+            last_lsn,
+            last_chain,
+            history,
+            heard_lsn,
+            elected,
+        };
         let mut out = Vec::new();
         open.encode(&mut out);
         out

@@ -7,7 +7,8 @@
 //!     12     8  record version: 1 when created, one more with every update
 //!     20    16  cluster id            36  16  node id
 //!     52     8  term                  60  16  vote
-//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed, 4 damaged files to be put aside
+//!     76     1  role                  77   1  flags: 1 in sync, 2 discard allowed, 4 damaged files to be put aside,
+//!                                                8 the leader is elected
 //!     78     8  log generation        86   8  cut LSN
 //!     94    16  leader id
 //!    110        leader address, own address: each [size u16][text]
@@ -52,6 +53,7 @@ const LISTLESS_SIZE_MAX: usize = FIXED_SIZE + 2 * ADDRESS_FIELD_SIZE_MAX + 1 + A
 const FLAG_IN_SYNC: u8 = 1;
 const FLAG_DISCARD_ALLOWED: u8 = 2;
 const FLAG_REPAIR_FILES_PENDING: u8 = 4;
+const FLAG_FOLLOWS_ELECTED: u8 = 8;
 const REPAIR_SIZE: usize = 24;
 const NODE_ID_SIZE: usize = 16;
 
@@ -123,7 +125,8 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     let in_sync = if meta.in_sync { FLAG_IN_SYNC } else { 0 };
     let discard_allowed = if meta.discard_allowed { FLAG_DISCARD_ALLOWED } else { 0 };
     let files_pending = if meta.repair.files_pending { FLAG_REPAIR_FILES_PENDING } else { 0 };
-    out.put_u8(in_sync | discard_allowed | files_pending);
+    let follows_elected = if meta.follows_elected { FLAG_FOLLOWS_ELECTED } else { 0 };
+    out.put_u8(in_sync | discard_allowed | files_pending | follows_elected);
     out.put_u64(meta.log_generation);
     out.put_u64(meta.cut_lsn.0);
     out.extend_from_slice(&meta.leader_id.0);
@@ -204,6 +207,7 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         leader_address,
         peers,
         members,
+        follows_elected: flags & FLAG_FOLLOWS_ELECTED != 0,
         own_address,
         in_sync: flags & FLAG_IN_SYNC != 0,
         log_generation,

@@ -67,6 +67,9 @@ pub struct Meta {
     pub peers: Vec<String>,
     /// Who votes, this node included. Empty unless the leader is elected. Set once, with the role and the cluster id.
     pub members: Members,
+    /// The leader it follows is elected by members of whom this node is none: a read replica. Set with the first
+    /// session, for life.
+    pub follows_elected: bool,
     /// This node, as the leader dials it.
     pub own_address: String,
     /// Whether this node was in sync when it last heard its leader.
@@ -87,6 +90,11 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// Whether the leader of this cluster is elected: then only what is committed is applied.
+    pub fn is_elected(&self) -> bool {
+        self.follows_elected || !self.members.is_empty()
+    }
+
     /// Enters a term, if it is a higher one: nobody has this node's vote in it yet, and nobody is known to lead in it.
     pub fn enter_term(&mut self, term: Term) {
         if term > self.term {
@@ -109,6 +117,7 @@ impl Meta {
     fn member_invariants(&self) {
         let elected = self.role == StoredRole::Elected;
         assert_eq!(elected, !self.members.is_empty(), "members elect, and nobody else does");
+        assert!(!(elected && self.follows_elected), "a member is no replica");
         if elected {
             assert!(self.members.contains(self.node_id), "node {} is a member of its cluster", self.node_id);
             assert!(!self.cluster_id.is_none(), "members are those of a cluster");
@@ -152,6 +161,7 @@ impl Meta {
             "a node of fixed roles ({:?}) does not begin to vote",
             self.role
         );
+        assert!(next.follows_elected || !self.follows_elected, "who leads a replica stays elected");
         assert!(next.log_generation >= self.log_generation, "log generations rise");
         assert!(
             next.log_generation > self.log_generation

@@ -314,13 +314,15 @@ impl Node {
             self.close(io, conn, Close::Now);
         }
         self.dials.retain(|(_, purpose)| !matches!(purpose, DialPurpose::Session(_)));
-        let token = self.settle(io)?;
-        self.apply_up_to(io, token.lsn());
+        if !self.meta.get().is_elected() {
+            let token = self.settle(io)?;
+            self.apply_up_to(io, token.lsn());
+        }
         self.release_clients(io, why);
         log_info!(
             "node",
             "no longer leads; log ends at LSN {}, committed are at least {}",
-            token.lsn(),
+            self.wal.last_lsn(),
             self.commit
         );
         Ok(())

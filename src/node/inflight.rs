@@ -81,6 +81,8 @@ pub struct Inflight {
     current: Batch,
     reuse: Vec<Batch>,
     size: usize,
+    /// The last record sealed, and the chain checksum at it.
+    last_sealed: Option<(Lsn, Chain)>,
 }
 
 impl Inflight {
@@ -132,13 +134,36 @@ impl Inflight {
         &self.current
     }
 
-    /// The chain checksum before a record of the current batch, as far as the batch before it is held.
+    /// The first LSN held.
+    pub fn first_held(&self) -> Option<Lsn> {
+        let current = Some(&self.current).filter(|batch| !batch.is_empty());
+        self.sealed.front().or(current).map(Batch::first)
+    }
+
+    /// Forgets the oldest sealed batches while more bytes are held than these.
+    pub fn forget_beyond(&mut self, bytes: usize) {
+        while self.size > bytes && !self.sealed.is_empty() {
+            self.retire();
+        }
+    }
+
+    /// Forgets everything.
+    ///
+    /// # Panics
+    /// If a batch is being filled: its records are nowhere else yet.
+    pub fn clear(&mut self) {
+        assert!(self.current.is_empty(), "records that are not written cannot be forgotten");
+        self.forget_beyond(0);
+        self.last_sealed = None;
+    }
+
+    /// The chain checksum before a record of the current batch, as far as that is known.
     pub fn chain_before(&self, lsn: Lsn) -> Option<Chain> {
         if self.current.is_empty() {
             return None;
         }
         match lsn.0.checked_sub(self.current.first.0)? {
-            0 => self.sealed.back()?.ends.last().map(|(_, chain)| *chain),
+            0 => self.last_sealed.filter(|(last, _)| last.next() == lsn).map(|(_, chain)| chain),
             index => self.current.ends.get(index as usize - 1).map(|(_, chain)| *chain),
         }
     }
@@ -155,7 +180,8 @@ impl Inflight {
 
     /// The turn is written: the next record begins a new batch.
     pub fn seal(&mut self) {
-        if !self.current.is_empty() {
+        if let Some((_, chain)) = self.current.ends.last() {
+            self.last_sealed = Some((self.current.last(), *chain));
             let next = self.reuse.pop().unwrap_or_default();
             self.sealed.push_back(std::mem::replace(&mut self.current, next));
         }

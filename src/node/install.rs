@@ -233,6 +233,7 @@ impl Node {
         let kept = self.wal.reset(self.disk.as_mut(), &base, generation)?;
         assert!(kept.is_none(), "what an installed snapshot replaces is not kept aside");
         self.state_is_given_up = false;
+        self.forget_unapplied(s);
         (self.applied, self.complete_at) = (s, e);
         // It had its name at the leader, so all of it is committed there.
         self.commit = self.commit.max(e);

@@ -64,6 +64,7 @@ impl Node {
             last_chain: self.wal.last_chain(),
             history: self.wal.history().clone(),
             heard_lsn: peer.progress.heard_lsn(),
+            elected: meta.is_elected(),
         };
         open.encode(io.output(conn).bytes_mut());
     }

@@ -9,8 +9,9 @@
 //! `ping`, `status` and `inspect`, tells peers in words to come again, and everything else gets LOADING. Its applied
 //! LSN stays 0 until the state is whole: what is in the keyspace before is the state of no LSN.
 //!
-//! A state from a snapshot is exact from E on. One that this node made is always complete after a load, since its log
-//! reached E; one that was installed may not be, and then the node follows, but is not read and not promoted.
+//! Where the leader is elected the state goes up to the commit LSN that is known, see `apply`; else to the end of the
+//! log. A state from a snapshot is exact from E on. One that this node made is always complete after a load, since its
+//! log reached E; one that was installed may not be, and then the node follows, but is not read and not promoted.
 
 use super::repair::open_log;
 use super::role::StartRole;
@@ -330,7 +331,8 @@ impl Node {
 
     /// Begins with the best source. Returns how many bytes are to be read.
     pub(super) fn begin_load(&mut self, mut sources: Sources, start: StartRole) -> Result<u64, FatalReason> {
-        let (disk, to) = (self.disk.as_mut(), self.wal.last_lsn());
+        let to = self.state_target();
+        let disk = self.disk.as_mut();
         match Loader::begin(disk, &self.wal, &mut self.keyspace, sources.chosen(), to) {
             Ok(loader) => {
                 let bytes = loader.total_bytes();
@@ -400,7 +402,7 @@ impl Node {
 
     fn loaded(&mut self) -> Result<(), FatalReason> {
         let loading = self.load.take().expect("it is under way");
-        self.applied = self.wal.last_lsn();
+        self.applied = loading.loader.log.1;
         let source = loading.sources.chosen();
         self.complete_at = source.map_or(Lsn::ZERO, |info| info.id.e);
         let from = source.map_or_else(String::new, |info| format!(" from {} and the log", info.name));

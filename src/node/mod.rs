@@ -15,10 +15,12 @@
 //!
 //! Invariants:
 //! - Nothing that claims durability is built without a token of the log or of the identity record.
-//! - `applied <= durable`; on a leader `applied` grows with `commit` only (the state it began with aside).
+//! - `applied <= durable`; on a leader `applied` grows with `commit` only (the state it began with aside). Where the
+//!   leader is elected, `applied <= commit` on every node; see `apply`.
 //! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
-//! - A write is in `inflight` from its append until it is applied.
+//! - A write is in `inflight` from its append until it is applied, or, where it may have to wait long, in the log.
 
+mod apply;
 mod backup;
 mod client_sessions;
 mod config;
@@ -159,6 +161,7 @@ pub struct Node {
     last_read: Option<(ConnId, Time)>,
     keyspace: Keyspace,
     inflight: Inflight,
+    due: apply::Due,
     applied: Lsn,
     /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
     complete_at: Lsn,

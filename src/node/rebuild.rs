@@ -40,12 +40,14 @@ impl Node {
         if floor == Lsn::ZERO { Ok(None) } else { Err(NoSource) }
     }
 
-    /// Makes the state anew, at the end of the log that was cut.
+    /// Makes the state anew, up to the end of the log that was cut, or to what is committed of it.
     pub(super) fn rebuild_state(&mut self, source: Option<&SnapshotInfo>) -> Result<(), FatalReason> {
         // What a transfer has loaded so far goes too: it cannot go on over another state.
         self.drop_install("the state is made anew");
         self.keyspace.clear();
-        let (disk, to) = (self.disk.as_mut(), self.wal.last_lsn());
+        self.forget_unapplied(self.wal.last_lsn());
+        let to = self.state_target();
+        let disk = self.disk.as_mut();
         let slice = Slice { clock: self.clock.as_ref(), until: Time(u64::MAX), bytes: u64::MAX };
         let done = Loader::begin(disk, &self.wal, &mut self.keyspace, source, to).and_then(|mut loader| {
             while !loader.step(disk, &mut self.wal, &mut self.keyspace, &slice)? {}

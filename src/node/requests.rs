@@ -12,6 +12,7 @@ use super::flush::ReserveOutcome;
 use super::{Budgets, Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Lsn, SessionId};
+use crate::limits::VALUE_SIZE_MAX;
 use crate::wire::client::{Reply, Request, Status, encode_session_id};
 use crate::wire::{Answer, Effect, MessageType, Record, record_size};
 
@@ -185,7 +186,8 @@ impl Node {
             return;
         }
         let present = self.keyspace.get(key).map_or(0, <[u8]>::len);
-        let value_size_max = present.max(self.inflight.largest());
+        let largest = if self.applies_from_log() { VALUE_SIZE_MAX } else { self.inflight.largest() };
+        let value_size_max = present.max(largest);
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         client.push(Waiting::Read { key: key.into(), value_size_max });
         if let (true, Role::Leader(leader)) = (barred, &mut self.role) {

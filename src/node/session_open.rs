@@ -110,8 +110,11 @@ impl Node {
         let match_chain = self.wal.last_chain();
         let durable = self.wal.durable();
         assert!(durable.lsn() == match_lsn, "what is told to match is durable");
-        // What was heard about LSNs behind the match LSN was about records that this leader may not have.
-        self.commit = self.commit.min(match_lsn);
+        if !open.elected {
+            // What was heard about LSNs behind the match LSN was about records that this leader may not have. One that
+            // is elected has whatever was ever committed.
+            self.commit = self.commit.min(match_lsn);
+        }
         let session = Session::new(conn, &leader.address, open.term, self.now);
         self.role = Role::Follower(Follower { session: Some(session) });
         self.counters.sessions += 1;
@@ -157,6 +160,9 @@ impl Node {
             }
             Role::Follower(_) => {}
         }
+        if let Some(why) = self.other_kind_of_cluster(open) {
+            return Err(Refusal(RefuseCode::NotFollower, why));
+        }
         let other_leader = !meta.leader_id.is_none() && meta.leader_id != open.leader;
         if open.term == meta.term && other_leader && meta.term > Term::ZERO {
             let why = format!(
@@ -166,6 +172,22 @@ impl Node {
             return Err(Refusal(RefuseCode::TwoLeaders, why));
         }
         Ok(())
+    }
+
+    /// What is applied here depends on whether the leader is elected, so that never changes: a state with records that
+    /// are not committed could not be taken back.
+    fn other_kind_of_cluster(&self, open: &Open) -> Option<String> {
+        let (last, elected) = (self.wal.last_lsn(), self.meta.get().is_elected());
+        let what = match (elected, open.elected) {
+            (true, false) => "is of a cluster that elects its leader, and this one leads by its flags",
+            (false, true) if last > Lsn::ZERO => {
+                "is of a cluster with fixed roles, and this leader is elected"
+            }
+            _ => return None,
+        };
+        Some(format!(
+            "the log here, up to LSN {last}, {what}; correct the address, or start this node with an empty --data-dir"
+        ))
     }
 
     /// The last LSN on which both logs agree, with the evidence compared where both know it.
@@ -262,6 +284,7 @@ impl Node {
             meta.own_address.clone_from(&open.your_address);
             if meta.members.is_empty() {
                 meta.peers.clone_from(&open.peers);
+                meta.follows_elected |= open.elected;
             }
             meta.discard_allowed = false;
             meta.in_sync &= !repair.is_due();
@@ -335,6 +358,7 @@ impl Node {
         self.counters.cuts += 1;
         self.counters.cut_records += last.0 - keep.0;
         self.commit = self.commit.min(keep);
+        self.forget_unapplied(keep);
         let aside = kept.map_or_else(String::new, |kept| format!("; {kept}"));
         log_warn!("wal", "cut records {} to {last}, which the leader does not have{aside}", keep.next());
         if self.applied > keep {

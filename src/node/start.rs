@@ -59,6 +59,7 @@ impl Node {
             last_read: None,
             keyspace,
             inflight: Inflight::default(),
+            due: super::apply::Due::default(),
             applied: Lsn::ZERO,
             complete_at: Lsn::ZERO,
             // What has its name was committed, whatever the marks of the log that was read can tell.
@@ -190,6 +191,7 @@ fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<
         leader_address: String::new(),
         peers: Vec::new(),
         members: Members::default(),
+        follows_elected: false,
         own_address: String::new(),
         in_sync: false,
         log_generation: FIRST_GENERATION,

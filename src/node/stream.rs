@@ -158,11 +158,7 @@ impl Node {
 
     /// Asks the rule again; applies and answers what is committed now.
     pub(super) fn advance_commit(&mut self, io: &mut dyn Io) {
-        let own = self.wal.durable();
-        let current = self.inflight.current();
-        // A segment that is begun in the middle of a turn syncs the records before it. They are released with
-        // their batch all the same, once it has been sent.
-        let releasable = if current.is_empty() { self.wal.last_lsn() } else { current.first().prev() };
+        let (own, releasable) = (self.wal.durable(), self.releasable());
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
         leader.states.extend(leader.peers.iter().map(|peer| peer.progress.state()));

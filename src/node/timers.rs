@@ -24,7 +24,7 @@ impl Node {
 
     /// When [`Node::on_timers`] wants to run again. Now, while something waits for a sync.
     pub fn next_deadline(&self) -> Option<Time> {
-        if self.needs_sync() || self.load.is_some() {
+        if self.needs_sync() || self.load.is_some() || self.applies_from_log() {
             return Some(self.now);
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];

@@ -6,7 +6,6 @@ use crate::ids::Lsn;
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
-use crate::wire::Effect;
 
 /// Milliseconds between attempts to allocate the next segment ahead on a full disk.
 const SPARE_RETRY_MS: u64 = 1_000;
@@ -80,6 +79,9 @@ impl Node {
         }
         self.send_due_ack(io)?;
         self.advance_commit(io);
+        self.apply_committed(io);
+        self.apply_from_log(io)?;
+        self.bound_held();
         Ok(())
     }
 
@@ -138,10 +140,11 @@ impl Node {
         Ok(self.wal.durable())
     }
 
-    /// A follower, or a node that led, has what is durable: it applies that, and owes an ACK. A leader asks the
-    /// commit rule at the end of [`Node::sync`], whether something was synced or not.
+    /// A follower, or a node that led, has what is durable: it owes an ACK, and applies that unless its leader is
+    /// elected. A leader asks the commit rule at the end of [`Node::sync`], whether something was synced or not.
     pub(super) fn on_durable(&mut self, io: &mut dyn Io, token: Durable) {
-        if token.generation() == self.wal.generation() && !matches!(self.role, Role::Leader(_)) {
+        let applies = !matches!(self.role, Role::Leader(_)) && !self.meta.get().is_elected();
+        if applies && token.generation() == self.wal.generation() {
             self.apply_up_to(io, token.lsn());
         }
     }
@@ -152,31 +155,5 @@ impl Node {
             return self.commit;
         }
         self.commit.min(self.wal.durable().lsn())
-    }
-
-    /// Applies the records up to `to`, and answers the writers among them one by one.
-    pub(super) fn apply_up_to(&mut self, io: &mut dyn Io, to: Lsn) {
-        if to <= self.applied {
-            return;
-        }
-        let mut inflight = std::mem::take(&mut self.inflight);
-        inflight.apply(self.applied.next(), to, |group| {
-            let ahead = self.keyspace.look_ahead(group);
-            for (index, record) in group.iter().enumerate() {
-                let existed = self.keyspace.apply_ahead(&ahead, index).existed;
-                self.applied = record.lsn;
-                if matches!(self.role, Role::Leader(_)) {
-                    let found = existed || !record.effect.is_delete();
-                    self.answer_write(io, record.lsn, found);
-                    if !matches!(record.effect, Effect::Put { .. } | Effect::Delete { .. }) {
-                        self.session_record_applied(io, record, found);
-                    }
-                    // Now, and not after the loop: a write behind such a read may be applied in the same call.
-                    self.release_barred_readers(io, record.lsn);
-                }
-            }
-        });
-        self.inflight = inflight;
-        assert!(self.applied == to, "records up to {to} were to be applied, and end at {}", self.applied);
     }
 }

@@ -28,12 +28,24 @@ pub struct Log {
     pub history: TermHistory,
     pub chains: Vec<Chain>,
     pub frames: Vec<Vec<u8>>,
+    pub records: Vec<Vec<u8>>,
+    /// The term it leads in now.
+    pub term: Term,
+    /// Whether it says that it was elected.
+    pub elected: bool,
 }
 
 impl Log {
     /// The first record begins the term; the others are puts of their own number.
     pub fn new(records: u64) -> Log {
-        let mut log = Log { history: TermHistory::default(), chains: vec![Chain::ZERO], frames: Vec::new() };
+        let mut log = Log {
+            history: TermHistory::default(),
+            chains: vec![Chain::ZERO],
+            frames: Vec::new(),
+            records: Vec::new(),
+            term: TERM,
+            elected: false,
+        };
         log.push(term_record(TERM));
         (2..=records).for_each(|lsn| log.push(Effect::Put { key: b"k", value: &lsn.to_be_bytes() }));
         log
@@ -49,9 +61,21 @@ impl Log {
         let chain = self.chains[self.frames.len()].extend(&record);
         if let Effect::Term { term, leader } = effect {
             self.history.push(TermStart { term, leader, first_lsn: lsn, chain });
+            self.term = term;
         }
         self.chains.push(chain);
         self.frames.push(frame_of(lsn, chain, &record));
+        self.records.push(record);
+    }
+
+    /// One frame with the records `from..=to`, or with none if `to` is the LSN before `from`, from a leader that knows
+    /// this commit LSN.
+    pub fn frame(&self, from: u64, to: u64, commit: u64) -> Vec<u8> {
+        let (records, chain) =
+            (self.records[from as usize - 1..to as usize].concat(), self.chains[to as usize]);
+        let tail = AppendTail { in_sync: false, commit_lsn: Lsn(commit), round: to, chain };
+        let record_count = (to + 1 - from) as u32;
+        bytes_of(|out| AppendEntries { record_count, records: &records, tail }.encode(out))
     }
 
     pub fn open(&self) -> Vec<u8> {
@@ -60,7 +84,7 @@ impl Log {
 
     pub fn open_message(&self) -> Open {
         Open {
-            term: TERM,
+            term: self.term,
             leader: LEADER,
             your_address: "lone:1".to_owned(),
             peers: vec!["lone:1".to_owned()],
@@ -69,6 +93,7 @@ impl Log {
             last_chain: self.chains[self.frames.len()],
             history: self.history.clone(),
             heard_lsn: Lsn::ZERO,
+            elected: self.elected,
         }
     }
 }

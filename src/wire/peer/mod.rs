@@ -8,7 +8,8 @@
 //!                      [message_len u16][message] trailer
 //! OPEN               = [term u64][leader_id 16][your_address][address_count u16][address]...
 //!                      [first_lsn u64][last_lsn u64][last_chain u32][start_count u32]
-//!                      [term u64, leader_id 16, first_lsn u64, chain u32]... trailer [heard_lsn u64]
+//!                      [term u64, leader_id 16, first_lsn u64, chain u32]... trailer [heard_lsn u64], flags:
+//!                      1 the leader was elected
 //! OPEN_REPLY         = [term u64][match_lsn u64][match_chain u32][commit_lsn u64][cut_from u64]
 //!                      trailer [repair_until u64]
 //! FENCE              = [probe u8][term u64][candidate_id 16][candidate address] trailer

@@ -29,6 +29,8 @@ pub struct Open {
     pub history: TermHistory,
     /// The highest LSN that the node at this address has acknowledged to it, in the time it leads.
     pub heard_lsn: Lsn,
+    /// Whether it was elected. Then the follower applies what is committed, else what it has on its disk.
+    pub elected: bool,
 }
 
 /// The follower's answer.
@@ -83,6 +85,8 @@ pub struct FenceReply {
     pub complete: bool,
 }
 
+/// The flag in the trailer of OPEN of a leader that was elected.
+const LEADER_ELECTED: u16 = 1;
 /// The flag in the trailer of FENCE_REPLY of a node whose state is not complete.
 const STATE_INCOMPLETE: u16 = 1;
 
@@ -105,7 +109,8 @@ impl Open {
                 out.put_u64(start.first_lsn.0);
                 out.put_u32(start.chain.0);
             }
-            out.put_trailer(0, |fields| fields.put_u64(self.heard_lsn.0));
+            let flags = if self.elected { LEADER_ELECTED } else { 0 };
+            out.put_trailer(flags, |fields| fields.put_u64(self.heard_lsn.0));
         });
     }
 
@@ -143,9 +148,20 @@ impl Open {
         if history.last().is_some_and(|last| last.first_lsn > last_lsn || last.term > term) {
             return Err(history_error);
         }
-        let [heard_lsn] = finish_with(reader, ["heard_lsn"])?;
-        let heard_lsn = Lsn(heard_lsn);
-        Ok(Open { term, leader, your_address, peers, first_lsn, last_lsn, last_chain, history, heard_lsn })
+        let (flags, [heard_lsn]) = finish_with_flags(reader, ["heard_lsn"])?;
+        let (heard_lsn, elected) = (Lsn(heard_lsn), flags & LEADER_ELECTED != 0);
+        Ok(Open {
+            term,
+            leader,
+            your_address,
+            peers,
+            first_lsn,
+            last_lsn,
+            last_chain,
+            history,
+            heard_lsn,
+            elected,
+        })
     }
 }
 
