@@ -13,6 +13,11 @@ use crate::node::{FlushMode, NodeConfig, PinConfig, PinOverflow, RoleFlag, Snaps
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
+mod elected;
+
+use elected::refuse_with_auto;
+pub use elected::{ElectionFlags, ReadsChoice};
+
 const EXAMPLES: &str = "\
 Examples:
   One node, for trying it out (leader, no followers, ./kvstore-data):
@@ -21,6 +26,8 @@ Examples:
     kvstore --port 9001 --data-dir ./node1 --role=leader   --peers=9002,9003
     kvstore --port 9002 --data-dir ./node2 --role=follower --leader=9001
     kvstore --port 9003 --data-dir ./node3 --role=follower --leader=9001
+  Three nodes that elect their leader (the same on each, with its own port, directory and peers):
+    kvstore --port 9001 --data-dir ./node1 --role=auto --peers=9002,9003
   Acknowledge on a majority, and never with fewer than two nodes in sync:
     kvstore --role=leader --peers=10.0.0.2:9001,10.0.0.3:9001 --listen 10.0.0.1 --ack=quorum --min-insync=2
 
@@ -64,7 +71,7 @@ pub struct Flags {
     /// Role of a new data directory; later `kv_client promote` and `follow` change it
     #[arg(long, value_enum, default_value = "leader", env = "KVSTORE_ROLE", help_heading = "Replication")]
     pub role: RoleChoice,
-    /// A leader's followers: PORT, HOST:PORT or [IPV6]:PORT, separated by commas
+    /// A leader's followers, or with auto the other members: PORT, HOST:PORT or [IPV6]:PORT, separated by commas
     #[arg(
         long,
         value_delimiter = ',',
@@ -77,18 +84,12 @@ pub struct Flags {
     #[arg(long, value_name = "ADDR", env = "KVSTORE_LEADER", help_heading = "Replication")]
     pub leader: Option<String>,
     /// A write is acknowledged when it is on the disks of: the leader and every follower in sync; the leader and a
-    /// majority of all nodes; the leader alone
-    #[arg(long, value_enum, default_value = "insync", env = "KVSTORE_ACK", help_heading = "Replication")]
-    pub ack: AckChoice,
-    /// Nodes in sync (the leader counts) that must have a write before it is acknowledged
-    #[arg(
-        long,
-        default_value_t = 1,
-        value_name = "N",
-        env = "KVSTORE_MIN_INSYNC",
-        help_heading = "Replication"
-    )]
-    pub min_insync: usize,
+    /// majority of all nodes; the leader alone [default: insync; with --role=auto always any majority]
+    #[arg(long, value_enum, env = "KVSTORE_ACK", help_heading = "Replication")]
+    pub ack: Option<AckChoice>,
+    /// Nodes in sync (the leader counts) that must have a write before it is acknowledged [default: 1]
+    #[arg(long, value_name = "N", env = "KVSTORE_MIN_INSYNC", help_heading = "Replication")]
+    pub min_insync: Option<usize>,
     /// Milliseconds without progress after which a follower is out of sync and writes go on without it
     #[arg(long, default_value_t = INSYNC_TIMEOUT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_INSYNC_TIMEOUT_MS",
         help_heading = "Replication")]
@@ -97,6 +98,9 @@ pub struct Flags {
     #[arg(long, default_value_t = HEARTBEAT_MS_DEFAULT, value_name = "MS", env = "KVSTORE_HEARTBEAT_MS",
         help_heading = "Replication")]
     pub heartbeat_ms: u64,
+    /// Of a node whose leader is elected.
+    #[command(flatten)]
+    pub election: ElectionFlags,
 
     /// Directory of this node's log and identity
     #[arg(
@@ -164,7 +168,7 @@ pub enum RoleChoice {
     Leader,
     /// Takes a leader's records
     Follower,
-    /// Elected (not available yet)
+    /// Leads or follows as the nodes elect by majority
     Auto,
 }
 
@@ -255,31 +259,29 @@ impl Flags {
         let role = match self.role {
             RoleChoice::Leader => RoleFlag::Leader,
             RoleChoice::Follower => RoleFlag::Follower,
-            RoleChoice::Auto => {
-                return Err(
-                    "--role=auto is not available yet: use --role=leader or --role=follower".to_owned()
-                );
-            }
+            RoleChoice::Auto => RoleFlag::Auto,
         };
         let listen_address = join_address(&self.listen, self.port)
             .map_err(|error| format!("--listen {}: {error}", self.listen))?;
         let own_address = self.own_address(&listen_address)?;
         let peers = self.parse_peers(&own_address)?;
         let leader = self.parse_leader(role)?;
+        let (min_insync, ack) = (self.min_insync.unwrap_or(1), self.ack_policy());
         in_range("--insync-timeout-ms", self.insync_timeout_ms, 10, 600_000)?;
         in_range("--heartbeat-ms", self.heartbeat_ms, 1, 1_000)?;
         in_range("--segment-bytes", self.segment_bytes, SEGMENT_SIZE_MIN, SEGMENT_SIZE_MAX)?;
         in_range("--pin-log-bytes", self.pin_log_bytes, PIN_LOG_BYTES_MIN, u64::MAX)?;
         in_range("--connections-max", self.connections_max as u64, 1, CONNECTIONS_MAX as u64)?;
-        in_range("--min-insync", self.min_insync as u64, 1, (PEERS_MAX + 1) as u64)?;
-        if role == RoleFlag::Leader && !peers.is_empty() && self.min_insync > peers.len() + 1 {
+        in_range("--min-insync", min_insync as u64, 1, (PEERS_MAX + 1) as u64)?;
+        if role == RoleFlag::Leader && !peers.is_empty() && min_insync > peers.len() + 1 {
             return Err(format!(
                 "--min-insync {} can never hold with {} node(s): at most {}",
-                self.min_insync,
+                min_insync,
                 peers.len() + 1,
                 peers.len() + 1
             ));
         }
+        let election = self.election_config(&own_address)?;
         in_range("--busy-poll-us", self.busy_poll_us, 0, 1_000_000)?;
         let beyond_loopback = !is_loopback(&self.listen);
         let snapshot = self.snapshot_config()?;
@@ -289,14 +291,10 @@ impl Flags {
             role,
             peers,
             leader,
-            ack: match self.ack {
-                AckChoice::Insync => AckPolicy::InSync,
-                AckChoice::Quorum => AckPolicy::Quorum,
-                AckChoice::Leader => AckPolicy::Leader,
-            },
-            min_insync: self.min_insync,
+            ack,
+            min_insync,
             insync_timeout_ms: self.insync_timeout_ms,
-            heartbeat_ms: self.heartbeat_ms,
+            heartbeat_ms: self.heartbeat_ms_for(&election),
             feed: crate::node::FeedLimits::default(),
             pin: PinConfig {
                 log_bytes: self.pin_log_bytes,
@@ -306,6 +304,7 @@ impl Flags {
                 },
             },
             snapshot,
+            election,
             receipts: !self.no_receipts,
             flush: match self.flush {
                 FlushChoice::Inline => FlushMode::Inline,
@@ -376,6 +375,7 @@ impl Flags {
 
     fn parse_leader(&self, role: RoleFlag) -> Result<String, String> {
         match (&self.leader, role) {
+            (Some(_), RoleFlag::Auto) => Err(refuse_with_auto("--leader", "the members elect one")),
             (Some(_), RoleFlag::Leader) => {
                 Err("--leader is for a follower: add --role=follower, or leave it out".to_owned())
             }

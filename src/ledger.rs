@@ -41,7 +41,7 @@ syscalls! {
     Fadvise = "fadvise64",
     Rename = "renameat",
     Unlink = "unlinkat",
-    Fstat = "newfstatat",
+    Fstat = "fstat",
     Getdents = "getdents64",
     LogPoll = "ppoll",
     Write = "write",

@@ -84,6 +84,13 @@ pub const BATCH_SIZE_MAX: usize = 16 << 20;
 /// Bytes of records that are read from the log and applied in one turn, about: some milliseconds.
 pub const APPLY_SLICE_SIZE: usize = 4 << 20;
 
+/// Bytes of zeros that a busy log has in front of it.
+pub const ZEROS_AHEAD: u64 = 4 << 20;
+/// Bytes of zeros written in one turn, at most: 0.3 ms on the development machine.
+pub const ZEROS_PER_TURN: u64 = 1 << 20;
+/// Milliseconds without requests or records after which a node has the rest of its zeros written.
+pub const ZEROS_IDLE_AFTER_MS: u64 = 20;
+
 /// Bytes of a WAL segment by default.
 pub const SEGMENT_SIZE_DEFAULT: u64 = 64 << 20;
 /// Bytes of a WAL segment, at least. One record larger than that gets a segment of its own size.

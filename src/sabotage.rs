@@ -65,6 +65,8 @@ variants! {
     RemovalBeforePublish = "removal-before-publish";
     /// A state that is being loaded is read.
     ReadsBeforeComplete = "reads-before-complete";
+    /// Zeros ahead of the log begin in the block that it ends in.
+    ZerosOverTheLog = "zeros-over-the-log";
     /// The records during the scan of a snapshot are taken to be in it.
     SnapshotTakenTooLate = "snapshot-taken-too-late";
     /// What clients' numbered writes were answered is no part of the state hash.

@@ -4,9 +4,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use kvstore::disk::{Disk, FileSystem, Flush, FlushRing, OpenError, RealDisk};
+use kvstore::disk::{BLOCK_SIZE, Disk, FileSystem, Flush, FlushRing, OpenError, RealDisk};
 use kvstore::ids::NodeId;
 use kvstore::meta::{Meta, MetaStore};
+use kvstore::rng::Rng;
 
 const CHILD_DIR: &str = "KVSTORE_TEST_CHILD_DIR";
 
@@ -177,4 +178,51 @@ fn a_flush_through_the_ring_ends_later_and_once() {
         }
         assert!(disk.flush_poll().is_none(), "its result is given once");
     }
+}
+
+/// Appends of all sizes, durable or for a later sync, with zeros written ahead or not, on a file that is closed and
+/// opened meanwhile: what is read is what was appended, and zeros.
+#[test]
+fn appends_by_whole_blocks_and_by_bytes_read_as_one_file() {
+    const SIZE: usize = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = RealDisk::open(dir.path()).unwrap();
+    let mut file = disk.create("log", SIZE as u64).unwrap();
+    let (mut expected, mut random) = (vec![0; SIZE], Rng::new(1));
+    let mut end = 0;
+    for round in 0..400_u32 {
+        let bytes = vec![round as u8 | 1; random.below(4_000) as usize + 1];
+        let offset = end as u64;
+        match random.below(8) {
+            0 => disk.write_all_at(file, offset, &bytes).unwrap(),
+            1 | 2 => disk.append_at(file, offset, &bytes).unwrap(),
+            _ => disk.append_sync_at(file, offset, &bytes).unwrap(),
+        }
+        expected[end..end + bytes.len()].copy_from_slice(&bytes);
+        end += bytes.len();
+        if random.below(20) == 0 {
+            let behind = (end as u64).next_multiple_of(BLOCK_SIZE as u64);
+            disk.zero_ahead(file, behind, (64 << 10).min(SIZE as u64 - behind));
+        }
+        if random.below(20) == 0 {
+            disk.close(file);
+            file = disk.open("log").unwrap();
+        }
+        let mut tail = vec![0; 8_192];
+        let from = end.saturating_sub(4_000);
+        let size = disk.read_at(file, from as u64, &mut tail).unwrap();
+        assert!(tail[..size] == expected[from..from + size], "behind append {round}, which ends at {end}");
+    }
+    assert_eq!(std::fs::read(dir.path().join("log")).unwrap(), expected);
+}
+
+#[test]
+fn the_last_block_of_a_file_that_is_no_whole_one_is_appended_to_and_the_file_keeps_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = RealDisk::open(dir.path()).unwrap();
+    let file = disk.create("log", 10_000).unwrap();
+    for offset in (0..10_000).step_by(1_000) {
+        disk.append_sync_at(file, offset, &[7; 1_000]).unwrap();
+    }
+    assert_eq!(std::fs::read(dir.path().join("log")).unwrap(), [7; 10_000]);
 }

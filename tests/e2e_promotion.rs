@@ -269,7 +269,7 @@ fn flags_that_contradict_the_stored_role_are_refused_in_words() {
         node.args = vec!["--role=auto".to_owned()];
         node.start_refused()
     };
-    assert!(code == 2 && text.contains("not available yet"), "{code}: {text}");
+    assert!(code == 2 && text.contains("role was fixed by flags or commands"), "{code}: {text}");
 }
 
 #[test]

@@ -108,9 +108,9 @@ impl Disk for StallingDisk {
         self.disk.sync_data(file)
     }
 
-    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn append_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.stall();
-        self.disk.write_sync_at(file, offset, bytes)
+        self.disk.append_sync_at(file, offset, bytes)
     }
 
     fn sync_dir(&mut self) -> io::Result<()> {

@@ -436,14 +436,14 @@ fn vote_reply() -> impl Strategy<Value = Sample> {
 fn form() -> impl Strategy<Value = Sample> {
     let cluster = (1..=u128::MAX).prop_map(|id| ClusterId(id.to_be_bytes()));
     let ids = prop::collection::btree_map(1..=u128::MAX, text(ADDRESS_SIZE_MAX - 1), 1..=MEMBERS_MAX);
-    (cluster, ids).prop_map(|(cluster_id, ids)| {
+    (cluster, ids, any::<bool>()).prop_map(|(cluster_id, ids, probe)| {
         // The first byte tells the addresses apart.
         let member = |(index, (id, rest)): (u8, (u128, String))| {
             let address = format!("{}{rest}", char::from(b'a' + index));
             Member { node_id: NodeId(id.to_be_bytes()), address }
         };
         let members = Members::from_sorted((0..).zip(ids).map(member).collect()).expect("they differ");
-        let form = Form { cluster_id, members };
+        let form = Form { cluster_id, members, probe };
         let sample = Sample::new(EMPTY_TRAILER, |out| form.encode(out));
         assert_eq!(Form::decode(sample.body()), Ok(form));
         sample
@@ -476,7 +476,7 @@ fn members_out_of_order_or_twice_or_of_no_cluster_are_refused() {
     let member = |id: u8, address: &str| Member { node_id: NodeId([id; 16]), address: address.to_owned() };
     let members = Members::new(vec![member(1, "a:1"), member(2, "b:1")]).expect("they differ");
     let mut frame = Vec::new();
-    Form { cluster_id: ClusterId([7; 16]), members }.encode(&mut frame);
+    Form { cluster_id: ClusterId([7; 16]), members, probe: false }.encode(&mut frame);
     let body = &frame[5..];
     assert!(Form::decode(body).is_ok());
     let changed = |at: usize, byte: u8| {

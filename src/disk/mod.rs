@@ -8,6 +8,7 @@
 
 use std::io;
 
+mod blocks;
 mod overlay;
 mod real;
 mod refusing;
@@ -21,6 +22,9 @@ pub use refusing::Refusing;
 pub use ring::FlushRing;
 pub use staged::{StageError, Staged, exists};
 pub use viewed::{Holder, ViewedDisk};
+
+/// Bytes of a block of a disk, and of a page: what an append may write as a whole. Disks in use ask for 512 or 4096.
+pub const BLOCK_SIZE: usize = 4096;
 
 /// A handle to an open file of a [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,12 +60,25 @@ pub trait Disk {
     fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize>;
     /// `fdatasync`.
     fn sync_data(&mut self, file: FileId) -> io::Result<()>;
-    /// Writes all of `bytes` and makes *these bytes* durable, in one call where the system has one. What was
+    /// Writes all of `bytes`, behind which the file holds nothing but zeros up to the next multiple of
+    /// [`BLOCK_SIZE`] at least: a disk may write whole blocks.
+    fn append_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(file, offset, bytes)
+    }
+    /// As [`Disk::append_at`], and makes *these bytes* durable, in one call where the system has one. What was
     /// written to the file before and not synced stays as it was.
-    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn append_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.write_all_at(file, offset, bytes)?;
         self.sync_data(file)
     }
+    /// Writes zeros where the file reads as zeros, to whole blocks of an allocated file, so that appends there cost
+    /// less. Nothing is durable by that, and it has no error: what a disk does not write it tells the append.
+    /// `false`: no use asking again for this file.
+    fn zero_ahead(&mut self, _file: FileId, _offset: u64, _len: u64) -> bool {
+        false
+    }
+    /// Nothing is appended to the file any more: what is held for that is given back.
+    fn end_appends(&mut self, _file: FileId) {}
     /// Asks for an `fdatasync` that may end later. At most one is under way per disk.
     fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {
         self.sync_data(file).map(|()| Flush::Done)

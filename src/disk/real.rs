@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, Advice, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
+use super::blocks::{OpenFile, Via};
 use super::{Disk, FileId, Flush, FlushRing, advice};
 use crate::ledger::{Syscall, count};
 
@@ -33,6 +34,8 @@ const ZEROS_SIZE: usize = 1 << 20;
 
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
+const EXT4_MAGIC: u64 = 0xef53;
+const XFS_MAGIC: u64 = 0x5846_5342;
 
 /// Why a data directory cannot be used.
 #[derive(Debug)]
@@ -112,7 +115,10 @@ pub struct RealDisk {
     path: PathBuf,
     dir: OwnedFd,
     /// Indexed by [`FileId`]; a closed slot is used again.
-    files: Vec<Option<OwnedFd>>,
+    files: Vec<Option<OpenFile>>,
+    /// Whether logs are written by whole blocks here. Others than these file systems were not measured; one that
+    /// copies on write has no use for zeros.
+    by_blocks: bool,
     /// Where flushes go that the loop does not wait for. Without it every flush is answered at once.
     ring: Option<FlushRing>,
     /// Held open for the lock; without one the directory is somebody else's, or nobody's.
@@ -155,8 +161,7 @@ impl RealDisk {
             }
             Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
         }
-        let lock = Some(lock);
-        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: lock })
+        Ok(RealDisk { _lock: Some(lock), ..RealDisk::over(path, dir) })
     }
 
     /// A directory for single files that are made in it, and which is no data directory: without a lock.
@@ -166,7 +171,13 @@ impl RealDisk {
     pub fn open_any(path: &Path) -> io::Result<RealDisk> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let dir = fs::open(path, flags, Mode::empty())?;
-        Ok(RealDisk { path: path.to_owned(), dir, files: Vec::new(), ring: None, _lock: None })
+        Ok(RealDisk::over(path, dir))
+    }
+
+    fn over(path: &Path, dir: OwnedFd) -> RealDisk {
+        let magic = fs::fstatfs(&dir).map_or(0, |stat| stat.f_type as u64);
+        let by_blocks = [EXT4_MAGIC, XFS_MAGIC].contains(&magic);
+        RealDisk { path: path.to_owned(), dir, files: Vec::new(), by_blocks, ring: None, _lock: None }
     }
 
     /// What the directory lies on.
@@ -186,7 +197,22 @@ impl RealDisk {
 
     fn fd(&self, file: FileId) -> &OwnedFd {
         let slot = self.files.get(file.0 as usize).and_then(Option::as_ref);
+        &slot.expect("a handle is used only between open and close").fd
+    }
+
+    fn open_file(&mut self, file: FileId) -> &mut OpenFile {
+        let slot = self.files.get_mut(file.0 as usize).and_then(Option::as_mut);
         slot.expect("a handle is used only between open and close")
+    }
+
+    /// For the log, whose appends alone ask for it.
+    fn open_log(&mut self, file: FileId) -> &mut OpenFile {
+        let by_blocks = self.by_blocks;
+        let open = self.open_file(file);
+        if by_blocks {
+            open.try_blocks();
+        }
+        open
     }
 
     fn keep(&mut self, fd: OwnedFd) -> FileId {
@@ -194,11 +220,11 @@ impl RealDisk {
             self.files.push(None);
             self.files.len() - 1
         });
-        self.files[free] = Some(fd);
+        self.files[free] = Some(OpenFile::new(fd));
         FileId(u32::try_from(free).expect("descriptors are far fewer than 2^32"))
     }
 
-    fn open_file(&self, name: &str, extra: OFlags) -> io::Result<OwnedFd> {
+    fn open_name(&self, name: &str, extra: OFlags) -> io::Result<OwnedFd> {
         assert!(!name.contains('/') && name != LOCK_NAME, "{name} is no plain name of a file");
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
         count(Syscall::Open);
@@ -216,7 +242,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&mut self, name: &str, size: u64) -> io::Result<FileId> {
-        let fd = self.open_file(name, OFlags::CREATE | OFlags::EXCL)?;
+        let fd = self.open_name(name, OFlags::CREATE | OFlags::EXCL)?;
         if let Err(error) = allocate(&fd, size) {
             // Without its space the file is of no use; should even this fail, it is the caller's leftover
             // as after a crash, and the reason to report is still the first error.
@@ -227,11 +253,12 @@ impl Disk for RealDisk {
     }
 
     fn open(&mut self, name: &str) -> io::Result<FileId> {
-        let fd = self.open_file(name, OFlags::empty())?;
+        let fd = self.open_name(name, OFlags::empty())?;
         Ok(self.keep(fd))
     }
 
     fn close(&mut self, file: FileId) {
+        self.end_appends(file);
         count(Syscall::Close);
         self.files[file.0 as usize] = None;
     }
@@ -248,13 +275,33 @@ impl Disk for RealDisk {
         Ok(retry_on_intr(|| pread(fd, &mut *buffer, offset))?)
     }
 
+    fn zero_ahead(&mut self, file: FileId, offset: u64, len: u64) -> bool {
+        self.open_log(file).zero_ahead(offset, len)
+    }
+
+    fn end_appends(&mut self, file: FileId) {
+        self.open_file(file).end_appends();
+    }
+
     fn write_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.open_file(file).forget_block();
         let fd = self.fd(file);
         count(Syscall::Pwrite);
         Ok(retry_on_intr(|| pwrite(fd, bytes, offset))?)
     }
 
-    fn write_sync_at(&mut self, file: FileId, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    fn append_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // Only where zeros were written ahead, which decides the way: without them no block is read first.
+        match self.open_file(file).append(offset, bytes, Via::Cache)? {
+            true => Ok(()),
+            false => self.write_all_at(file, offset, bytes),
+        }
+    }
+
+    fn append_sync_at(&mut self, file: FileId, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+        if self.open_log(file).append(offset, bytes, Via::Disk)? {
+            return Ok(());
+        }
         while !bytes.is_empty() {
             count(Syscall::PwriteSync);
             let slices = [io::IoSlice::new(bytes)];

@@ -1,11 +1,13 @@
 //! What a node is told when it starts, and the sizes that a simulator makes small.
 
 use super::{FlushMode, PinConfig, RoleFlag, SnapshotConfig};
+use crate::limits::ELECTION_TIMEOUT_MS_DEFAULT;
 use crate::limits::{
     APPEND_BATCH_SIZE, CLIENT_OUTPUT_HIGH_WATER, CLIENT_OUTPUT_LOW_WATER, CLIENT_REQUESTS_IN_FLIGHT_MAX,
     IN_FLIGHT_SIZE_MAX, PEER_OUTPUT_HIGH_WATER, PEER_OUTPUT_LOW_WATER,
 };
 use crate::replication::commit::AckPolicy;
+use crate::replication::election::reads::ReadMode;
 use crate::wal::WalConfig;
 
 /// What a node is told when it starts. Validated; nothing in it is checked again.
@@ -17,7 +19,7 @@ pub struct NodeConfig {
     pub own_address: String,
     /// The role a new data directory takes.
     pub role: RoleFlag,
-    /// The followers of a leader, as `HOST:PORT`.
+    /// The followers of a leader, or the other members of a cluster that is to be formed, as `HOST:PORT`.
     pub peers: Vec<String>,
     /// The leader of a follower, or empty: where to send writers before the first session.
     pub leader: String,
@@ -43,6 +45,23 @@ pub struct NodeConfig {
     pub pin: PinConfig,
     /// When snapshots are made, and how they are loaded.
     pub snapshot: SnapshotConfig,
+    /// Of a node with `--role=auto`.
+    pub election: ElectionConfig,
+}
+
+/// What only a node goes by whose leader is elected.
+#[derive(Clone, Copy, Debug)]
+pub struct ElectionConfig {
+    /// Milliseconds without a leader after which a member campaigns. The same on all members.
+    pub timeout_ms: u64,
+    /// How reads are made linearizable.
+    pub reads: ReadMode,
+}
+
+impl Default for ElectionConfig {
+    fn default() -> ElectionConfig {
+        ElectionConfig { timeout_ms: ELECTION_TIMEOUT_MS_DEFAULT, reads: ReadMode::Lease }
+    }
 }
 
 /// How much is sent to a follower at once. In production these are the limits of [`crate::limits`]; the

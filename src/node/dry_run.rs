@@ -7,9 +7,11 @@
 //! it were read when the log was opened; neither is applied. The role is the one that the directory remembers.
 
 use super::load::Sources;
-use super::role::{StartRole, start_role};
+use super::role::start_role;
 use super::start::log_identity;
-use super::{FatalReason, FeedLimits, FlushMode, NodeConfig, PinConfig, RoleFlag, SnapshotConfig};
+use super::{
+    ElectionConfig, FatalReason, FeedLimits, FlushMode, NodeConfig, PinConfig, RoleFlag, SnapshotConfig,
+};
 use crate::disk::Disk;
 use crate::ids::Lsn;
 use crate::limits::{HEARTBEAT_MS_DEFAULT, INSYNC_TIMEOUT_MS_DEFAULT, SEGMENT_SIZE_DEFAULT};
@@ -61,7 +63,7 @@ fn run(disk: &mut dyn Disk, notes: &mut Vec<String>) -> Result<Outcome, FatalRea
     let (start, _) = start_role(meta.get().role, config.role, config.port).map_err(FatalReason::Role)?;
     let mut sources = Sources::find(disk, &log_identity(meta.get()))?;
     loop {
-        let follows = start == StartRole::Follow;
+        let follows = start.fetches_again();
         let Opened { wal, report } = sources.open_log(disk, &mut meta, follows, &config, 0)?;
         note_report(&report, notes);
         wal.close(disk);
@@ -114,6 +116,7 @@ fn note_report(report: &RecoveryReport, notes: &mut Vec<String>) {
 fn config_of(stored: StoredRole) -> NodeConfig {
     let role = match stored {
         StoredRole::FollowerByFlags | StoredRole::FollowerByCommand => RoleFlag::Follower,
+        StoredRole::Elected => RoleFlag::Auto,
         _ => RoleFlag::Leader,
     };
     NodeConfig {
@@ -133,5 +136,6 @@ fn config_of(stored: StoredRole) -> NodeConfig {
         feed: FeedLimits::default(),
         pin: PinConfig::default(),
         snapshot: SnapshotConfig::default(),
+        election: ElectionConfig::default(),
     }
 }

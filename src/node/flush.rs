@@ -139,11 +139,19 @@ impl Node {
         Ok(())
     }
 
+    /// When the flush under way was asked for.
+    pub(super) fn flush_began(&self) -> Option<Time> {
+        self.under_way.as_ref().map(|under_way| under_way.began)
+    }
+
+    /// Milliseconds that the flush under way has taken.
+    pub(super) fn flush_age_ms(&self, now: Time) -> Option<u64> {
+        self.flush_began().map(|began| now.since(began) / 1_000_000)
+    }
+
     /// For how long the flush under way has hung, if it is longer than it should.
     pub(super) fn flush_stalled_ms(&self) -> Option<u64> {
-        let under_way = self.under_way.as_ref()?;
-        let ms = self.now.since(under_way.began) / 1_000_000;
-        (ms >= FLUSH_STALL_MS).then_some(ms)
+        self.flush_age_ms(self.now).filter(|ms| *ms >= FLUSH_STALL_MS)
     }
 
     /// Tells the operator, once for each flush that hangs.

@@ -85,6 +85,11 @@ impl Session {
 }
 
 impl Node {
+    /// Whether a session with a leader stands.
+    pub(super) fn follows_somebody(&self) -> bool {
+        matches!(&self.role, Role::Follower(Follower { session: Some(_) }))
+    }
+
     pub(super) fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
         match &mut self.role {
             Role::Follower(Follower { session: Some(session) })
@@ -111,6 +116,7 @@ impl Node {
         let now = self.now;
         if let Some(session) = self.session_mut(conn) {
             session.last_heard = now;
+            self.hear_leader(now);
         }
     }
 
@@ -137,7 +143,10 @@ impl Node {
         let now = self.now;
         let term = self.meta.get().term;
         match self.session_mut(conn) {
-            Some(session) if session.term == term => session.last_heard = now,
+            Some(session) if session.term == term => {
+                session.last_heard = now;
+                self.hear_leader(begin);
+            }
             _ => {
                 self.counters.dead_session_frames += 1;
                 return Ok(());
@@ -225,6 +234,10 @@ impl Node {
     }
 
     pub(super) fn hear_in_sync(&mut self, in_sync: bool) -> Result<(), FatalReason> {
+        if self.is_elected() {
+            // Nobody asks for it there: a majority decides who may lead.
+            return Ok(());
+        }
         let in_sync = in_sync && self.repair_due().is_none();
         // Remembered over a restart, because a promotion asks for it; it changes rarely.
         if self.meta.get().in_sync != in_sync {

@@ -9,7 +9,9 @@ use crate::limits::PEER_IDLE_MS;
 use crate::meta::StoredRole;
 use crate::time::Time;
 use crate::wire::CMD_TYPES_KNOWN;
-use crate::wire::peer::{FEATURES_KNOWN, Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode};
+use crate::wire::peer::{
+    FEATURE_ELECTED, FEATURES_KNOWN, Hello, HelloError, PROTOCOL_VERSIONS, Refuse, RefuseCode,
+};
 use crate::{log_debug, log_info, log_warn};
 
 /// A node that dialled us and said hello.
@@ -33,7 +35,7 @@ impl Node {
         let meta = self.meta.get();
         Hello {
             versions: PROTOCOL_VERSIONS,
-            features: FEATURES_KNOWN,
+            features: FEATURES_KNOWN | if self.wants_elections() { FEATURE_ELECTED } else { 0 },
             cmd_types: CMD_TYPES_KNOWN,
             cluster_id: meta.cluster_id,
             node_id: meta.node_id,
@@ -49,8 +51,10 @@ impl Node {
     pub(super) fn greet(&mut self, io: &mut dyn Io, conn: ConnId, purpose: DialPurpose) {
         self.conns.insert(conn, Conn::PeerOut(PeerOut { purpose, node_id: None }));
         self.hello().encode(false, io.output(conn).bytes_mut());
-        if let DialPurpose::Session(index) = purpose {
-            self.peer_dialled(index, conn);
+        match purpose {
+            DialPurpose::Session(index) => self.peer_dialled(index, conn),
+            DialPurpose::Call(index) => self.call_dialled(io, index, conn),
+            DialPurpose::Promotion(_) => {}
         }
     }
 
@@ -80,6 +84,7 @@ impl Node {
             Err(error) => return fence(format!("HELLO of a node that says it listens at {error}")),
         };
         self.note_higher_term(io, &hello, &address)?;
+        self.dial_soon(hello.node_id);
         *self.conns.get_mut(conn).expect("the frame came from it") =
             Conn::PeerIn(PeerIn { node_id: hello.node_id, cluster_id: hello.cluster_id, address });
         self.hello().encode(true, io.output(conn).bytes_mut());
@@ -133,8 +138,13 @@ impl Node {
         }
         self.note_higher_term(io, &hello, &address)?;
         match purpose {
-            DialPurpose::Session(index) => self.open_session(io, conn, index, &hello),
+            DialPurpose::Session(index) => {
+                if self.may_open_session(io, conn, index, &hello) {
+                    self.open_session(io, conn, index, &hello);
+                }
+            }
             DialPurpose::Promotion(index) => self.send_probe(io, conn, index),
+            DialPurpose::Call(index) => self.call_greeted(io, conn, index, &hello)?,
         }
         Ok(())
     }
@@ -147,7 +157,9 @@ impl Node {
             self.note_damaged_snapshot(index);
         }
         self.close(io, conn, Close::Now);
-        if refuse.term > self.meta.get().term && self.leader().is_some() {
+        if self.is_elected() {
+            self.refused_in_term(io, refuse.code, refuse.term)?;
+        } else if refuse.term > self.meta.get().term && self.leader().is_some() {
             self.depose(io, refuse.term, refuse.leader, &refuse.leader_address)?;
         }
         self.dialled_peer_refused(io, purpose, &refuse.message)?;
@@ -178,6 +190,7 @@ impl Node {
         match purpose {
             DialPurpose::Session(index) => self.peer_refused(io, index, why),
             DialPurpose::Promotion(index) => self.promotion_silent(io, index, why)?,
+            DialPurpose::Call(index) => self.call_failed(io, index, why)?,
         }
         Ok(())
     }
@@ -188,6 +201,7 @@ impl Node {
                 self.leader().map_or_else(String::new, |leader| leader.peers[index].address.clone())
             }
             DialPurpose::Promotion(index) => self.promotion_address(index),
+            DialPurpose::Call(index) => self.call_address(index),
         }
     }
 
@@ -259,7 +273,8 @@ impl Node {
 
     /// A leader that meets a higher term stops taking writes at that moment.
     fn note_higher_term(&mut self, io: &mut dyn Io, hello: &Hello, address: &str) -> Result<(), FatalReason> {
-        if self.leader().is_none() || hello.term <= self.meta.get().term {
+        // Where leaders are elected a hello proves nothing: see `term_to_adopt`.
+        if self.leader().is_none() || self.is_elected() || hello.term <= self.meta.get().term {
             return Ok(());
         }
         let leads_itself = hello.leader == hello.node_id;

@@ -64,6 +64,7 @@ impl Node {
                 if from_any || session.conn == conn && session.term() == term && frame_term == term =>
             {
                 session.last_heard = now;
+                self.hear_leader(self.clock.now());
                 true
             }
             _ => false,

@@ -10,6 +10,7 @@ use crate::conn::{Close, ConnId, DialId, Io};
 use crate::ids::{Lsn, NodeId, Term};
 use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS, SESSION_SILENCE_MS, TRANSFER_SILENCE_MS};
 use crate::replication::commit::{CommitRule, FollowerState};
+use crate::replication::election::quorum_clock::QuorumClock;
 use crate::replication::link::Backoff;
 use crate::replication::progress::Progress;
 use crate::snapshot::SnapshotId;
@@ -35,6 +36,8 @@ pub struct Leader {
     pub(super) round: u64,
     pub(super) states: Vec<FollowerState>,
     pub(super) feed: Vec<u8>,
+    /// Of an elected one: since when a majority has heard it. Its followers are `peers`, in their order.
+    pub(super) quorum: Option<QuorumClock>,
 }
 
 /// One follower as its leader sees it.
@@ -147,6 +150,7 @@ impl Leader {
             round: 0,
             states: Vec::new(),
             feed: Vec::new(),
+            quorum: None,
         }
     }
 

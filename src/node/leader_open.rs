@@ -141,6 +141,9 @@ impl Node {
             if self.inflight.current().is_empty() { last.next() } else { self.inflight.current().first() };
         let behind = (next_lsn < current_first).then(Cursor::default);
         io.output(conn).expect_bulk();
+        if let Some(quorum) = &mut leader.quorum {
+            quorum.session(index);
+        }
         peer.link = Link::Streaming(Stream {
             conn,
             next_lsn,

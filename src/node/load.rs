@@ -342,7 +342,7 @@ impl Node {
             Err(LoadError::Log(error)) => Err(error.into()),
             Err(LoadError::Snapshot(error)) => {
                 sources.on_unreadable(&error);
-                self.reopen_log(&mut sources, start == StartRole::Follow)?;
+                self.reopen_log(&mut sources, start.fetches_again())?;
                 self.begin_load(sources, start)
             }
         }
@@ -396,7 +396,7 @@ impl Node {
         loader.close(self.disk.as_mut());
         self.keyspace.clear();
         sources.on_unreadable(why);
-        self.reopen_log(&mut sources, start == StartRole::Follow)?;
+        self.reopen_log(&mut sources, start.fetches_again())?;
         self.begin_load(sources, start).map(|_| ())
     }
 

@@ -26,6 +26,7 @@ mod client_sessions;
 mod config;
 mod conn_table;
 mod dry_run;
+mod elect;
 mod fatal;
 mod flush;
 pub mod follower;
@@ -56,11 +57,12 @@ mod transfer;
 mod turn;
 
 use crate::conn::{Close, ConnId, DialId, Io};
-use crate::ids::{Lsn, NodeId, Term};
+use crate::ids::{ClusterId, Lsn, NodeId, Term};
 use crate::keyspace::Keyspace;
 use crate::limits::BATCH_SIZE_MAX;
 use crate::marks::Marks;
 use crate::meta::MetaStore;
+use crate::replication::members::Members;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock, Time};
 use crate::trace::Trace;
@@ -68,9 +70,10 @@ use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
 use backup::Backup;
-pub use config::{Budgets, FeedLimits, NodeConfig};
+pub use config::{Budgets, ElectionConfig, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
 pub use dry_run::{DryRun, Outcome, dry_run};
+use elect::Elect;
 use fatal::fence;
 pub use fatal::{FatalReason, Fence, Stop};
 pub use flush::FlushMode;
@@ -166,6 +169,8 @@ pub struct Node {
     /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
     complete_at: Lsn,
     commit: Lsn,
+    /// The highest LSN heard to be committed, where the commit LSN in use may have been lowered since.
+    heard_commit: Lsn,
     /// The state is being loaded; until that is done there is no role but a follower's without a session.
     load: Option<Box<Loading>>,
     snapshots: Snapshots,
@@ -176,6 +181,7 @@ pub struct Node {
     had_work: bool,
     last_work: Time,
     role: Role,
+    elect: Elect,
     conns: ConnTable<Conn>,
     dials: Vec<(DialId, DialPurpose)>,
     /// Nodes that said hello on a connection of theirs, and until when they must have said what they want.
@@ -222,6 +228,8 @@ enum DialPurpose {
     Session(usize),
     /// An answer of the promotion's n-th peer.
     Promotion(usize),
+    /// A question to the n-th of the others, while a cluster is formed or a leader elected.
+    Call(usize),
 }
 
 impl Node {
@@ -243,6 +251,7 @@ impl Node {
         match self.take_dial(dial) {
             Some(DialPurpose::Session(peer)) => self.peer_down(io, peer, why),
             Some(DialPurpose::Promotion(peer)) => self.promotion_silent(io, peer, why)?,
+            Some(DialPurpose::Call(index)) => self.call_failed(io, index, why)?,
             None => {}
         }
         Ok(())
@@ -255,6 +264,7 @@ impl Node {
             Some(Conn::PeerOut(peer)) => match peer.purpose {
                 DialPurpose::Session(index) => self.peer_down(io, index, why),
                 DialPurpose::Promotion(index) => self.promotion_silent(io, index, why)?,
+                DialPurpose::Call(index) => self.call_failed(io, index, why)?,
             },
             Some(Conn::PeerIn(_)) => self.session_lost(conn, why),
             Some(Conn::Client(_)) => self.forget_repeats(conn),
@@ -268,6 +278,7 @@ impl Node {
         let Some(message_type) = MessageType::from_u8(frame.type_byte) else {
             return fence(format!("unknown message type 0x{:02x}", frame.type_byte));
         };
+        self.clock_first(io)?;
         let Some(known) = self.conns.get(conn) else { return Ok(()) };
         match (known, message_type) {
             (Conn::Client(_), _) => self.on_request(io, conn, message_type, frame.body),
@@ -284,6 +295,10 @@ impl Node {
             (Conn::PeerIn(_), MessageType::SnapshotOffer) => self.on_snapshot_offer(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Form) => self.on_form(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::Vote) => self.on_vote(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::FormReply) => self.on_form_reply(io, conn, frame.body),
+            (Conn::PeerOut(_), MessageType::VoteReply) => self.on_vote_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::HelloReply) => self.on_hello_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::Refuse) => self.on_refuse(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Refuse) => self.on_refused_by_dialler(io, conn, frame.body),
@@ -368,6 +383,11 @@ impl Node {
         self.meta.get().node_id
     }
 
+    /// The cluster it belongs to, if any, and who votes in it.
+    pub fn cluster(&self) -> (ClusterId, &Members) {
+        (self.meta.get().cluster_id, &self.meta.get().members)
+    }
+
     /// Last, commit and applied LSN.
     pub fn positions(&self) -> (Lsn, Lsn, Lsn) {
         (self.wal.last_lsn(), self.commit, self.applied)
@@ -383,6 +403,7 @@ impl Node {
         self.now = now;
         self.frames.last_ended = Some(now);
         self.loop_clock.advance(now);
+        self.election_turn_begins();
     }
 
     fn dial(&mut self, io: &mut dyn Io, purpose: DialPurpose, address: &str) -> DialId {

@@ -11,7 +11,7 @@ use crate::meta::{Meta, StoredRole};
 use crate::replication::promotion::{Answer, Objections, PeerAnswer, Position, judge, term_to_lead_in};
 use crate::time::Time;
 use crate::wire::client::Status;
-use crate::wire::peer::{Fence, FenceReply};
+use crate::wire::peer::{Fence, FenceReply, RefuseCode};
 use crate::{log_info, log_warn};
 
 /// A promotion under way.
@@ -46,6 +46,10 @@ impl Node {
         conn: ConnId,
         force: bool,
     ) -> Result<(), FatalReason> {
+        if let Some(why) = self.refuse_fixed_command("promote") {
+            self.reply(io, conn, Status::Refused, why.as_bytes());
+            return Ok(());
+        }
         if self.leader().is_some() {
             let message = self.promoted_document("this node leads already");
             self.reply(io, conn, Status::Ok, message.as_bytes());
@@ -140,6 +144,11 @@ impl Node {
         let fence = Fence::decode(body).map_err(malformed("FENCE"))?;
         let Some(Conn::PeerIn(peer)) = self.conns.get(conn) else { return Ok(()) };
         let address = peer.address.clone();
+        if self.wants_elections() {
+            let why = "this node's leader is elected: nobody is promoted there".to_owned();
+            self.refuse(io, conn, RefuseCode::NotFollower, why);
+            return Ok(());
+        }
         self.expect_more_of(conn);
         let leads = self.leader().is_some();
         let token = self.settle(io)?;
@@ -353,6 +362,10 @@ impl Node {
         address: &str,
         discard: bool,
     ) -> Result<(), FatalReason> {
+        if let Some(why) = self.refuse_fixed_command("follow") {
+            self.reply(io, conn, Status::Refused, why.as_bytes());
+            return Ok(());
+        }
         let address = match parse_address(address) {
             Ok(address) => address,
             Err(error) => {

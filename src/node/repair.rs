@@ -40,7 +40,11 @@ pub(super) fn open_log(
     config: &NodeConfig,
     salt: u64,
 ) -> Result<Opened, FatalReason> {
-    let knows_leader = !config.leader.is_empty() || !meta.get().leader_address.is_empty();
+    let known = meta.get();
+    let knows_leader = match known.members.len() {
+        0 => !config.leader.is_empty() || !known.leader_address.is_empty(),
+        members => members > 1,
+    };
     loop {
         let (known, pending) = (meta.get(), meta.get().repair.files_pending);
         let open = if pending { Wal::open_repairing } else { Wal::open };

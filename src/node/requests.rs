@@ -297,6 +297,9 @@ impl Node {
 
     /// The leader's address as far as this node knows; empty if the only one it knows is its own.
     pub(super) fn leader_address_for_clients(&self) -> String {
+        if self.is_elected() {
+            return self.elected_leader_address();
+        }
         let meta = self.meta.get();
         if meta.leader_id == meta.node_id { String::new() } else { meta.leader_address.clone() }
     }
@@ -348,16 +351,21 @@ impl Node {
         let clients: Vec<ConnId> =
             self.conns.iter().filter(|(_, conn)| matches!(conn, Conn::Client(_))).map(|(id, _)| id).collect();
         let (lsn, term) = (self.applied, self.meta.get().term);
+        // Where leaders are elected another one may have gone on already: what is here may be old.
+        let reads_end_too = self.is_elected();
         for conn in clients {
             let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { continue };
             for waiting in &mut client.waiting {
-                if let Waiting::Write { .. } | Waiting::Repeat { .. } = waiting {
-                    let mut frame = Vec::new();
-                    Reply { status: Status::OutcomeUnknown, lsn, term, payload: why.as_bytes() }
-                        .encode(&mut frame);
-                    client.owed_bytes += frame.len();
-                    *waiting = Waiting::Ready(frame);
-                }
+                let (status, payload) = match waiting {
+                    Waiting::Write { .. } | Waiting::Repeat { .. } => (Status::OutcomeUnknown, why),
+                    Waiting::Read { .. } if reads_end_too => (Status::NotLeader, ""),
+                    _ => continue,
+                };
+                let mut frame = Vec::new();
+                Reply { status, lsn, term, payload: payload.as_bytes() }.encode(&mut frame);
+                client.owed_bytes += frame.len();
+                client.owed_bytes -= waiting.owed_bytes();
+                *waiting = Waiting::Ready(frame);
             }
             self.drain_waiting(io, conn);
         }
@@ -387,8 +395,7 @@ impl Node {
         }
     }
 
-    /// Answers the first repeat that waits for this LSN, wherever it stands in its queue. `own`: the answer to the
-    /// record there.
+    /// Answers the first repeat that waits for this LSN, in its place: with `own` unless it has an answer already.
     pub(super) fn answer_repeat(&mut self, io: &mut dyn Io, conn: ConnId, until: Lsn, own: Answer) {
         let due = |waiting: &Waiting| match waiting {
             Waiting::Repeat { until: waited, answer } if *waited == until => Some(answer.unwrap_or(own)),

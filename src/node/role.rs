@@ -11,6 +11,8 @@ pub enum RoleFlag {
     Leader,
     /// `--role=follower`.
     Follower,
+    /// `--role=auto`.
+    Auto,
 }
 
 impl RoleFlag {
@@ -18,6 +20,7 @@ impl RoleFlag {
         match self {
             RoleFlag::Leader => "leader",
             RoleFlag::Follower => "follower",
+            RoleFlag::Auto => "auto",
         }
     }
 }
@@ -53,6 +56,15 @@ pub enum StartRole {
     Follow,
     /// Wait for an operator.
     Deposed,
+    /// Follow whoever is elected, or campaign; before that, form the cluster or be told of it.
+    Elect,
+}
+
+impl StartRole {
+    /// Whether a damaged log is cut in front of the damage and fetched again: others may hold what it held.
+    pub fn fetches_again(&self) -> bool {
+        matches!(self, StartRole::Follow | StartRole::Elect)
+    }
 }
 
 /// Decides the role at start. The flags say what a new data directory becomes; later `promote` and `follow`
@@ -62,7 +74,7 @@ pub fn start_role(
     flag: RoleFlag,
     port: u16,
 ) -> Result<(StartRole, Option<String>), String> {
-    use RoleFlag::{Follower as F, Leader as L};
+    use RoleFlag::{Auto, Follower as F, Leader as L};
     let outranked = |role: &str, undo: &str| {
         Some(format!(
             "W004 --role={} does not apply: {role}, and the data directory remembers it; to change that run \
@@ -83,14 +95,21 @@ pub fn start_role(
         (StoredRole::FollowerByCommand, L) => {
             Ok((StartRole::Follow, outranked("an operator told this node to follow", "promote")))
         }
-        (StoredRole::Deposed, _) => Ok((
+        (StoredRole::Unset | StoredRole::Elected, Auto) => Ok((StartRole::Elect, None)),
+        (_, Auto) => Err(
+            "the data directory belongs to a node whose role was fixed by flags or commands, and the flags say \
+             --role=auto: nothing was changed. Start it with the role it had, or name a --data-dir that is empty; a \
+             node that is to be elected begins as a new one"
+                .to_owned(),
+        ),
+        (StoredRole::Deposed, L | F) => Ok((
             StartRole::Deposed,
             Some(format!(
                 "W005 this node led until it met a higher term, and takes no writes; run `kv_client --port {port} \
                  follow ADDR` to make it a follower of the node that leads now, or `promote` to make it lead again"
             )),
         )),
-        (StoredRole::Elected, _) => Err(format!(
+        (StoredRole::Elected, L | F) => Err(format!(
             "the data directory belongs to a member of a cluster that elects its leader and the flags say --role={}: \
              nothing was changed. Start it with --role=auto, or name another --data-dir",
             flag.name()
@@ -127,6 +146,13 @@ mod tests {
         for flag in [RoleFlag::Leader, RoleFlag::Follower] {
             assert_eq!(start(Deposed, flag), Ok((StartRole::Deposed, true)));
             let refusal = start(Elected, flag).unwrap_err();
+            assert!(refusal.contains("nothing was changed") && refusal.contains("--role=auto"), "{refusal}");
+        }
+        for stored in [Unset, Elected] {
+            assert_eq!(start(stored, RoleFlag::Auto), Ok((StartRole::Elect, false)));
+        }
+        for stored in [LeaderByFlags, FollowerByFlags, LeaderByPromotion, FollowerByCommand, Deposed] {
+            let refusal = start(stored, RoleFlag::Auto).unwrap_err();
             assert!(refusal.contains("nothing was changed") && refusal.contains("--role=auto"), "{refusal}");
         }
         assert!(start(LeaderByFlags, RoleFlag::Follower).unwrap_err().contains("nothing was changed"));

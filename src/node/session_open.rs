@@ -16,7 +16,7 @@ use crate::wire::peer::{Open, OpenReply, RefuseCode};
 use crate::{log_info, log_warn};
 
 /// Why a session is not opened.
-struct Refusal(RefuseCode, String);
+pub(super) struct Refusal(pub RefuseCode, pub String);
 
 /// What is to be cut, and from what the state is made anew.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,10 +61,11 @@ impl Node {
         open: &Open,
         leader: &PeerIn,
     ) -> Result<Result<OpenReply, Refusal>, FatalReason> {
-        if self.leader().is_some() && open.term > self.meta.get().term {
-            self.depose(io, open.term, open.leader, &leader.address)?;
-        }
-        if let Err(refusal) = self.may_follow(open) {
+        let may_follow = match self.is_elected() {
+            true => self.may_follow_elected(io, open)?,
+            false => self.may_follow_fixed(io, open, leader)?,
+        };
+        if let Err(refusal) = may_follow {
             return Ok(Err(refusal));
         }
         if self.promotion.is_some() {
@@ -117,6 +118,7 @@ impl Node {
         }
         let session = Session::new(conn, &leader.address, open.term, self.now);
         self.role = Role::Follower(Follower { session: Some(session) });
+        self.hear_leader(self.clock.now());
         self.counters.sessions += 1;
         log_info!(
             "replication",
@@ -134,7 +136,19 @@ impl Node {
         }))
     }
 
-    /// Terms and roles: may this leader open a session at all?
+    /// Terms and roles: may this leader open a session at all? One that leads itself stops for a higher term.
+    fn may_follow_fixed(
+        &mut self,
+        io: &mut dyn Io,
+        open: &Open,
+        leader: &PeerIn,
+    ) -> Result<Result<(), Refusal>, FatalReason> {
+        if self.leader().is_some() && open.term > self.meta.get().term {
+            self.depose(io, open.term, open.leader, &leader.address)?;
+        }
+        Ok(self.may_follow(open))
+    }
+
     fn may_follow(&self, open: &Open) -> Result<(), Refusal> {
         let meta = self.meta.get();
         if open.term < meta.term {

@@ -6,8 +6,8 @@ use super::load::Sources;
 use super::replog::LineLimit;
 use super::role::{StartRole, start_role};
 use super::{
-    Budgets, ConnTable, Counters, FatalReason, Inflight, Node, NodeConfig, Pins, Removal, Role, RoleFlag,
-    Snapshots,
+    Budgets, ConnTable, Counters, Elect, FatalReason, Inflight, Node, NodeConfig, Pins, Removal, Role,
+    RoleFlag, Snapshots,
 };
 use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
@@ -42,7 +42,7 @@ impl Node {
         }
         let salt = rng.next_u64();
         let mut sources = Sources::find(disk.as_mut(), &log_identity(meta.get()))?;
-        let follows = start == StartRole::Follow;
+        let follows = start.fetches_again();
         let Opened { wal, report } = sources.open_log(disk.as_mut(), &mut meta, follows, &config, salt)?;
         log_recovery(&report);
         let keyspace = Keyspace::new([rng.next_u64(), rng.next_u64()]);
@@ -64,6 +64,7 @@ impl Node {
             complete_at: Lsn::ZERO,
             // What has its name was committed, whatever the marks of the log that was read can tell.
             commit: report.commit_lsn.max(published_e).min(last),
+            heard_commit: report.commit_lsn.max(published_e),
             load: None,
             snapshots: Snapshots::default(),
             backup: super::Backup::default(),
@@ -72,6 +73,7 @@ impl Node {
             had_work: false,
             last_work: now,
             role: Role::Follower(Follower::default()),
+            elect: Elect::Fixed,
             conns: ConnTable::new(),
             dials: Vec::new(),
             greeted: Vec::new(),
@@ -108,6 +110,7 @@ impl Node {
             StartRole::Follow => self.start_following()?,
             StartRole::Deposed => self.role = Role::Deposed,
             StartRole::Lead => self.start_leading()?,
+            StartRole::Elect => self.start_elected()?,
         }
         Ok(())
     }
@@ -179,7 +182,7 @@ fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<
     }
     let cluster_id = match config.role {
         RoleFlag::Leader => ClusterId(rng.bytes16()),
-        RoleFlag::Follower => ClusterId::NONE,
+        RoleFlag::Follower | RoleFlag::Auto => ClusterId::NONE,
     };
     let fresh = Meta {
         cluster_id,

@@ -11,7 +11,9 @@ use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
 #[cfg(doc)]
 use crate::limits::SESSION_SILENCE_MS;
+use crate::replication::election::quorum_clock::QuorumClock;
 use crate::replication::progress::Progress;
+use crate::time::Time;
 use crate::wal::Cursor;
 use crate::wire::peer::{Ack, AppendEntries, AppendTail};
 use crate::{log_at, log_info, log_warn};
@@ -21,6 +23,13 @@ impl Stream {
     pub(super) fn tell_in_sync(&mut self, progress: &Progress, term_lsn: Lsn) -> bool {
         self.told_in_sync = progress.may_be_told_in_sync(term_lsn);
         self.told_in_sync
+    }
+}
+
+/// A frame is on its way to a follower; an elected leader will know by its echo that it was heard.
+fn sent(quorum: &mut Option<QuorumClock>, follower: usize, round: u64, at: Time) {
+    if let Some(quorum) = quorum {
+        quorum.sent(follower, round, at);
     }
 }
 
@@ -38,7 +47,7 @@ impl Node {
         let term_lsn = leader.term_lsn;
         leader.round += 1;
         let mut sent_to = 0;
-        for peer in &mut leader.peers {
+        for (index, peer) in leader.peers.iter_mut().enumerate() {
             peer.progress.on_appended(last, loop_now);
             let Link::Streaming(stream) = &mut peer.link else { continue };
             if stream.behind.is_some() {
@@ -68,6 +77,7 @@ impl Node {
             }
             stream.next_lsn = last.next();
             stream.last_sent = now;
+            sent(&mut leader.quorum, index, leader.round, now);
             sent_to += 1;
         }
         if sent_to > 0 {
@@ -126,6 +136,9 @@ impl Node {
         self.marks.ack_received(index, &peer.address, ack.last_lsn, ack.spent.sync_ns);
         if let Some(trace) = &mut self.trace {
             trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
+        }
+        if let Some(quorum) = self.leader_mut().and_then(|leader| leader.quorum.as_mut()) {
+            quorum.echoed(index, ack.round);
         }
         self.rejoin(index);
         self.advance_commit(io);
@@ -247,6 +260,7 @@ impl Node {
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
             stream.last_sent = now;
+            sent(&mut leader.quorum, index, leader.round, now);
             if stream.next_lsn >= unsent_from {
                 stream.behind = None;
                 log_info!(
@@ -286,7 +300,7 @@ impl Node {
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
         let term_lsn = leader.term_lsn;
-        for peer in &mut leader.peers {
+        for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let sent_chain = match stream.next_lsn > last {
                 true => Some(last_chain),
@@ -307,6 +321,7 @@ impl Node {
             };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
             stream.last_sent = now;
+            sent(&mut leader.quorum, index, leader.round, now);
         }
     }
 

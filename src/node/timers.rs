@@ -11,6 +11,7 @@ use crate::{log_info, log_warn};
 impl Node {
     /// Runs what is due. `input_left`: peers sent more than this turn read, so nobody is judged for silence.
     pub fn on_timers(&mut self, io: &mut dyn Io, input_left: bool) -> Result<(), FatalReason> {
+        self.election_timers(io, input_left)?;
         self.leader_timers(io, input_left);
         self.follower_timers(io, input_left);
         self.install_timers()?;
@@ -29,12 +30,14 @@ impl Node {
         }
         let lines = [&self.sent_lines, &self.received_lines, &self.ack_lines];
         let deadlines = [
+            self.election_deadline(),
             self.leader_deadline(),
             self.follower_deadline(),
             self.install_deadline(),
             self.promotion_deadline(),
             self.flush_deadline(),
             self.snapshot_deadline(),
+            self.zeros_deadline(),
             self.backup_deadline(),
         ];
         let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);

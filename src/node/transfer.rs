@@ -136,6 +136,10 @@ impl Node {
         peer.progress.on_session(match_lsn, last, loop_now);
         peer.progress.leave();
         peer.session_stands();
+        if let Some(quorum) = &mut leader.quorum {
+            quorum.session(index);
+        }
+        let peer = &leader.peers[index];
         self.counters.sessions += 1;
         log_info!(
             "replication",
@@ -205,6 +209,9 @@ impl Node {
                 peer.backoff.on_success();
                 peer.down_told = false;
             }
+            if let Some(quorum) = self.leader_mut().and_then(|leader| leader.quorum.as_mut()) {
+                quorum.echoed(index, ack.offset);
+            }
             return Ok(());
         };
         if ack.offset != transfer.bytes || installed != (transfer.tag.s, transfer.chain) {
@@ -255,6 +262,9 @@ impl Node {
                 Ok(()) => {
                     transfer.next = Some(offset + size);
                     transfer.last_sent = now;
+                    if let Some(quorum) = &mut leader.quorum {
+                        quorum.sent(index, offset + size, now);
+                    }
                 }
                 Err(error) => {
                     unreadable = Some((index, format!("{} at byte {offset}: {error}", transfer.name)))

@@ -3,6 +3,7 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
+use crate::limits::ZEROS_IDLE_AFTER_MS;
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
@@ -121,7 +122,20 @@ impl Node {
                 Err(ReserveError::Failed(error)) => return Err(error.into()),
             }
         }
+        self.write_zeros();
         Ok(())
+    }
+
+    /// Zeros ahead of the log: what a busy one is about to need, or whatever is left once nothing came for a while.
+    fn write_zeros(&mut self) {
+        let idle = self.now >= self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
+        self.wal.write_zeros(self.disk.as_mut(), idle);
+    }
+
+    /// When zeros are written although nothing happens.
+    pub(super) fn zeros_deadline(&self) -> Option<Time> {
+        let idle_at = self.last_work.after_ms(ZEROS_IDLE_AFTER_MS);
+        self.wal.wants_zeros().then(|| self.now.max(idle_at))
     }
 
     /// Writes and syncs what is pending now, in the middle of a turn. For the rare steps that must know

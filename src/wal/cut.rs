@@ -33,6 +33,7 @@ use super::error::{ReadError, WalError};
 use super::mark::{Claims, MarkSeed};
 use super::reader::CHUNK_SIZE;
 use super::segment::{FORMAT_VERSION, HEADER_SIZE, Segment};
+use super::zeros::Zeros;
 
 /// The name of a file of kept records until it is whole.
 pub(super) const ASIDE_TMP_NAME: &str = "cut.kvcut.tmp";
@@ -417,6 +418,7 @@ impl Wal {
         if let Some(file) = self.active.take() {
             disk.close(file);
         }
+        self.zeros = Zeros::default();
         if survivors > 0 {
             let file = self.file_of(disk, survivors - 1).map_err(as_wal_error)?;
             self.read_files.release(self.segments[survivors - 1].header.first_lsn);

@@ -29,12 +29,13 @@
 //!
 //! Files: `segment` (header block), `mark`, `entry` (and the walk over both) hold the format, byte by byte;
 //! `start`, `scan` and `survey` find, `recovery` decides, `open` repairs, `damage` keeps aside what cannot be repaired;
-//! `writer`, `reader`, `cut`, `closed` and `remove` are the running log; `look` is for a person;
+//! `writer`, `zeros`, `reader`, `cut`, `closed` and `remove` are the running log; `look` is for a person;
 //! `archived` reads segments of a log that is not open here.
 //!
 //! What is deliberately absent: no knowledge of snapshots beyond the base that one gives, no compression, no
-//! recycling of segment files, no thread, no clock, and no retry of a failed sync: the first failure of a
-//! write or sync ends the process, and using the log after one is a bug (asserted).
+//! recycling of segment files (zeros written ahead give the same without old records in the way), no thread, no
+//! clock, and no retry of a failed sync: the first failure of a write or sync ends the process, and using the log after
+//! one is a bug (asserted).
 
 mod archived;
 mod closed;
@@ -53,6 +54,7 @@ mod segment;
 mod start;
 mod survey;
 mod writer;
+mod zeros;
 
 use crate::disk::FileId;
 use crate::ids::{Chain, ClusterId, Lsn, Term};
@@ -74,6 +76,7 @@ pub use writer::Durable;
 
 use reader::ReadFiles;
 use segment::{Header, Segment};
+use zeros::Zeros;
 
 /// What a flush means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +118,8 @@ pub struct Wal {
     segments_gone: usize,
     /// The last segment's file.
     active: Option<FileId>,
+    /// Up to where zeros were written ahead in the active segment.
+    zeros: Zeros,
     /// A file allocated ahead, under [`SPARE_NAME`].
     spare: Option<Spare>,
     /// Room for the mark, then entries.
@@ -144,6 +149,7 @@ pub struct Wal {
 struct Spare {
     file: FileId,
     bytes: u64,
+    zeros: Zeros,
 }
 
 impl Wal {

@@ -19,6 +19,7 @@ use super::recovery::Verdict;
 use super::segment::{SPARE_NAME, Segment};
 use super::start::{Base, Dropped, Identity, Mode, discover, open_file};
 use super::survey::{Survey, survey};
+use super::zeros::Zeros;
 use super::{Wal, WalConfig};
 
 /// A log that was opened, and what was found.
@@ -178,6 +179,7 @@ impl Wal {
             segments_gone: 0,
             segments: survey.segments.into_iter().map(|(segment, _)| segment).collect(),
             active: None,
+            zeros: Zeros::default(),
             spare: None,
             batch: vec![0; MARK_SIZE],
             reserved: 0,

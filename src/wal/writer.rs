@@ -12,6 +12,7 @@ use super::entry::{ENTRY_HEADER_SIZE, Position, put_entry};
 use super::error::{ReserveError, WalError};
 use super::mark::{MARK_SIZE, Mark};
 use super::segment::{HEADER_SIZE, Header, SPARE_NAME, Segment};
+use super::zeros::Zeros;
 use super::{Durability, Spare, Wal};
 use crate::sabotage::Variant::OldGenerationToken;
 
@@ -129,8 +130,8 @@ impl Wal {
         };
         self.batch[..MARK_SIZE].copy_from_slice(&mark.encode(segment.header.seed(), segment.end));
         let result = match sync && !crate::sabotage::is(crate::sabotage::Variant::AckBeforeFdatasync) {
-            true => disk.write_sync_at(file, segment.end, &self.batch),
-            false => disk.write_all_at(file, segment.end, &self.batch),
+            true => disk.append_sync_at(file, segment.end, &self.batch),
+            false => disk.append_at(file, segment.end, &self.batch),
         };
         let retried = crate::sabotage::is(crate::sabotage::Variant::RetryFailedFdatasync)
             && disk.sync_data(file).is_ok();
@@ -311,7 +312,7 @@ impl Wal {
             disk.remove(SPARE_NAME).map_err(|error| no_room(disk, "remove", error))?;
         }
         match disk.create(SPARE_NAME, bytes) {
-            Ok(file) => Ok(*self.spare.insert(Spare { file, bytes })),
+            Ok(file) => Ok(*self.spare.insert(Spare { file, bytes, zeros: Zeros::default() })),
             Err(error) => {
                 // What a failed allocation left is in the way of the next attempt. If it cannot be removed
                 // (or there is nothing), that attempt says so.
@@ -341,7 +342,7 @@ impl Wal {
         })?;
         self.spare = None;
         self.retire_active(disk, segment.header.first_lsn);
-        self.active = Some(spare.file);
+        (self.active, self.zeros) = (Some(spare.file), spare.zeros);
         self.segments.push(segment);
         self.invariants();
         Ok(())
@@ -356,6 +357,7 @@ impl Wal {
             self.segments.pop();
             disk.close(file);
         } else {
+            disk.end_appends(file);
             self.read_files.adopt(disk, first_lsn, file);
         }
     }

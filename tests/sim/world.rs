@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use kvstore::conn::DialId;
-use kvstore::node::{FlushMode, NodeConfig, RoleFlag};
+use kvstore::node::{ElectionConfig, FlushMode, NodeConfig, RoleFlag};
 use kvstore::rng::Rng;
 use kvstore::wal::{Durability, WalConfig};
 
@@ -464,6 +464,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         feed: knobs.feed,
         snapshot: knobs.snapshot,
         pin: knobs.pin,
+        election: ElectionConfig::default(),
     };
     Host {
         site,

@@ -123,9 +123,10 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             format!("{phase:?} of term {asked} {verdict}, term {}, commit {}", reply.term, reply.commit_lsn)
         }
         Type::Form => {
-            let Form { cluster_id, members } = Form::decode(body)?;
+            let Form { cluster_id, members, probe } = Form::decode(body)?;
             let members = members.iter().map(|member| name(names, member.node_id)).collect::<Vec<_>>();
-            format!("{}, members {}", cluster(cluster_id), members.join(" "))
+            let what = if probe { "probe of " } else { "" };
+            format!("{what}{}, members {}", cluster(cluster_id), members.join(" "))
         }
         Type::FormReply => {
             let FormReply { accepted, node_id, cluster_id, message } = FormReply::decode(body)?;

@@ -225,6 +225,7 @@ pub fn config(role: RoleFlag, peers: &[&str]) -> NodeConfig {
         feed: kvstore::node::FeedLimits::default(),
         pin: kvstore::node::PinConfig::default(),
         snapshot: kvstore::node::SnapshotConfig::default(),
+        election: kvstore::node::ElectionConfig::default(),
         wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
     }
 }

@@ -27,7 +27,7 @@ use std::rc::Rc;
 use kvstore::disk::{Disk, FileId, Flush};
 
 mod mem_file;
-use mem_file::{Chooser, DirOp, File, Inode, Sector};
+use mem_file::{Chooser, DirOp, Failing, Failure, File, Inode, Sector};
 pub use mem_file::{Keep, SECTOR_SIZE, SimulatedCrash, is_simulated_crash};
 
 /// `errno` values as Linux has them, so that tests need no further crate.
@@ -89,23 +89,6 @@ struct HeldFlush {
     /// Sectors with the number of their versions at the beginning.
     covers: Vec<(Sector, usize)>,
     failure: Option<Failing>,
-}
-
-#[derive(Clone, Debug)]
-struct Failure {
-    kind: OpKind,
-    /// So many of the kind succeed first.
-    after: u64,
-    forever: bool,
-    how: Failing,
-}
-
-/// How an operation fails.
-#[derive(Clone, Copy, Debug)]
-struct Failing {
-    errno: i32,
-    /// The sectors that a failing sync makes durable all the same.
-    keep: Keep,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -532,17 +515,30 @@ impl Disk for MemDisk {
         outcome(failure)
     }
 
-    /// As the one call of the system: only the sectors of these bytes become durable.
-    fn write_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.write_all_at(file, offset, bytes)?;
+    /// As the real disk: whole blocks are written, with what stands in front and zeros behind, and only their
+    /// sectors become durable.
+    fn append_sync_at(&mut self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let inode = self.state().inode(file)?;
+        let (begin, blocks) = self.state().file(inode).blocks_of(offset, bytes);
+        self.write_all_at(file, begin, &blocks)?;
         let mut state = self.state();
         let inode = state.inode(file)?;
         let name = state.file(inode).name.clone();
         let failure = state.begin(OpKind::Sync, &name, offset, bytes.len() as u64)?;
         let keep = failure.map_or(Keep::All, |how| how.keep);
-        let sectors = offset / SECTOR_SIZE as u64..(offset + bytes.len() as u64).div_ceil(SECTOR_SIZE as u64);
+        let sectors = begin / SECTOR_SIZE as u64..(begin + blocks.len() as u64).div_ceil(SECTOR_SIZE as u64);
         state.file(inode).settle_range(sectors, &mut Chooser::new(keep));
         outcome(failure)
+    }
+
+    /// Zeros over zeros change nothing; over anything else they would.
+    fn zero_ahead(&mut self, file: FileId, offset: u64, len: u64) -> bool {
+        let mut state = self.state();
+        let Ok(inode) = state.inode(file) else { return false };
+        let file = state.file(inode);
+        let there = &file.live[offset as usize..(offset + len) as usize];
+        assert!(there.iter().all(|&byte| byte == 0), "{}: zeros over what is written at {offset}", file.name);
+        true
     }
 
     fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {

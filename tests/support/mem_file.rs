@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::OpKind;
+use kvstore::disk::BLOCK_SIZE;
 use kvstore::rng::Rng;
 use std::fmt;
 use std::io;
@@ -53,6 +55,23 @@ impl Chooser {
     }
 }
 
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub kind: OpKind,
+    /// So many of the kind succeed first.
+    pub after: u64,
+    pub forever: bool,
+    pub how: Failing,
+}
+
+/// How an operation fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    pub errno: i32,
+    /// The sectors that a failing sync makes durable all the same.
+    pub keep: Keep,
+}
+
 pub type Inode = usize;
 pub type Sector = u64;
 
@@ -83,6 +102,19 @@ impl File {
             let content = self.sector(sector as Sector);
             self.dirty.entry(sector as Sector).or_default().push(content);
         }
+    }
+
+    /// The whole blocks that an append writes, and where they begin. Only zeros may stand behind it.
+    pub fn blocks_of(&self, offset: u64, bytes: &[u8]) -> (u64, Vec<u8>) {
+        let (File { live, name, .. }, from) = (self, offset as usize);
+        let (begin, end) = (from - from % BLOCK_SIZE, from + bytes.len());
+        let behind = &live[end.min(live.len())..end.next_multiple_of(BLOCK_SIZE).min(live.len())];
+        assert!(
+            behind.iter().all(|&byte| byte == 0),
+            "{name}: an append at {offset} is in front of something"
+        );
+        let blocks = [&live[begin..from], bytes, behind].concat();
+        (begin as u64, blocks)
     }
 
     pub fn persist(&mut self, sector: Sector, content: &[u8]) {

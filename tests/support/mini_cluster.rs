@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvstore::conn::{Close, ConnId, Delivered, DialId, Intake, Io, OutBuf};
 use kvstore::node::{
-    FatalReason, FeedLimits, FlushMode, Node, NodeConfig, PinConfig, RoleFlag, SnapshotConfig,
+    ElectionConfig, FatalReason, FeedLimits, FlushMode, Node, NodeConfig, PinConfig, RoleFlag, SnapshotConfig,
 };
 use kvstore::replication::commit::AckPolicy;
 use kvstore::time::{Clock, Time};
@@ -84,6 +84,8 @@ pub struct MiniCluster {
     pub feed: FeedLimits,
     /// As `snapshot`.
     pub pin: PinConfig,
+    /// As `snapshot`.
+    pub election: ElectionConfig,
 }
 
 fn address(name: &str) -> String {
@@ -138,6 +140,7 @@ impl MiniCluster {
             feed: self.feed,
             pin: self.pin,
             snapshot: self.snapshot,
+            election: self.election,
             wal: WalConfig { segment_bytes: 64 << 10, durability: Durability::Fsync },
         };
         let slot = self.slots.entry(name.to_owned()).or_insert_with(|| Slot {

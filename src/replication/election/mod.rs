@@ -8,7 +8,7 @@
 //! `replication::commit`'s, where logs part is `replication::history`'s. Every rule is also a known-bad variant
 //! (`sabotage`), and `tests/election_model.rs` fails for each.
 //!
-//! No role of the node uses this yet.
+//! The node gives them a clock, a record on disk and connections in `node::elect`.
 //!
 //! # Why this is Raft
 //!

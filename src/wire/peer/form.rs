@@ -1,7 +1,7 @@
 //! Forming a cluster: the founder tells every member who is in it.
 
 use super::session::decode_list;
-use super::{decode_address, finish, framed};
+use super::{decode_address, finish, finish_with_flags, framed};
 use crate::ids::{ClusterId, NodeId};
 use crate::limits::MEMBERS_MAX;
 use crate::replication::members::{Member, Members};
@@ -15,6 +15,8 @@ pub struct Form {
     pub cluster_id: ClusterId,
     /// Its members, sender and receiver included; never empty.
     pub members: Members,
+    /// Only a question: would you join? Changes nothing.
+    pub probe: bool,
 }
 
 /// The answer, when it is durable or refused.
@@ -30,6 +32,9 @@ pub struct FormReply {
     pub message: String,
 }
 
+/// The flag in the trailer of FORM of one that only asks.
+const PROBE: u16 = 1;
+
 /// Bytes of a member, at least: its id and the length of its address.
 const MEMBER_SIZE_MIN: usize = 16 + 2;
 
@@ -43,7 +48,7 @@ impl Form {
                 out.extend_from_slice(&member.node_id.0);
                 out.put_bytes16(member.address.as_bytes());
             }
-            out.put_trailer(0, |_| {});
+            out.put_trailer(if self.probe { PROBE } else { 0 }, |_| {});
         });
     }
 
@@ -67,8 +72,8 @@ impl Form {
             },
         )?;
         let members = Members::from_sorted(members).filter(|members| !members.is_empty()).ok_or(error)?;
-        finish(reader)?;
-        Ok(Form { cluster_id, members })
+        let (flags, []) = finish_with_flags(reader, [])?;
+        Ok(Form { cluster_id, members, probe: flags & PROBE != 0 })
     }
 }
 
