@@ -171,11 +171,16 @@ pub const HANDSHAKE_DEADLINE_MS: u64 = 5_000;
 pub const FLUSH_READER_MS: u64 = 1_000;
 /// Milliseconds of one flush of the log after which the node counts as stalled: its heartbeats stop.
 pub const FLUSH_STALL_MS: u64 = 2_000;
+/// Milliseconds from which on a sync is slow: an elected leader's next ones run beside the loop, where a majority need
+/// not wait for them. A disk that is well takes a fifth of that at most.
+pub const FLUSH_SLOW_MS: u64 = 5;
 /// Milliseconds in which a node that said hello must open a session or ask something, and again after each
 /// question: longer than a promotion is silent between its two.
 pub const PEER_IDLE_MS: u64 = 10_000;
 /// Milliseconds between heartbeats of a leader, by default.
 pub const HEARTBEAT_MS_DEFAULT: u64 = 100;
+/// Milliseconds without a frame after which an elected leader tells a follower what has been committed since.
+pub const COMMIT_NEWS_MS: u64 = 10;
 /// Milliseconds without a leader after which a member of an elected cluster campaigns, by default. A disk that stalls
 /// for the odd 100 ms costs nobody leadership.
 pub const ELECTION_TIMEOUT_MS_DEFAULT: u64 = 500;

@@ -87,11 +87,15 @@ variants! {
     ReadBeforeTermRecord = "read-before-term-record";
     /// A follower of an elected leader applies what is on its disk.
     FollowerAppliesUncommitted = "follower-applies-uncommitted";
+    /// A leader judges its lease by the time its turn began.
+    StaleReadAfterPause = "stale-read-after-pause";
+    /// A lease that is given up before leadership is handed over goes on.
+    LeaseKeptDuringTransfer = "lease-kept-during-transfer";
 }
 
 impl Variant {
     /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches those of its rules,
-    /// `tests/apply_committed.rs` what a node makes of them.
+    /// `tests/apply_committed.rs` and `tests/elected_reads.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[
         Variant::VoteNotDurable,
         Variant::NoPreVote,
@@ -101,6 +105,8 @@ impl Variant {
         Variant::VotesRightAfterRestart,
         Variant::ReadBeforeTermRecord,
         Variant::FollowerAppliesUncommitted,
+        Variant::StaleReadAfterPause,
+        Variant::LeaseKeptDuringTransfer,
     ];
 }
 

@@ -10,7 +10,7 @@ use election::messages::Message;
 use election::node::{Node, Role};
 use election::script::Script;
 use kvstore::ids::{Lsn, Term};
-use kvstore::replication::election::reads::ReadMode;
+use kvstore::replication::election::reads::{ReadMode, ReadVerdict, judge};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -250,6 +250,43 @@ fn a_hand_over_moves_the_lead_at_once_and_the_lease_does_not_outlive_it() {
     script.deliver(|_, _, message| !matches!(message, Message::Open { .. }));
     assert!(script.nodes[B].leader().is_some(), "C has heard A a moment ago, and votes");
     assert_eq!(script.nodes[B].term(), term(2));
+}
+
+/// The lease that A gave up before it asked B to campaign, looked at when B already leads and has committed a write: as
+/// A would be if its message were quicker than the end of its office.
+fn a_lease_given_up_for_a_hand_over() {
+    let mut script = led_by_a();
+    script.replicate(A, C, 60);
+    script.replicate(A, B, 10);
+    let Role::Leader(leader) = &script.nodes[A].role else { panic!("A leads") };
+    let (mut quorum, positions) = (leader.quorum.clone(), (leader.term_lsn, script.nodes[A].applied));
+    assert!(quorum.lease_holds(script.now));
+    quorum.give_up_lease();
+    let now = script.now;
+    script.nodes[A].hand_over(B, now);
+    script.after(A);
+    script.deliver(|_, to, _| to != A);
+    script.write(B, 71);
+    script.replicate(B, C, 10);
+    assert!(script.nodes[B].applied > positions.1, "B has committed what A does not have");
+    let verdict = judge(ReadMode::Lease, (script.now, script.now), &quorum, positions);
+    assert_ne!(verdict, ReadVerdict::Now, "stale read: A's lease outlives its hand-over");
+}
+
+#[test]
+fn a_lease_is_given_up_before_a_hand_over_leaves() {
+    a_lease_given_up_for_a_hand_over();
+}
+
+#[cfg(feature = "sabotage")]
+#[test]
+fn a_lease_that_outlives_its_hand_over_is_caught() {
+    use kvstore::sabotage::{Variant, set};
+    set(Some(Variant::LeaseKeptDuringTransfer));
+    let ended = std::panic::catch_unwind(a_lease_given_up_for_a_hand_over);
+    set(None);
+    let text = *ended.unwrap_err().downcast::<String>().expect("checks panic with words");
+    assert!(text.contains("stale read"), "{text}");
 }
 
 #[cfg(feature = "sabotage")]

@@ -23,6 +23,7 @@ use super::{Client, ClientError, Fetch, FetchError};
 use crate::address::parse_address;
 use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
+use crate::wire::client::ReadMode;
 
 /// A snapshot takes as long as it takes: this is for a node that has gone.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -107,6 +108,10 @@ enum Command {
         /// 1 to 65535 bytes, any bytes.
         #[arg(allow_negative_numbers = true)]
         key: OsString,
+        /// How to read it, where leaders are elected: lease, quorum, or local, which any node answers and which may be
+        /// old; `-o json` shows how old. Without this as the node's own --reads says.
+        #[arg(long, value_name = "MODE", value_parser = parse_read_mode)]
+        reads: Option<ReadMode>,
     },
     /// Remove a key; exit 1 if it was not there.
     Delete {
@@ -229,6 +234,10 @@ impl Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Millionths(u64);
 
+fn parse_read_mode(text: &str) -> Result<ReadMode, String> {
+    ReadMode::from_name(text).ok_or_else(|| "one of lease, quorum, local is meant".to_owned())
+}
+
 fn parse_percentile(text: &str) -> Result<Millionths, String> {
     match text.parse::<f64>() {
         Ok(percentile) if (0.0..100.0).contains(&percentile) => {
@@ -307,7 +316,10 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
                 true => output::explained(&client.put_explained(key.as_bytes(), value)?, format),
             }
         }
-        Command::Get { key } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
+        Command::Get { key, reads: None } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
+        Command::Get { key, reads: Some(reads) } => {
+            output::read(key.as_bytes(), client.get_with(key.as_bytes(), reads)?, format)
+        }
         Command::Delete { key } => output::deleted(key.as_bytes(), &client.delete(key.as_bytes())?, format),
         Command::Ping => output::pong(&client.ping()?, format),
         Command::Status => output::status(&client.status()?.value, format),

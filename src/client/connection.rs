@@ -28,6 +28,8 @@ pub struct OwnedReply {
     pub term: Term,
     /// What the status says it is.
     pub payload: Vec<u8>,
+    /// Of a local read: for how many milliseconds there may have been newer values elsewhere, if the node can tell.
+    pub age_ms: Option<u64>,
 }
 
 impl OwnedReply {
@@ -203,8 +205,9 @@ fn owned_reply(frame: &Frame<'_>) -> Result<OwnedReply, Loss> {
     if frame.type_byte != MessageType::Reply as u8 {
         return Err(Loss::NotReply(frame.type_byte));
     }
-    let Reply { status, lsn, term, payload } = Reply::decode(frame.body).map_err(Loss::BadReply)?;
-    Ok(OwnedReply { status, lsn, term, payload: payload.to_vec() })
+    let (reply, age_ms) = Reply::decode_with_age(frame.body).map_err(Loss::BadReply)?;
+    let Reply { status, lsn, term, payload } = reply;
+    Ok(OwnedReply { status, lsn, term, payload: payload.to_vec(), age_ms })
 }
 
 /// Whether losing the answer to this request leaves something unknown.
@@ -213,7 +216,11 @@ fn changes_something(request: &Request<'_>) -> bool {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
         Request::Numbered { .. } => true,
         Request::Promote { .. } | Request::Follow { .. } | Request::Snapshot { .. } => true,
-        Request::Get { .. } | Request::Ping | Request::Status | Request::Inspect(_) => false,
+        Request::Get { .. }
+        | Request::GetWith { .. }
+        | Request::Ping
+        | Request::Status
+        | Request::Inspect(_) => false,
         // At most a snapshot is made by it, or a session that nobody uses.
         Request::Backup(_) | Request::OpenSession => false,
     }

@@ -41,7 +41,7 @@ use crate::address::parse_address;
 use crate::ids::{Lsn, Term};
 use crate::limits::{FRAME_SIZE_MAX, FRAME_SLACK};
 use crate::rng::Rng;
-use crate::wire::client::{Inspect, Request, SizeProblem, Status};
+use crate::wire::client::{Inspect, ReadMode, Request, SizeProblem, Status};
 pub use backup::{Fetch, FetchError};
 pub use connection::OwnedReply;
 use connection::{Connection, Deadline};
@@ -61,6 +61,15 @@ pub struct Served<T> {
     pub lsn: Lsn,
     /// The term of the node that answered.
     pub term: Term,
+}
+
+/// What a read found that asked for a way of reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The value; `None`: there is none.
+    pub value: Option<Vec<u8>>,
+    /// Of a local read: for how long there may have been newer values elsewhere, as far as the node can tell.
+    pub age: Option<Duration>,
 }
 
 /// A write with the node's account of where its time went.
@@ -155,6 +164,14 @@ impl Client {
         self.expect(&[Status::Ok, Status::NotFound], &reply)?;
         let value = (reply.status == Status::Ok).then(|| std::mem::take(&mut reply.payload));
         Ok(served(value, &reply))
+    }
+
+    /// Reads a key in another way than the node does by default.
+    pub fn get_with(&mut self, key: &[u8], reads: ReadMode) -> Result<Served<Read>, ClientError> {
+        let mut reply = self.call(&Request::GetWith { key, reads })?;
+        self.expect(&[Status::Ok, Status::NotFound], &reply)?;
+        let value = (reply.status == Status::Ok).then(|| std::mem::take(&mut reply.payload));
+        Ok(served(Read { value, age: reply.age_ms.map(Duration::from_millis) }, &reply))
     }
 
     /// Removes a key; says whether it was there. The removal of an absent key has an LSN as well.

@@ -15,7 +15,7 @@ use super::failure::{
 };
 use super::measured_text::Ledger;
 use super::table::micros;
-use super::{ClientError, Explained, Pong, Served, Surveyed};
+use super::{ClientError, Explained, Pong, Read, Served, Surveyed};
 use super::{cluster_text, measured_text, receipt_text, status_text, watch};
 
 /// Characters of a key shown in a message.
@@ -91,6 +91,20 @@ pub fn got(key: &[u8], served: Served<Option<Vec<u8>>>, format: Format) -> Print
         (Some(value), Format::Json) => {
             Printed::json(&json!({"ok": true, "value": bytes_as_json(value), "lsn": lsn, "term": term}))
         }
+    }
+}
+
+/// The same for a read that asked for a way of reading; JSON has the age of a local one, or null.
+pub fn read(key: &[u8], served: Served<Read>, format: Format) -> Printed {
+    let Served { value: Read { value, age }, lsn, term } = served;
+    match (value, format) {
+        (Some(value), Format::Json) => {
+            let age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+            Printed::json(&json!({
+                "ok": true, "value": bytes_as_json(&value), "lsn": lsn.0, "term": term.as_u64(), "age_ms": age_ms,
+            }))
+        }
+        (value, _) => got(key, Served { value, lsn, term }, format),
     }
 }
 

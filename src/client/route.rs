@@ -22,7 +22,7 @@ use super::error::{Answer, Asked, ClientError, DeadEnd};
 use super::{Client, HOPS_MAX};
 use crate::address::parse_address;
 use crate::rng::Rng;
-use crate::wire::client::{Request, Status};
+use crate::wire::client::{ReadMode, Request, Status};
 
 /// How long a silent node is waited for in the first round. On one machine an answer takes 0.1 ms and an election
 /// some 100 ms; this is long enough for a round trip of a tenth of a second to a node that is busy as well.
@@ -233,15 +233,18 @@ fn note(asked: &mut Vec<Asked>, address: &str, said: Answer) {
 /// Whether a request is for the leader, and goes where NOT_LEADER points. A read does where a node serves leaders'
 /// reads only; others answer it themselves.
 pub(super) fn is_for_the_leader(request: &Request<'_>) -> bool {
-    matches!(
-        request,
-        Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } | Request::Get { .. }
-    )
+    match request {
+        Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } | Request::Get { .. } => {
+            true
+        }
+        Request::GetWith { reads, .. } => *reads != ReadMode::Local,
+        _ => false,
+    }
 }
 
 /// Whether asking twice is the same as asking once.
 fn is_safe_to_repeat(request: &Request<'_>) -> bool {
-    matches!(request, Request::Get { .. })
+    matches!(request, Request::Get { .. } | Request::GetWith { .. })
 }
 
 pub(super) fn points_elsewhere(reply: &OwnedReply) -> bool {

@@ -44,7 +44,7 @@ fn ask(address: &str, deadline: Deadline, share: Duration) -> Result<Connection,
 }
 
 fn document(mut connection: Connection, deadline: Deadline) -> Result<Value, ClientError> {
-    let OwnedReply { status, lsn, term, payload } = connection.receive(deadline)?;
+    let OwnedReply { status, lsn, term, payload, .. } = connection.receive(deadline)?;
     let address = connection.address().to_owned();
     if status != Status::Ok {
         let message = String::from_utf8_lossy(&payload).into_owned();

@@ -3,7 +3,7 @@
 //! | who leads the cluster | a leader applies | a follower applies |
 //! |---|---|---|
 //! | a node by its flags, or an operator | what is committed | what is on its disk, before its ACK |
-//! | an elected node | what is committed | what is committed and on its disk, after its ACK |
+//! | an elected node | what is committed, on its own disk or not | what is committed and on its disk, after its ACK |
 //!
 //! Which row counts is a property of the cluster. A member knows it from META. A read replica, a follower by its flags,
 //! is told with OPEN, and remembers it: what its disk holds may be cut there, what it shows must not be.
@@ -11,6 +11,11 @@
 //! Invariants of every node of an elected cluster:
 //! - `applied <= commit`, so a cut of what is not committed never touches the state, and reads go back only where an
 //!   operator gave up what was committed (`--discard`).
+//! - A leader's own disk is one vote among equals, so it may apply and answer what a majority has and its own disk has
+//!   not. All of that is sent and written (in the page cache, so that a snapshot or a backup can read it), and it is
+//!   nothing that this node alone answers for: if it crashes, the majority has it, and no log without it is elected.
+//!   What this node says of *its* disk never goes beyond that: marks, votes, the end of its log, the name of a snapshot
+//!   (E is durable here), and the answer to an OPEN, for which its log is settled first.
 //! - A restart knows as committed what the newest mark and the published snapshots say. Up to there the state is
 //!   loaded; the records behind wait in the log until a leader says more.
 //! - A record that waits is in `inflight` or in the written log. A follower's memory holds the newest ones, up to an
@@ -80,6 +85,7 @@ impl Node {
             "LSN {to} is to be applied, and {} is committed",
             self.commit
         );
+        assert!(to <= self.releasable(), "LSN {to} is to be applied, and is not written");
         self.due.to = to;
         if self.next_is_held() {
             self.apply_held(io);

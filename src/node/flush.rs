@@ -9,12 +9,20 @@
 //! a change of role, and so every cut), and the begin of a segment. The ring is not asked where nothing could happen
 //! meanwhile, or nothing is to be synced: see [`Node::goes_beside`].
 //!
+//! An elected leader's disk is one among equals (`AckPolicy::Majority`), and must not set the pace of two that are
+//! faster. While a flush is under way whose records a majority has committed without it, the next batch leaves and is
+//! written at once (`send_ahead`): the followers' disks set the pace then, and one flush here covers all that was
+//! written meanwhile. `auto` goes beside the loop for that after a sync of [`FLUSH_SLOW_MS`].
+//!
 //! A disk that hangs does not stop such a loop, so it must not look well either: a node whose flush is older than
 //! [`FLUSH_STALL_MS`] is *stalled*. It says so, sends no heartbeats until the flush has ended, and its followers take
 //! it for gone after their limit of silence, as they would if it had waited inline.
 
+use super::leader::Leader;
 use super::{FatalReason, Node};
 use crate::conn::{Io, Wire};
+#[cfg(doc)]
+use crate::limits::FLUSH_SLOW_MS;
 use crate::limits::{FLUSH_READER_MS, FLUSH_STALL_MS};
 use crate::time::Time;
 use crate::wal::{Durability, Durable, ReserveError};
@@ -61,7 +69,7 @@ impl Node {
         let wanted = match self.config.flush {
             FlushMode::Inline => false,
             FlushMode::Beside => true,
-            FlushMode::Auto => self.others_would_wait(),
+            FlushMode::Auto => self.others_would_wait() || self.need_not_wait_for_own_disk(),
         };
         wanted && self.config.wal.durability == Durability::Fsync
     }
@@ -73,6 +81,36 @@ impl Node {
         let Some((reader, at)) = self.last_read else { return false };
         let writer = self.leader().and_then(|leader| leader.writers.back()).map(|(_, conn)| *conn);
         self.now.since(at) < FLUSH_READER_MS * 1_000_000 && writer != Some(reader)
+    }
+
+    /// Whether this node's disk was slow a moment ago, and a majority can do without it.
+    fn need_not_wait_for_own_disk(&self) -> bool {
+        let was_slow = self.slow_sync_at.is_some_and(|at| self.now.since(at) < FLUSH_READER_MS * 1_000_000);
+        was_slow && self.leader().is_some_and(Leader::has_majority_beside)
+    }
+
+    /// Whether the next batch need not wait for the flush under way: what that is for is committed without it, so the
+    /// disks of a majority are faster than this one, and have nothing to do.
+    pub(super) fn outruns_own_disk(&self) -> bool {
+        let current = self.inflight.current();
+        self.flush_is_under_way()
+            && !current.is_empty()
+            && self.commit >= current.first().prev()
+            && self.leader().is_some_and(Leader::has_majority_beside)
+    }
+
+    /// The batch to the followers, and into the file; the flush of it comes when the one under way has ended. What is
+    /// written and not synced is bounded by the segment: the next one begins only behind a sync.
+    pub(super) fn send_ahead(&mut self, wire: &mut impl Wire) -> Result<(), FatalReason> {
+        self.trace_turn();
+        self.send_current_batch(wire);
+        self.flush_followers(wire)?;
+        self.inflight.seal();
+        if let Some(trace) = &mut self.trace {
+            trace.sent_ahead(self.clock.now());
+        }
+        let commit = self.effective_commit();
+        Ok(self.wal.write(self.disk.as_mut(), commit)?)
     }
 
     /// Writes the batch and asks for its flush. `Some`: it has ended already.

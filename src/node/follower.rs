@@ -177,7 +177,7 @@ impl Node {
             let (bytes, chain) = self.inflight.current().slice(index, index + 1);
             self.wal.append_checked(bytes, chain);
         }
-        self.commit = self.commit.max(frame.tail.commit_lsn);
+        self.hear_commit(frame.tail.commit_lsn, begin);
         self.had_work |= frame.record_count > 0;
         self.hear_in_sync(frame.tail.in_sync)?;
         let decode_ns = saturate(self.clock.now().since(begin));

@@ -14,6 +14,7 @@ impl Node {
     /// Their time begins where that of the read before has ended, or with the turn: one reading of the clock for each
     /// read and not two, and the call that read them is counted to those it brought.
     pub fn begin_frames(&mut self) {
+        self.read_at = None;
         if self.trace.is_some() {
             let started = self.frames.last_ended.take().unwrap_or_else(|| self.clock.now());
             self.frames =

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use super::client_sessions::UnderWay;
 use super::keep::Kept;
+use super::reads::Rounds;
+use super::stream::awaits_frame;
 use super::transfer::Transfer;
 use super::{DialPurpose, FatalReason, Node, NodeConfig, Role};
 use crate::conn::{Close, ConnId, DialId, Io};
@@ -33,6 +35,8 @@ pub struct Leader {
     pub barred_readers: Vec<ConnId>,
     /// What clients numbered and is not applied yet.
     pub(super) under_way: UnderWay,
+    /// Who waits for an echo.
+    pub(super) rounds: Rounds,
     pub(super) round: u64,
     pub(super) states: Vec<FollowerState>,
     pub(super) feed: Vec<u8>,
@@ -119,6 +123,8 @@ pub struct Stream {
     pub(super) round_heard: u64,
     /// What the follower last heard of being in sync.
     pub(super) told_in_sync: bool,
+    /// What it last heard to be committed.
+    pub(super) told_commit: Lsn,
     /// Bytes that waited to be written when this was last looked at.
     pub(super) waiting_bytes: usize,
 }
@@ -147,6 +153,7 @@ impl Leader {
             writers: VecDeque::new(),
             barred_readers: Vec::new(),
             under_way: UnderWay::default(),
+            rounds: Rounds::default(),
             round: 0,
             states: Vec::new(),
             feed: Vec::new(),
@@ -162,6 +169,11 @@ impl Leader {
     /// The number of the newest frame sent to any follower.
     pub fn round(&self) -> u64 {
         self.round
+    }
+
+    /// Whether it was elected, and its followers alone can be a majority.
+    pub(super) fn has_majority_beside(&self) -> bool {
+        self.quorum.is_some() && self.peers.len() >= 2
     }
 
     /// Nodes in sync, the leader among them.
@@ -320,7 +332,7 @@ impl Node {
         let leader = self.leader()?;
         let timeout_ns = self.config.insync_timeout_ms * 1_000_000;
         let stalled = self.flush_stalled_ms().is_some();
-        let times = leader.peers.iter().flat_map(|peer| {
+        let times = leader.peers.iter().enumerate().flat_map(|(index, peer)| {
             let link = match &peer.link {
                 Link::Down { retry_at, .. } => *retry_at,
                 Link::Dialing { deadline, .. }
@@ -331,7 +343,11 @@ impl Node {
                 Link::Streaming(stream) if stream.behind.is_some() || stalled => {
                     stream.last_heard.after_ms(SESSION_SILENCE_MS + 1)
                 }
-                Link::Streaming(stream) => stream.last_sent.after_ms(self.config.heartbeat_ms),
+                Link::Streaming(_) if awaits_frame(&leader.quorum, &leader.rounds, index) => self.now,
+                Link::Streaming(stream) => {
+                    let is_elected = leader.quorum.is_some();
+                    stream.heartbeat_due(self.commit_to_tell(), self.config.heartbeat_ms, is_elected)
+                }
             };
             // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
             let sleep_ns_max = self.loop_clock.credit_max_ns();

@@ -152,6 +152,7 @@ impl Node {
             last_heard: now,
             round_heard: 0,
             told_in_sync: false,
+            told_commit: Lsn::ZERO,
             waiting_bytes: 0,
         });
         peer.progress.on_session(match_lsn, awaited, loop_now);

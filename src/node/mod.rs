@@ -16,7 +16,8 @@
 //! Invariants:
 //! - Nothing that claims durability is built without a token of the log or of the identity record.
 //! - `applied <= durable`; on a leader `applied` grows with `commit` only (the state it began with aside). Where the
-//!   leader is elected, `applied <= commit` on every node; see `apply`.
+//!   leader is elected, `applied <= commit` on every node, and a leader may apply what its own disk does not have yet;
+//!   see `apply`.
 //! - `commit` never goes back while the process lives, but for a follower's cut that an operator allowed.
 //! - A write is in `inflight` from its append until it is applied, or, where it may have to wait long, in the log.
 
@@ -40,6 +41,7 @@ mod leader_open;
 mod load;
 mod pace;
 mod promote;
+mod reads;
 mod rebuild;
 mod repair;
 mod replog;
@@ -160,11 +162,16 @@ pub struct Node {
     meta: MetaStore,
     wal: Wal,
     under_way: Option<flush::UnderWay>,
+    /// When a sync ended last that was slow.
+    slow_sync_at: Option<Time>,
     /// Who was answered a read last, and when.
     last_read: Option<(ConnId, Time)>,
     keyspace: Keyspace,
     inflight: Inflight,
     due: apply::Due,
+    freshness: reads::Freshness,
+    /// A reading of the clock from after the frames came that are being read.
+    read_at: Option<Time>,
     applied: Lsn,
     /// The state is that of `applied` once that has reached this: it came from a snapshot that ended there.
     complete_at: Lsn,

@@ -9,10 +9,12 @@ use std::collections::VecDeque;
 
 use super::fatal::{fence, malformed};
 use super::flush::ReserveOutcome;
+use super::reads::Asked;
 use super::{Budgets, Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Lsn, SessionId};
 use crate::limits::VALUE_SIZE_MAX;
+use crate::replication::election::reads::ReadVerdict;
 use crate::wire::client::{Reply, Request, Status, encode_session_id};
 use crate::wire::{Answer, Effect, MessageType, Record, record_size};
 
@@ -48,6 +50,8 @@ enum Waiting {
         key: Box<[u8]>,
         /// Bytes of its value, at most: of the present one, or of any that is under way.
         value_size_max: usize,
+        /// How it is to be answered.
+        asked: Asked,
     },
     /// An operator's command under way.
     Command,
@@ -80,6 +84,11 @@ impl ClientConn {
         let waiting = self.waiting.pop_front()?;
         self.owed_bytes -= waiting.owed_bytes();
         Some(waiting)
+    }
+
+    /// Whether nothing it asked for is unanswered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Whether it had its request in this window.
@@ -125,7 +134,8 @@ impl Node {
             return Ok(());
         }
         match request {
-            Request::Get { key } => self.on_get(io, conn, key),
+            Request::Get { key } => self.on_get(io, conn, key, None),
+            Request::GetWith { key, reads } => self.on_get(io, conn, key, Some(reads)),
             Request::Put { key, value } => {
                 self.on_write(io, conn, Effect::Put { key, value }, Extra::Nothing)?;
             }
@@ -167,42 +177,19 @@ impl Node {
             Request::Get { .. } if crate::sabotage::is(crate::sabotage::Variant::ReadsBeforeComplete) => {
                 false
             }
-            Request::Get { .. } | Request::Promote { .. } => !self.is_complete(),
+            Request::Get { .. } | Request::GetWith { .. } | Request::Promote { .. } => !self.is_complete(),
             _ => self.is_loading(),
         }
     }
 
-    fn on_get(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
-        if let Some(text) = self.repair_text() {
-            return self.reply(io, conn, Status::Repairing, text.as_bytes());
-        }
-        let barred = self.leader().is_some_and(|leader| self.applied < leader.term_lsn);
-        let Some(Conn::Client(client)) = self.conns.get(conn) else { return };
-        if client.waiting.is_empty() && !barred {
-            self.answer_read(io, conn, key);
-            self.counters.reads += 1;
-            self.frames.reads += 1;
-            self.last_read = Some((conn, self.now));
-            return;
-        }
+    /// A read that waits its turn.
+    pub(super) fn push_read(&mut self, conn: ConnId, key: &[u8], asked: Asked) {
         let present = self.keyspace.get(key).map_or(0, <[u8]>::len);
         let largest = if self.applies_from_log() { VALUE_SIZE_MAX } else { self.inflight.largest() };
         let value_size_max = present.max(largest);
-        let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
-        client.push(Waiting::Read { key: key.into(), value_size_max });
-        if let (true, Role::Leader(leader)) = (barred, &mut self.role) {
-            leader.barred_readers.push(conn);
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.push(Waiting::Read { key: key.into(), value_size_max, asked });
         }
-    }
-
-    /// Answers a read from what is applied.
-    fn answer_read(&mut self, io: &mut dyn Io, conn: ConnId, key: &[u8]) {
-        let (lsn, term) = (self.applied, self.meta.get().term);
-        let (status, payload) = match self.keyspace.get(key) {
-            Some(value) => (Status::Ok, value),
-            None => (Status::NotFound, &b""[..]),
-        };
-        Reply { status, lsn, term, payload }.encode(io.output(conn).bytes_mut());
     }
 
     /// Appends the effect, or answers why not. Returns its LSN.
@@ -332,14 +319,24 @@ impl Node {
     /// Answers what stands in front of a client's queue and waits for nothing any more.
     pub(super) fn drain_waiting(&mut self, io: &mut dyn Io, conn: ConnId) {
         loop {
-            let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
+            let Some(Conn::Client(client)) = self.conns.get(conn) else { return };
             match client.waiting.front() {
                 None | Some(Waiting::Write { .. } | Waiting::Repeat { .. } | Waiting::Command) => return,
-                Some(Waiting::Read { .. } | Waiting::Ready(_)) => {}
+                Some(Waiting::Read { asked, .. }) => {
+                    let asked = *asked;
+                    match self.judge_read(asked) {
+                        Some(ReadVerdict::Now) => {}
+                        Some(verdict) => return self.wait_for(conn, verdict, asked),
+                        // Who stops leading answers its clients: see `release_clients`.
+                        None => return,
+                    }
+                }
+                Some(Waiting::Ready(_)) => {}
             }
+            let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
             match client.pop() {
                 Some(Waiting::Ready(frame)) => io.output(conn).bytes_mut().extend_from_slice(&frame),
-                Some(Waiting::Read { key, .. }) => self.answer_read(io, conn, &key),
+                Some(Waiting::Read { key, asked, .. }) => self.answer_read(io, conn, &key, asked),
                 _ => unreachable!("looked at above"),
             }
         }

@@ -56,10 +56,13 @@ impl Node {
             meta,
             wal,
             under_way: None,
+            slow_sync_at: None,
             last_read: None,
             keyspace,
             inflight: Inflight::default(),
             due: super::apply::Due::default(),
+            freshness: super::reads::Freshness::default(),
+            read_at: None,
             applied: Lsn::ZERO,
             complete_at: Lsn::ZERO,
             // What has its name was committed, whatever the marks of the log that was read can tell.

@@ -110,7 +110,7 @@ impl Node {
             "first_lsn": self.wal.first_lsn().0,
             "last_lsn": self.wal.last_lsn().0,
             "durable_lsn": self.wal.durable().lsn().0,
-            "commit_lsn": self.effective_commit().0,
+            "commit_lsn": self.commit_to_tell().0,
             "applied_lsn": self.applied.0,
             "log_generation": self.wal.generation(),
             "log_bytes": self.wal.log_bytes_from(self.wal.first_lsn()),

@@ -6,9 +6,11 @@
 
 use super::fatal::{fence, malformed};
 use super::leader::{Link, Stream};
+use super::reads::Rounds;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io, OutBuf};
 use crate::ids::Lsn;
+use crate::limits::COMMIT_NEWS_MS;
 #[cfg(doc)]
 use crate::limits::SESSION_SILENCE_MS;
 use crate::replication::election::quorum_clock::QuorumClock;
@@ -24,6 +26,13 @@ impl Stream {
         self.told_in_sync = progress.may_be_told_in_sync(term_lsn);
         self.told_in_sync
     }
+
+    /// When a frame without records is to be sent. Followers of an elected leader show what they hear to be committed:
+    /// if no record has taken that along by then, a frame of its own does.
+    pub(super) fn heartbeat_due(&self, commit: Lsn, interval_ms: u64, is_elected: bool) -> Time {
+        let is_news = is_elected && commit > self.told_commit;
+        self.last_sent.after_ms(if is_news { interval_ms.min(COMMIT_NEWS_MS) } else { interval_ms })
+    }
 }
 
 /// A frame is on its way to a follower; an elected leader will know by its echo that it was heard.
@@ -33,17 +42,26 @@ fn sent(quorum: &mut Option<QuorumClock>, follower: usize, round: u64, at: Time)
     }
 }
 
+/// Whether reads wait for this follower to echo a frame that is still to be sent.
+pub(super) fn awaits_frame(quorum: &Option<QuorumClock>, rounds: &Rounds, follower: usize) -> bool {
+    match (quorum, rounds.newest()) {
+        (Some(quorum), Some(newest)) => quorum.wants_frame(follower, newest),
+        _ => false,
+    }
+}
+
 impl Node {
     /// This turn's records to every follower that is up to date.
     pub(super) fn send_current_batch(&mut self, io: &mut dyn Io) {
         let (last, commit, now, loop_now) =
-            (self.wal.last_lsn(), self.effective_commit(), self.now, self.loop_clock.now());
+            (self.wal.last_lsn(), self.commit_to_tell(), self.now, self.loop_clock.now());
+        if self.inflight.current().is_empty() {
+            return;
+        }
+        let sent_at = self.sent_at();
         let batch = self.inflight.current();
         let feed_limits = self.config.feed;
         let Role::Leader(leader) = &mut self.role else { return };
-        if batch.is_empty() {
-            return;
-        }
         let term_lsn = leader.term_lsn;
         leader.round += 1;
         let mut sent_to = 0;
@@ -76,8 +94,8 @@ impl Node {
                 from = to;
             }
             stream.next_lsn = last.next();
-            stream.last_sent = now;
-            sent(&mut leader.quorum, index, leader.round, now);
+            (stream.last_sent, stream.told_commit) = (now, commit);
+            sent(&mut leader.quorum, index, leader.round, sent_at);
             sent_to += 1;
         }
         if sent_to > 0 {
@@ -137,12 +155,16 @@ impl Node {
         if let Some(trace) = &mut self.trace {
             trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
         }
-        if let Some(quorum) = self.leader_mut().and_then(|leader| leader.quorum.as_mut()) {
-            quorum.echoed(index, ack.round);
-        }
         self.rejoin(index);
         self.advance_commit(io);
+        self.echoed(io, index, ack.round);
         Ok(())
+    }
+
+    /// The commit LSN that followers hear. An elected leader's disk is one among equals: it may have less.
+    pub(super) fn commit_to_tell(&self) -> Lsn {
+        let is_elected = self.leader().is_some_and(|leader| leader.quorum.is_some());
+        if is_elected { self.commit } else { self.effective_commit() }
     }
 
     /// The last LSN that followers can be waited for: what gathers behind a flush has been sent to nobody.
@@ -221,7 +243,7 @@ impl Node {
             return Ok(());
         }
         // What gathers behind a flush comes from memory.
-        let (unsent_from, commit, now) = (self.unsent_from(), self.effective_commit(), self.now);
+        let (unsent_from, commit, now) = (self.unsent_from(), self.commit_to_tell(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
         for (index, peer) in leader.peers.iter_mut().enumerate() {
@@ -259,7 +281,7 @@ impl Node {
             };
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
-            stream.last_sent = now;
+            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, now);
             if stream.next_lsn >= unsent_from {
                 stream.behind = None;
@@ -291,15 +313,16 @@ impl Node {
     }
 
     pub(super) fn send_heartbeats(&mut self, io: &mut dyn Io) {
-        let (now, commit, interval_ms) = (self.now, self.effective_commit(), self.config.heartbeat_ms);
+        let (now, commit, interval_ms) = (self.now, self.commit_to_tell(), self.config.heartbeat_ms);
         // Where a batch waits for the flush under way, heartbeats go on without it.
         let batch_leaves_now = !self.inflight.current().is_empty() && !self.wal.flush_pending();
         if batch_leaves_now || self.flush_stalled_ms().is_some() {
             return;
         }
+        let sent_at = self.sent_at();
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
-        let term_lsn = leader.term_lsn;
+        let (term_lsn, is_elected) = (leader.term_lsn, leader.quorum.is_some());
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let sent_chain = match stream.next_lsn > last {
@@ -309,7 +332,9 @@ impl Node {
             let Some(chain) = sent_chain.filter(|_| stream.behind.is_none()) else { continue };
             // What it hears of being in sync decides whether it may be promoted: news of that does not wait.
             let news = stream.told_in_sync != peer.progress.may_be_told_in_sync(term_lsn);
-            if !news && now < stream.last_sent.after_ms(interval_ms) {
+            let is_round = awaits_frame(&leader.quorum, &leader.rounds, index);
+            let due = stream.heartbeat_due(commit, interval_ms, is_elected);
+            if !news && !is_round && now < due {
                 continue;
             }
             leader.round += 1;
@@ -320,8 +345,8 @@ impl Node {
                 chain,
             };
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
-            stream.last_sent = now;
-            sent(&mut leader.quorum, index, leader.round, now);
+            (stream.last_sent, stream.told_commit) = (now, commit);
+            sent(&mut leader.quorum, index, leader.round, sent_at);
         }
     }
 

@@ -209,9 +209,7 @@ impl Node {
                 peer.backoff.on_success();
                 peer.down_told = false;
             }
-            if let Some(quorum) = self.leader_mut().and_then(|leader| leader.quorum.as_mut()) {
-                quorum.echoed(index, ack.offset);
-            }
+            self.echoed(io, index, ack.offset);
             return Ok(());
         };
         if ack.offset != transfer.bytes || installed != (transfer.tag.s, transfer.chain) {

@@ -3,7 +3,7 @@
 use super::{FatalReason, Node, Role};
 use crate::conn::{Io, Wire};
 use crate::ids::Lsn;
-use crate::limits::ZEROS_IDLE_AFTER_MS;
+use crate::limits::{FLUSH_SLOW_MS, ZEROS_IDLE_AFTER_MS};
 use crate::sabotage::Variant::OldGenerationToken;
 use crate::time::Time;
 use crate::wal::{Durable, ReserveError};
@@ -23,6 +23,8 @@ impl Node {
             self.before_sync(wire);
             self.flush_followers(wire)?;
             ended_at_once = self.begin_flush()?;
+        } else if self.outruns_own_disk() {
+            self.send_ahead(wire)?;
         }
         for token in ended.into_iter().chain(ended_at_once) {
             self.on_durable(wire, token);
@@ -83,6 +85,7 @@ impl Node {
         self.apply_committed(io);
         self.apply_from_log(io)?;
         self.bound_held();
+        self.note_freshness();
         Ok(())
     }
 
@@ -100,6 +103,9 @@ impl Node {
         self.counters.syncs += 1;
         self.marks.synced(token.lsn(), sync_ns);
         self.note_durable(sync_ns);
+        if sync_ns >= FLUSH_SLOW_MS * 1_000_000 {
+            self.slow_sync_at = Some(end);
+        }
         if let Some(trace) = &mut self.trace {
             trace.synced(end);
         }

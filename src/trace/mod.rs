@@ -153,14 +153,26 @@ impl Trace {
 
     /// The batch is with the followers' sockets, and its sync begins here: the next batch is being filled.
     pub fn sync_began(&mut self, sent: Time) {
+        if let Some(number) = self.batch_sent(sent) {
+            self.syncing = number;
+        }
+    }
+
+    /// The batch is with the followers' sockets, and its sync is yet to begin: it waits for the one under way. Nobody
+    /// waits for it but this node's disk, so it counts in no histogram of syncs.
+    pub fn sent_ahead(&mut self, sent: Time) {
+        let _number = self.batch_sent(sent);
+    }
+
+    fn batch_sent(&mut self, sent: Time) -> Option<u64> {
         let batch = &mut self.batches[slot(self.batch)];
         if batch.number != self.batch {
-            return;
+            return None;
         }
         batch.sent = sent;
         self.stages[2].record_n(sent.since(batch.turn), u64::from(batch.count));
-        self.syncing = self.batch;
         self.batch += 1;
+        Some(batch.number)
     }
 
     /// The batch is durable here.

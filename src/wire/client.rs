@@ -16,10 +16,11 @@
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
-//! Options of a PUT: flag bit 0 asks for its receipt. Of a PUT or DELETE: with flag bit 1 it is numbered, and the
-//! fields `[session lsn u64][session nonce u64][number u64]` say which write of which session it is. A number that
-//! was executed is not executed again: the answer is the first one, with its LSN and term. (A numbered write has no
-//! receipt in its answer: INSPECT has it.)
+//! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
+//! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
+//! Of a PUT or DELETE: with flag bit 1 it is numbered, and the fields `[session lsn u64][session nonce u64][number u64]`
+//! say which write of which session it is. A number that was executed is not executed again: the answer is the first
+//! one, with its LSN and term. (A numbered write has no receipt in its answer: INSPECT has it.)
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
 //! with its receipt), `[session lsn u64][session nonce u64]` (OPEN_SESSION), bytes of the file (the parts of a BACKUP;
 //! none: that was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer
@@ -31,6 +32,7 @@ use super::message_type::MessageType;
 pub use super::status::Status;
 use crate::ids::{Lsn, SessionId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX};
+pub use crate::replication::election::reads::ReadMode;
 
 /// A request as it arrived, sizes not yet judged: a key or value beyond its limit is the client's outcome
 /// (`TooLarge`), not a reason to close the connection.
@@ -54,6 +56,13 @@ pub enum Request<'a> {
     Get {
         /// The key.
         key: &'a [u8],
+    },
+    /// Read a key, in another way than the node reads by default.
+    GetWith {
+        /// The key.
+        key: &'a [u8],
+        /// In which.
+        reads: ReadMode,
     },
     /// Remove a key.
     Delete {
@@ -130,6 +139,10 @@ pub enum BackupStep {
 const PUT_EXPLAIN: u16 = 1;
 /// The flag of a PUT's or DELETE's options that says that it is numbered.
 const NUMBERED: u16 = 2;
+/// The flags of a GET's options: how it is to be read. None of them: as the node does by default.
+const GET_READS: [(u16, ReadMode); 3] = [(1, ReadMode::Lease), (2, ReadMode::Quorum), (4, ReadMode::Local)];
+/// The flag in the trailer of a REPLY that tells its age.
+const REPLY_AGE: u16 = 1;
 
 /// What an INSPECT asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,6 +264,10 @@ impl<'a> Request<'a> {
             Request::Delete { key } if flags & NUMBERED != 0 => {
                 Request::numbered(&mut fields, WriteOp::Delete { key })?
             }
+            Request::Get { key } => match GET_READS.iter().find(|(flag, _)| flags & flag != 0) {
+                Some((_, reads)) => Request::GetWith { key, reads: *reads },
+                None => request,
+            },
             Request::Put { key, value } if flags & PUT_EXPLAIN != 0 => Request::PutExplained { key, value },
             request => request,
         }))
@@ -274,6 +291,11 @@ impl<'a> Request<'a> {
                 out.put_trailer(PUT_EXPLAIN, |_| {});
             }
             Request::Get { key } | Request::Delete { key } => out.put_bytes32(key),
+            Request::GetWith { key, reads } => {
+                out.put_bytes32(key);
+                let (flag, _) = GET_READS.iter().find(|(_, mode)| mode == reads).expect("each has a flag");
+                out.put_trailer(*flag, |_| {});
+            }
             Request::Inspect(inspect) => {
                 let (what, argument) = inspect.code();
                 out.put_u8(what);
@@ -310,6 +332,7 @@ impl<'a> Request<'a> {
             | Request::PutExplained { key, value }
             | Request::Numbered { write: WriteOp::Put { key, value }, .. } => (key, value),
             Request::Get { key }
+            | Request::GetWith { key, .. }
             | Request::Delete { key }
             | Request::Numbered { write: WriteOp::Delete { key }, .. } => (key, &[]),
             _ => return None,
@@ -326,7 +349,7 @@ impl<'a> Request<'a> {
             | Request::PutExplained { .. }
             | Request::Numbered { write: WriteOp::Put { .. }, .. } => MessageType::Put,
             Request::Inspect(_) => MessageType::Inspect,
-            Request::Get { .. } => MessageType::Get,
+            Request::Get { .. } | Request::GetWith { .. } => MessageType::Get,
             Request::Delete { .. } | Request::Numbered { write: WriteOp::Delete { .. }, .. } => {
                 MessageType::Delete
             }
@@ -370,16 +393,34 @@ impl<'a> Reply<'a> {
     /// Appends the reply as a frame.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = begin_frame(out, MessageType::Reply);
-        out.put_u8(self.status as u8);
-        out.put_u64(self.lsn.0);
-        out.put_u64(self.term.as_u64());
-        out.put_bytes32(self.payload);
+        self.put_fields(out);
         out.put_trailer(0, |_| {});
         end_frame(out, start);
     }
 
+    /// Appends the answer to a local read: it may be as old as this. `None`: that is not known.
+    pub fn encode_with_age(&self, age_ms: Option<u64>, out: &mut Vec<u8>) {
+        let start = begin_frame(out, MessageType::Reply);
+        self.put_fields(out);
+        let flags = if age_ms.is_some() { REPLY_AGE } else { 0 };
+        out.put_trailer(flags, |fields| fields.put_u64(age_ms.unwrap_or(0)));
+        end_frame(out, start);
+    }
+
+    fn put_fields(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.status as u8);
+        out.put_u64(self.lsn.0);
+        out.put_u64(self.term.as_u64());
+        out.put_bytes32(self.payload);
+    }
+
     /// Reads the body of a reply.
     pub fn decode(body: &'a [u8]) -> Result<Reply<'a>, DecodeError> {
+        Ok(Reply::decode_with_age(body)?.0)
+    }
+
+    /// The same, and how many milliseconds old it says that it may be.
+    pub fn decode_with_age(body: &'a [u8]) -> Result<(Reply<'a>, Option<u64>), DecodeError> {
         let mut reader = Reader::new(body);
         let status_error = reader.error("status", DecodeProblem::Truncated);
         let raw = reader.u8("status")?;
@@ -388,9 +429,10 @@ impl<'a> Reply<'a> {
         let lsn = Lsn(reader.u64("lsn")?);
         let term = Term::from_u64(reader.u64("term")?);
         let payload = reader.bytes32("payload", FRAME_SIZE_MAX)?;
-        reader.trailer()?;
+        let (flags, mut fields) = reader.trailer()?.unwrap_or((0, Reader::new(&[])));
+        let age_ms = if flags & REPLY_AGE != 0 { Some(fields.u64("age")?) } else { None };
         reader.finish()?;
-        Ok(Reply { status, lsn, term, payload })
+        Ok((Reply { status, lsn, term, payload }, age_ms))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvstore::ids::{Lsn, SessionId, Term};
-use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status, WriteOp};
+use kvstore::wire::client::{BackupStep, Inspect, ReadMode, Reply, Request, Status, WriteOp};
 use kvstore::wire::{FrameBuffer, MessageType};
 
 /// The term in every reply: 0.3.
@@ -38,6 +38,7 @@ pub enum Seen {
     PutExplained(Vec<u8>, Vec<u8>),
     Inspect(Inspect),
     Get(Vec<u8>),
+    GetWith(Vec<u8>, ReadMode),
     Delete(Vec<u8>),
     Ping,
     Status,
@@ -126,6 +127,7 @@ fn owned(request: &Request<'_>) -> Seen {
         Request::PutExplained { key, value } => Seen::PutExplained(key.to_vec(), value.to_vec()),
         Request::Inspect(inspect) => Seen::Inspect(inspect),
         Request::Get { key } => Seen::Get(key.to_vec()),
+        Request::GetWith { key, reads } => Seen::GetWith(key.to_vec(), reads),
         Request::Delete { key } => Seen::Delete(key.to_vec()),
         Request::Ping => Seen::Ping,
         Request::Status => Seen::Status,

@@ -138,10 +138,11 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             format!("term {term}, last {last_lsn}")
         }
         Type::Reply => {
-            let Reply { status, lsn, term, payload } = Reply::decode(body)?;
+            let (Reply { status, lsn, term, payload }, age_ms) = Reply::decode_with_age(body)?;
             let payload = String::from_utf8_lossy(payload);
             let separator = if payload.is_empty() { "" } else { ": " };
-            format!("{status:?}, lsn {lsn}, term {term}{separator}{payload}")
+            let age = age_ms.map_or_else(String::new, |ms| format!(", age {ms} ms"));
+            format!("{status:?}, lsn {lsn}, term {term}{age}{separator}{payload}")
         }
         _ => request_text(Request::decode(message_type, body)?.expect("all other types are requests")),
     })
@@ -197,6 +198,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::PutExplained { key, value } => format!("{}={}, with its receipt", text(key), text(value)),
         Request::Inspect(inspect) => format!("{inspect:?}"),
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
+        Request::GetWith { key, reads } => format!("{}, {}", text(key), reads.name()),
         Request::Ping | Request::Status => String::new(),
         Request::OpenSession => String::new(),
         Request::Numbered { session, number, write: WriteOp::Put { key, value } } => {

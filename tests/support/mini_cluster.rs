@@ -84,6 +84,8 @@ pub struct MiniCluster {
     pub feed: FeedLimits,
     /// As `snapshot`.
     pub pin: PinConfig,
+    /// Once: a node stands still for so long within its turn, before it takes what its client sent.
+    pub pause_before_client_ms: Option<u64>,
     /// As `snapshot`.
     pub election: ElectionConfig,
 }
@@ -388,6 +390,9 @@ impl MiniCluster {
             inbox.into_iter().partition(|(sender, _)| from.is_none_or(|from| from == sender));
         slot.inbox = left;
         for (sender, event) in taken {
+            if let Some(ms) = self.pause_before_client_ms.take_if(|_| sender == "client") {
+                self.pass(ms);
+            }
             self.take(name, &sender, event, now)?;
         }
         let slot = self.slot(name);

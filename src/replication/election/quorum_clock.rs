@@ -69,6 +69,13 @@ impl QuorumClock {
         }
     }
 
+    /// Whether only a new frame can tell that this follower still heard the leader at `from`: none is watched whose
+    /// echo is to come, and what it has echoed was sent before.
+    pub fn wants_frame(&self, follower: usize, from: Time) -> bool {
+        let watch = &self.followers[follower];
+        watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from)
+    }
+
     /// When the newest frame was sent that this follower has echoed.
     pub fn echoed_sent_at(&self, follower: usize) -> Option<Time> {
         self.followers[follower].echoed
@@ -110,7 +117,7 @@ impl QuorumClock {
 
     /// Gives the lease up, for good in this term: before HAND_OVER is sent.
     pub fn give_up_lease(&mut self) {
-        self.given_up = true;
+        self.given_up = !is(Variant::LeaseKeptDuringTransfer);
     }
 }
 

@@ -17,6 +17,14 @@ pub enum ReadMode {
 }
 
 impl ReadMode {
+    /// Every mode.
+    pub const ALL: [ReadMode; 3] = [ReadMode::Lease, ReadMode::Quorum, ReadMode::Local];
+
+    /// The mode of this word.
+    pub fn from_name(name: &str) -> Option<ReadMode> {
+        ReadMode::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+
     /// The flag's word.
     pub fn name(self) -> &'static str {
         match self {

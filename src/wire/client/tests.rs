@@ -21,6 +21,9 @@ fn requests_survive_the_round_trip() {
     through_the_wire(Request::Inspect(Inspect::Receipt(Lsn(7))));
     through_the_wire(Request::Inspect(Inspect::Tail(999_000)));
     through_the_wire(Request::Get { key: b"" });
+    for (_, reads) in GET_READS {
+        through_the_wire(Request::GetWith { key: b"k", reads });
+    }
     through_the_wire(Request::Delete { key: &[0xff; 100] });
     through_the_wire(Request::Ping);
     through_the_wire(Request::Status);
