@@ -18,7 +18,7 @@
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
 //! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
-//! Of a PUT or DELETE: with flag bit 1 it is numbered, and the fields `[session lsn u64][session nonce u64][number u64]`
+//! Of a PUT or DELETE: flag bit 1 says that it is numbered; the fields `[session lsn u64][session nonce u64][number u64]`
 //! say which write of which session it is. A number that was executed is not executed again: the answer is the first
 //! one, with its LSN and term. (A numbered write has no receipt in its answer: INSPECT has it.)
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
