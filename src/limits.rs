@@ -200,6 +200,8 @@ pub const REDIAL_MS_MAX: u64 = 1_000;
 pub const REFUSED_RETRY_MS: u64 = 500;
 /// Milliseconds in which the peers must answer a promotion.
 pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
+/// Milliseconds that a follower has to reach the end of the log before it is handed leadership, and then to lead.
+pub const HAND_OVER_DEADLINE_MS: u64 = 1_500;
 /// Log lines about single replication events at info, per kind and second; the rest is summed up.
 pub const REPLICATION_LINES_PER_S: u32 = 10;
 /// Milliseconds a node takes at most to end after SIGTERM.
@@ -229,6 +231,7 @@ const _: () = {
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
     assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);
+    assert!(2 * HAND_OVER_DEADLINE_MS < SHUTDOWN_DEADLINE_MS);
     assert!(ELECTION_TIMEOUT_MS_MIN <= ELECTION_TIMEOUT_MS_DEFAULT);
     assert!(ELECTION_TIMEOUT_MS_DEFAULT <= ELECTION_TIMEOUT_MS_MAX);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);

@@ -106,3 +106,30 @@ fn a_wiped_node_is_refused_in_words_and_the_others_go_on() {
     assert!(cluster.nodes[wiped].status()["cluster_id"].is_null());
     cluster.nodes[leader].client().put(b"key", b"again").unwrap();
 }
+
+#[test]
+fn status_tells_who_votes_who_leads_and_what_comes_when() {
+    let mut cluster = Elected::start(3, &[]);
+    let leader = cluster.wait_leader();
+    let led = cluster.nodes[leader].status();
+    assert_eq!((&led["election"]["state"], &led["ack"]), (&"leading".into(), &"majority".into()));
+    assert!(led["election"]["timer"]["steps_down_in_ms"].as_i64().is_some_and(|ms| (1..=500).contains(&ms)));
+    let follower = (leader + 1) % 3;
+    let follows = cluster.nodes[follower].wait_status("following", |s| s["election"]["state"] == "following");
+    assert_eq!(follows["election"]["members"].as_array().map(Vec::len), Some(3));
+    assert_eq!(follows["election"]["members"], {
+        let own =
+            |member: &serde_json::Value| member["address"] == cluster.nodes[follower].address().as_str();
+        let mut members = led["election"]["members"].clone();
+        members.as_array_mut().unwrap().iter_mut().for_each(|member| member["is_self"] = own(member).into());
+        members
+    });
+    let (code, text, _) = cluster.nodes[follower].cli(&["status"]);
+    assert!(
+        code == 0 && text.contains(&format!("follower of {}", cluster.nodes[leader].address())),
+        "{text}"
+    );
+    assert!(text.contains("majority 2") && text.contains("unheard it campaigns in"), "{text}");
+    let (code, _, text) = cluster.nodes[follower].cli(&["promote"]);
+    assert!(code == 5 && text.contains("transfer"), "{code}: {text}");
+}

@@ -318,3 +318,34 @@ fn a_flush_that_hangs_stops_the_heartbeats_and_nothing_else_until_then() {
     assert_eq!(sent(&lone.said(conn)), [1], "what had gathered");
     assert_eq!(status_of(&mut lone)["flush_stalled_ms"], serde_json::Value::Null);
 }
+
+/// A member that is alone, elected, and has a client.
+fn elected() -> (MemDisk, LoneNode) {
+    let disk = MemDisk::new();
+    let mut lone = LoneNode::flushing(FlushMode::Beside, &disk, RoleFlag::Auto, &[]);
+    (0..100).for_each(|_| lone.pass_ms(10));
+    assert_eq!(lone.node.role_name(), "leader");
+    (disk, lone)
+}
+
+#[test]
+fn an_elected_leader_whose_flush_hangs_for_an_election_timeout_steps_down_without_waiting_for_it() {
+    let (disk, mut lone) = elected();
+    let (writer, other) = (lone.connect(), lone.connect());
+    disk.hold_flushes(true);
+    assert_eq!(put(&mut lone, writer, b"1").frames, []);
+    lone.pass_ms(499);
+    assert_eq!(lone.node.role_name(), "leader", "an odd stall costs nobody leadership");
+    lone.pass_ms(2);
+    assert_eq!(lone.node.role_name(), "follower");
+    assert_eq!(reply(&lone.said(writer)).0, Status::OutcomeUnknown, "it may be on the disk or not");
+    assert!(disk.flush_is_pending(), "nobody has waited for it");
+    assert_eq!(reply(&put(&mut lone, other, b"2").frames).0, Status::NotLeader);
+    (0..300).for_each(|_| lone.pass_ms(10));
+    assert_eq!(lone.node.role_name(), "follower", "nor does one campaign whose disk hangs");
+    disk.hold_flushes(false);
+    end_flush(&disk, &mut lone);
+    (0..100).for_each(|_| lone.pass_ms(10));
+    assert_eq!(lone.node.role_name(), "leader");
+    assert_eq!(get(&mut lone, other).0, Status::Ok, "what was on the disk is in the log");
+}

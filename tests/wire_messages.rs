@@ -101,7 +101,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 
 fn request() -> impl Strategy<Value = Sample> {
     let numbered = (lsn(), any::<u64>(), any::<u64>());
-    (0..14_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), (inspect(), numbered)).prop_map(
+    (0..15_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), (inspect(), numbered)).prop_map(
         |(kind, key, value, flag, address, (inspect, (lsn, nonce, number)))| {
             let session = SessionId { lsn, nonce };
             let request = match kind {
@@ -121,6 +121,7 @@ fn request() -> impl Strategy<Value = Sample> {
                     Request::Numbered { session, number, write }
                 }
                 12 => Request::Numbered { session, number, write: WriteOp::Delete { key: &key } },
+                13 => Request::Transfer { address: &address },
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = match kind {
@@ -537,9 +538,9 @@ proptest! {
         let trailer = body.len() - sample.trailer_size.max(EMPTY_TRAILER);
         let length = u16::from_be_bytes([body[trailer], body[trailer + 1]]) + more.len() as u16;
         body[trailer..trailer + 2].copy_from_slice(&length.to_be_bytes());
-        // The two lowest bits of the flags have a meaning today.
+        // The lowest three bits of the flags have a meaning today, in one message or another.
         body[trailer + 2] = (flags >> 8) as u8;
-        body[trailer + 3] = (flags as u8 & !3) | (body[trailer + 3] & 3);
+        body[trailer + 3] = (flags as u8 & !7) | (body[trailer + 3] & 7);
         body.extend_from_slice(&more);
         prop_assert_eq!(&recoded(sample.message_type(), &body).expect("later fields are skipped"), &sample.frame);
     }

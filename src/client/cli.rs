@@ -138,6 +138,12 @@ enum Command {
         #[arg(long)]
         discard: bool,
     },
+    /// Move leadership, where leaders are elected, to a follower that holds everything; the leader is found by itself.
+    Transfer {
+        /// To which member; without it to the one that holds most.
+        #[arg(value_name = "ADDR", value_parser = parse_address)]
+        address: Option<String>,
+    },
     /// Make a snapshot, so that the log before it can go; done when it is durable.
     Snapshot {
         /// Only begin it; `status` shows how it goes on.
@@ -218,6 +224,7 @@ impl Command {
             Command::Ping => "ping",
             Command::Promote { .. } => "promote",
             Command::Follow { .. } => "follow",
+            Command::Transfer { .. } => "transfer",
             Command::Snapshot { .. } => "snapshot",
             Command::Backup { .. } => "backup",
             Command::Explain { .. } => "explain",
@@ -325,6 +332,9 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Status => output::status(&client.status()?.value, format),
         Command::Promote { force } => output::account(&client.promote(force)?, format),
         Command::Follow { address, discard } => output::account(&client.follow(&address, discard)?, format),
+        Command::Transfer { address } => {
+            output::account(&client.transfer(address.as_deref().unwrap_or_default())?, format)
+        }
         Command::Snapshot { no_wait } => {
             if !no_wait {
                 client.set_timeout(SNAPSHOT_TIMEOUT.max(timeout));

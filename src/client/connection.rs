@@ -215,7 +215,8 @@ fn changes_something(request: &Request<'_>) -> bool {
     match request {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
         Request::Numbered { .. } => true,
-        Request::Promote { .. } | Request::Follow { .. } | Request::Snapshot { .. } => true,
+        Request::Promote { .. } | Request::Follow { .. } | Request::Transfer { .. } => true,
+        Request::Snapshot { .. } => true,
         Request::Get { .. }
         | Request::GetWith { .. }
         | Request::Ping

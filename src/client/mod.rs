@@ -17,6 +17,7 @@
 mod backup;
 mod connection;
 mod doctor;
+mod election_text;
 mod error;
 mod failure;
 mod place;
@@ -267,6 +268,16 @@ impl Client {
     /// the node's account of it: an object, or the text where it is none.
     pub fn promote(&mut self, force: bool) -> Result<Served<Value>, ClientError> {
         let reply = self.call(&Request::Promote { force })?;
+        self.expect(&[Status::Ok], &reply)?;
+        Ok(served(account(&reply), &reply))
+    }
+
+    /// Makes the elected leader hand over, to the member at this address or (empty) to the one that holds most. Goes
+    /// where NOT_LEADER points. The answer comes when another node leads.
+    pub fn transfer(&mut self, to: &str) -> Result<Served<Value>, ClientError> {
+        let to =
+            if to.is_empty() { String::new() } else { parse_address(to).map_err(ClientError::Address)? };
+        let reply = self.call(&Request::Transfer { address: &to })?;
         self.expect(&[Status::Ok], &reply)?;
         Ok(served(account(&reply), &reply))
     }

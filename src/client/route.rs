@@ -234,9 +234,11 @@ fn note(asked: &mut Vec<Asked>, address: &str, said: Answer) {
 /// reads only; others answer it themselves.
 pub(super) fn is_for_the_leader(request: &Request<'_>) -> bool {
     match request {
-        Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } | Request::Get { .. } => {
-            true
-        }
+        Request::Put { .. }
+        | Request::PutExplained { .. }
+        | Request::Delete { .. }
+        | Request::Get { .. }
+        | Request::Transfer { .. } => true,
         Request::GetWith { reads, .. } => *reads != ReadMode::Local,
         _ => false,
     }

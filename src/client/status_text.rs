@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use super::election_text;
 use super::error::printable;
 use super::table::{aligned, grouped, lasting, lasting_ms, plain, plural, sized};
 use crate::ids::Term;
@@ -55,6 +56,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "peers",
     "in_flight_bytes",
     "insync_timeout_ms",
+    "election",
     // Shown by `kv_client latency`.
     "latency",
 ];
@@ -112,7 +114,10 @@ fn verdict(status: Status<'_>) -> String {
     let (term, leader) = (status.term(), status.text("leader"));
     let mut line = match status.text("role").as_deref() {
         Some("leader") => leader_verdict(status, &term),
-        Some("follower") => follower_verdict(status, &term, leader),
+        Some("follower") => match election_text::election(status.0) {
+            Some(election) => return election_text::follower_verdict(election, &term, leader.as_deref()),
+            None => follower_verdict(status, &term, leader),
+        },
         Some("deposed") => match leader {
             Some(leader) => format!(
                 "deposed in term {term} — takes no writes — {leader} leads — next: kv_client follow {leader}"
@@ -152,6 +157,7 @@ fn acknowledged_means(status: Status<'_>, nodes: usize, in_sync: usize) -> Strin
         Some("insync") => "on every in-sync node".to_owned(),
         Some("quorum") => format!("on a majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some("leader") => "on this node alone".to_owned(),
+        Some("majority") => format!("on any majority, {} of {nodes} nodes", nodes / 2 + 1),
         Some(other) => format!("as --ack={other} says"),
         None => return "not told".to_owned(),
     };
@@ -177,6 +183,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
     let with = |label: &str, text: Option<String>| text.map(|text| format!("{label}{text}"));
     let count = |label: &str, field: &str| with(label, status.number(field).map(grouped));
     let bytes = |field: &str, what: &str| status.number(field).map(|size| format!("{} {what}", sized(size)));
+    let elections = election_text::election(status.0).map_or_else(Vec::new, election_text::lines);
     let records = (status.number("first_lsn").zip(status.number("last_lsn")))
         .map(|(first, last)| format!("LSN {} to {}", grouped(first), grouped(last)))
         .or_else(|| count("last LSN ", "last_lsn"));
@@ -225,6 +232,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
         line("connections", vec![status.number("connections").map(grouped)]),
     ]
     .into_iter()
+    .chain(elections.into_iter().map(|(label, parts)| line(label, parts)))
     .flatten()
     .collect()
 }

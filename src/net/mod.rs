@@ -154,6 +154,9 @@ impl EventLoop {
     }
 
     fn turn(&mut self, now: Time) -> Result<(), FatalReason> {
+        if !self.node.takes_connections() {
+            self.listener = None;
+        }
         self.accept(now)?;
         let input_left = self.take_input(now)?;
         self.node.finish_turn(&mut self.conns, input_left)?;
@@ -221,8 +224,6 @@ impl EventLoop {
 
     fn begin_shutdown(&mut self) {
         self.node.begin_shutdown();
-        // Closing the listener is how clients learn that this node takes nobody any more.
-        self.listener = None;
     }
 
     fn has_ended(&self) -> bool {

@@ -303,6 +303,7 @@ impl Node {
             (Conn::PeerIn(_), MessageType::SnapshotChunk) => self.on_snapshot_chunk(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Fence) => self.on_fence(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Form) => self.on_form(io, conn, frame.body),
+            (Conn::PeerIn(_), MessageType::HandOver) => self.on_hand_over(io, conn, frame.body),
             (Conn::PeerIn(_), MessageType::Vote) => self.on_vote(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::FormReply) => self.on_form_reply(io, conn, frame.body),
             (Conn::PeerOut(_), MessageType::VoteReply) => self.on_vote_reply(io, conn, frame.body),

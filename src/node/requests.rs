@@ -142,9 +142,7 @@ impl Node {
             Request::PutExplained { key, value } => {
                 self.on_write(io, conn, Effect::Put { key, value }, Extra::Receipt)?;
             }
-            Request::Delete { key } => {
-                self.on_write(io, conn, Effect::Delete { key }, Extra::Nothing)?;
-            }
+            Request::Delete { key } => _ = self.on_write(io, conn, Effect::Delete { key }, Extra::Nothing)?,
             Request::Numbered { session, number, write } => {
                 return self.on_numbered(io, conn, (session, number), write);
             }
@@ -164,6 +162,7 @@ impl Node {
             Request::Promote { force } => return Ok(self.on_promote(io, conn, force)?),
             Request::Snapshot { wait } => return Ok(self.on_snapshot(io, conn, wait)?),
             Request::Backup(step) => return Ok(self.on_backup(io, conn, step)?),
+            Request::Transfer { address } => return Ok(self.on_transfer(io, conn, address)?),
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
         }
         Ok(())
@@ -192,7 +191,7 @@ impl Node {
         }
     }
 
-    /// Appends the effect, or answers why not. Returns its LSN.
+    /// Returns the effect's LSN, unless it is refused.
     pub(super) fn on_write(
         &mut self,
         io: &mut dyn Io,
@@ -273,6 +272,9 @@ impl Node {
     pub(super) fn append_again(&mut self) {}
 
     pub(super) fn write_refusal(&self) -> Option<(Status, String)> {
+        if self.hands_over() || (self.shutdown.is_some() && self.is_member()) {
+            return Some((Status::NotLeader, self.leader_address_for_clients()));
+        }
         if self.shutdown.is_some() {
             return Some((Status::ShuttingDown, "this node is about to end".to_owned()));
         }

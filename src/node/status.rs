@@ -86,10 +86,15 @@ impl Node {
         let leads = self.leader().is_some();
         let in_sync = match &self.role {
             Role::Leader(_) => true,
-            Role::Follower(follower) => follower.session.is_some() && meta.in_sync,
+            Role::Follower(follower) => follower.session.is_some() && (meta.in_sync || self.is_member()),
             Role::Deposed => false,
         };
-        let address = if leads { &self.config.own_address } else { &meta.leader_address };
+        let known = self.leader_address_for_clients();
+        let address = match leads {
+            true => &self.config.own_address,
+            false if self.is_elected() => &known,
+            false => &meta.leader_address,
+        };
         let durability = match self.config.wal.durability {
             crate::wal::Durability::Fsync => "fsync",
             crate::wal::Durability::Os => "os",
@@ -129,6 +134,7 @@ impl Node {
             "in_flight_bytes": self.inflight.size(),
         });
         let rest = json!({
+            "election": self.election_document(),
             "ack": self.config.ack.name(),
             "min_insync": self.config.min_insync,
             "insync_timeout_ms": self.config.insync_timeout_ms,

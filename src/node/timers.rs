@@ -92,6 +92,7 @@ impl Node {
     pub fn begin_shutdown(&mut self) {
         if self.shutdown.is_none() {
             self.shutdown = Some(self.now.after_ms(SHUTDOWN_DEADLINE_MS));
+            self.hand_over_before_end();
             log_info!("node", "ending: no new writes; those under way are finished first");
         }
     }
@@ -99,11 +100,20 @@ impl Node {
     /// Whether the node has finished what it can finish, or has waited long enough for it.
     pub fn may_end(&self) -> bool {
         let Some(deadline) = self.shutdown else { return false };
+        if self.hands_over() && self.now < deadline {
+            return false;
+        }
         let unanswered = match &self.role {
             Role::Leader(leader) => !leader.writers.is_empty(),
             _ => false,
         };
         !(unanswered || self.wal.batch_bytes() > 0 || self.wal.flush_pending()) || self.now >= deadline
+    }
+
+    /// Whether connections are taken. A node that ends takes none: that is how clients learn of it. One that hands over
+    /// is asked for its vote first.
+    pub fn takes_connections(&self) -> bool {
+        self.shutdown.is_none() || self.hands_over()
     }
 
     /// When an ending node ends whatever is left.

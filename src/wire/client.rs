@@ -9,6 +9,7 @@
 //! PROMOTE = [force u8] options
 //! FOLLOW  = [discard u8][address_len u16][address] options
 //! INSPECT = [what u8][argument u64] options
+//! TRANSFER = [address_len u16][address] options      no address: to the follower that holds most
 //! SNAPSHOT = [wait u8] options
 //! BACKUP  = [step u8] options      0: begin, 1: begin with the newest snapshot, 2: the next part
 //! OPEN_SESSION = options
@@ -18,17 +19,16 @@
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
 //! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
-//! Of a PUT or DELETE: flag bit 1 says that it is numbered; the fields `[session lsn u64][session nonce u64][number u64]`
-//! say which write of which session it is. A number that was executed is not executed again: the answer is the first
-//! one, with its LSN and term. (A numbered write has no receipt in its answer: INSPECT has it.)
-//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, SNAPSHOT, the begin of a BACKUP, a PUT
-//! with its receipt), `[session lsn u64][session nonce u64]` (OPEN_SESSION), bytes of the file (the parts of a BACKUP;
-//! none: that was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer
-//! to a PING.
+//! Of a PUT or DELETE: flag bit 1 says that it is numbered (see `numbered`).
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, TRANSFER, SNAPSHOT, the begin of a
+//! BACKUP, a PUT with its receipt), a session's id (OPEN_SESSION), bytes of the file (the parts of a BACKUP; none: that
+//! was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
 use super::message_type::MessageType;
+use super::numbered::{NUMBERED, decode_numbered, encode_numbered};
+pub use super::numbered::{WriteOp, decode_session_id, encode_session_id};
 pub use super::status::Status;
 use crate::ids::{Lsn, SessionId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX};
@@ -85,6 +85,11 @@ pub enum Request<'a> {
         /// Allow one cut below the commit LSN.
         discard: bool,
     },
+    /// Hand leadership over.
+    Transfer {
+        /// To whom, or empty: to the follower that holds most.
+        address: &'a str,
+    },
     /// Where time and system calls went.
     Inspect(Inspect),
     /// Make a snapshot.
@@ -107,23 +112,6 @@ pub enum Request<'a> {
     },
 }
 
-/// What a numbered write does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteOp<'a> {
-    /// Set a key.
-    Put {
-        /// The key.
-        key: &'a [u8],
-        /// The value.
-        value: &'a [u8],
-    },
-    /// Remove a key.
-    Delete {
-        /// The key.
-        key: &'a [u8],
-    },
-}
-
 /// What a BACKUP asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupStep {
@@ -137,8 +125,6 @@ pub enum BackupStep {
 
 /// The flag of a PUT's options that asks for its receipt.
 const PUT_EXPLAIN: u16 = 1;
-/// The flag of a PUT's or DELETE's options that says that it is numbered.
-const NUMBERED: u16 = 2;
 /// The flags of a GET's options: how it is to be read. None of them: as the node does by default.
 const GET_READS: [(u16, ReadMode); 3] = [(1, ReadMode::Lease), (2, ReadMode::Quorum), (4, ReadMode::Local)];
 /// The flag in the trailer of a REPLY that tells its age.
@@ -248,6 +234,9 @@ impl<'a> Request<'a> {
                 let discard = decode_bool(&mut reader, "discard")?;
                 Request::Follow { address: reader.text16("address", ADDRESS_SIZE_MAX)?, discard }
             }
+            MessageType::Transfer => {
+                Request::Transfer { address: reader.text16("address", ADDRESS_SIZE_MAX)? }
+            }
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
             MessageType::Backup => Request::Backup(BackupStep::decode(&mut reader)?),
@@ -259,10 +248,10 @@ impl<'a> Request<'a> {
         reader.finish()?;
         Ok(Some(match request {
             Request::Put { key, value } if flags & NUMBERED != 0 => {
-                Request::numbered(&mut fields, WriteOp::Put { key, value })?
+                decode_numbered(&mut fields, WriteOp::Put { key, value })?
             }
             Request::Delete { key } if flags & NUMBERED != 0 => {
-                Request::numbered(&mut fields, WriteOp::Delete { key })?
+                decode_numbered(&mut fields, WriteOp::Delete { key })?
             }
             Request::Get { key } => match GET_READS.iter().find(|(flag, _)| flags & flag != 0) {
                 Some((_, reads)) => Request::GetWith { key, reads: *reads },
@@ -271,10 +260,6 @@ impl<'a> Request<'a> {
             Request::Put { key, value } if flags & PUT_EXPLAIN != 0 => Request::PutExplained { key, value },
             request => request,
         }))
-    }
-
-    fn numbered(options: &mut Reader<'_>, write: WriteOp<'a>) -> Result<Request<'a>, DecodeError> {
-        Ok(Request::Numbered { session: session_id(options)?, number: options.u64("number")?, write })
     }
 
     /// Appends the request as a frame.
@@ -303,20 +288,11 @@ impl<'a> Request<'a> {
             }
             Request::Ping | Request::Status | Request::OpenSession => {}
             Request::Numbered { session, number, write } => {
-                match write {
-                    WriteOp::Put { key, value } => {
-                        out.put_bytes32(key);
-                        out.put_bytes32(value);
-                    }
-                    WriteOp::Delete { key } => out.put_bytes32(key),
-                }
-                out.put_trailer(NUMBERED, |fields| {
-                    fields.extend_from_slice(&encode_session_id(*session));
-                    fields.put_u64(*number);
-                });
+                encode_numbered(out, *session, *number, write);
             }
             Request::Backup(step) => out.put_u8(*step as u8),
             Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
+            Request::Transfer { address } => out.put_bytes16(address.as_bytes()),
             Request::Follow { address, discard } => {
                 out.put_u8((*discard).into());
                 out.put_bytes16(address.as_bytes());
@@ -358,30 +334,11 @@ impl<'a> Request<'a> {
             Request::Status => MessageType::Status,
             Request::Promote { .. } => MessageType::Promote,
             Request::Follow { .. } => MessageType::Follow,
+            Request::Transfer { .. } => MessageType::Transfer,
             Request::Snapshot { .. } => MessageType::Snapshot,
             Request::Backup(_) => MessageType::Backup,
         }
     }
-}
-
-/// A session's id as the payload of the answer to an OPEN_SESSION.
-pub fn encode_session_id(id: SessionId) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&id.lsn.0.to_be_bytes());
-    bytes[8..].copy_from_slice(&id.nonce.to_be_bytes());
-    bytes
-}
-
-/// The session's id in such a payload.
-pub fn decode_session_id(payload: &[u8]) -> Result<SessionId, DecodeError> {
-    let mut reader = Reader::new(payload);
-    let id = session_id(&mut reader)?;
-    reader.finish()?;
-    Ok(id)
-}
-
-fn session_id(reader: &mut Reader<'_>) -> Result<SessionId, DecodeError> {
-    Ok(SessionId { lsn: Lsn(reader.u64("session lsn")?), nonce: reader.u64("session nonce")? })
 }
 
 impl<'a> Reply<'a> {

@@ -63,6 +63,8 @@ message_types! {
     Backup = 0x0c, Operator;
     /// Request: begin a session in which writes are numbered.
     OpenSession = 0x0d, Client;
+    /// Request: move leadership to a follower.
+    Transfer = 0x0e, Operator;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.

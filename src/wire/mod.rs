@@ -16,6 +16,7 @@ mod client_session;
 mod codec;
 mod frame;
 mod message_type;
+mod numbered;
 pub mod peer;
 mod record;
 mod status;

@@ -49,6 +49,7 @@ pub enum Seen {
     OpenSession,
     NumberedPut(SessionId, u64, Vec<u8>, Vec<u8>),
     NumberedDelete(SessionId, u64, Vec<u8>),
+    Transfer(String),
 }
 
 pub struct FakeNode {
@@ -141,6 +142,7 @@ fn owned(request: &Request<'_>) -> Seen {
         Request::Numbered { session, number, write: WriteOp::Delete { key } } => {
             Seen::NumberedDelete(session, number, key.to_vec())
         }
+        Request::Transfer { address } => Seen::Transfer(address.to_owned()),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
     }
 }

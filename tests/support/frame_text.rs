@@ -210,6 +210,7 @@ fn request_text(request: Request<'_>) -> String {
         Request::Backup(step) => format!("{step:?}"),
         Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
+        Request::Transfer { address } => format!("to {address:?}"),
         Request::Follow { address, discard } => {
             format!("{address}{}", if discard { " --discard" } else { "" })
         }
@@ -230,4 +231,15 @@ fn led_by(names: &Names, id: NodeId, address: &str) -> String {
 
 fn cluster(id: ClusterId) -> String {
     if id.is_none() { "no cluster yet".to_owned() } else { format!("cluster {}", &id.to_string()[..6]) }
+}
+
+/// What a file of a data directory is, whatever its number.
+pub fn kind_of_file(name: &str) -> &str {
+    match name {
+        "META.a" => "first copy of identity",
+        "META.b" => "second copy of identity",
+        spare if spare.ends_with(".tmp") => "next segment",
+        log if log.starts_with("wal-") => "log",
+        other => other,
+    }
 }

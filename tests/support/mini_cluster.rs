@@ -23,7 +23,7 @@ mod frame_text;
 pub mod mem_disk;
 #[path = "node_io.rs"]
 mod node_io;
-use frame_text::{Names, frame_text};
+use frame_text::{Names, frame_text, kind_of_file};
 pub use mem_disk::MemDisk;
 use mem_disk::{Keep, OpKind};
 use node_io::{NodeIo, VirtualClock, push, split_frames};
@@ -203,6 +203,12 @@ impl MiniCluster {
                 self.slot(other).inbox.push_back((name.to_owned(), Event::Closed(*conn)));
             }
         }
+    }
+
+    /// SIGTERM: the node is asked to end. Nobody ends its process.
+    pub fn end(&mut self, name: &str) {
+        self.slot(name).node.as_mut().expect("it runs").begin_shutdown();
+        self.turn(name, None);
     }
 
     /// No more frames between two nodes: connections break, what was under way is lost, dials fail.
@@ -585,15 +591,5 @@ impl Slot {
         let Some(node) = self.node.as_ref().filter(|_| !self.frozen) else { return false };
         let feeding = node.wants_feeding(|conn| self.io.output_if_open(conn).map_or(usize::MAX, OutBuf::len));
         !self.inbox.is_empty() || feeding || node.next_deadline().is_some_and(|deadline| deadline <= now)
-    }
-}
-
-fn kind_of_file(name: &str) -> &str {
-    match name {
-        "META.a" => "first copy of identity",
-        "META.b" => "second copy of identity",
-        spare if spare.ends_with(".tmp") => "next segment",
-        log if log.starts_with("wal-") => "log",
-        other => other,
     }
 }

@@ -75,6 +75,12 @@ impl Node {
         let (own, term) = (self.node_id(), self.term());
         let members = &self.meta.get().members;
         let campaign = Campaign::begin(members, own, term, log_end).ok_or(FatalReason::TermsExhausted)?;
+        let (others, ballot) = (self.meta.get().members.len() - 1, campaign.ballot());
+        self.member_mut().expect("only members campaign").campaigns += 1;
+        self.tell_campaign(format!(
+            "no leader heard: asks {others} other member(s) whether they would vote for it in term {} (last LSN {})",
+            ballot.term, ballot.last_lsn
+        ));
         self.run_campaign(io, campaign)
     }
 
@@ -90,18 +96,11 @@ impl Node {
     pub(super) fn run_campaign(&mut self, io: &mut dyn Io, campaign: Campaign) -> Result<(), FatalReason> {
         let now = self.now;
         let addresses: Vec<String> = self.other_members().into_iter().map(|(_, address)| address).collect();
-        let ballot = campaign.ballot();
         let own_vote = campaign.own_vote();
         let Elect::Member(member) = &mut self.elect else { return Ok(()) };
-        member.campaigns += 1;
         let deadline = Time(now.0 + member.timer.timing().timeout_ns());
         let calls = Calls::new(addresses, now);
         member.canvass = Some(Canvass { campaign, deadline, calls, refusal: None });
-        let (count, term, last) = (self.meta.get().members.len(), ballot.term, ballot.last_lsn);
-        self.tell_campaign(format!(
-            "no leader heard: asks {} other member(s) whether they would vote for it in term {term} (last LSN {last})",
-            count - 1
-        ));
         if let Some(vote) = own_vote {
             let _own: MetaDurable = self.vote_for(vote)?;
         }

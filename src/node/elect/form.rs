@@ -55,6 +55,13 @@ impl Forming {
     pub(super) fn deadline(&self) -> Option<Time> {
         self.calls.deadline()
     }
+
+    /// What is waited for, for an operator.
+    pub(super) fn text(&self) -> String {
+        let nodes = self.addresses.join(", ");
+        let missing = if self.told.is_empty() { String::new() } else { format!("; {}", self.told) };
+        format!("no cluster yet: {} forms it of {nodes}{missing}", self.addresses[0])
+    }
 }
 
 impl Node {

@@ -6,7 +6,7 @@
 //! form      from flags to members: one record, the same on all (`form`)
 //! calls     connections to the other members, for forming and for campaigns (`calls`)
 //! campaign  no leader heard: pre-votes, votes (`campaign`); the other side of that (`vote`)
-//! office    leading begins and ends; a leader that is met (`office`, `meet`)
+//! office    leading begins and ends; a leader that is met (`office`, `meet`); leadership is moved (`handover`)
 //! ```
 //!
 //! Records go over the same sessions as with fixed roles: the leader dials, opens, streams. What differs is who leads,
@@ -27,8 +27,10 @@
 mod calls;
 mod campaign;
 mod form;
+mod handover;
 mod meet;
 mod office;
+mod status;
 mod vote;
 
 use super::follower::Follower;
@@ -41,6 +43,7 @@ use crate::time::Time;
 
 use campaign::Canvass;
 use form::Forming;
+use handover::HandingOver;
 
 /// What a node has to do with elections.
 pub(super) enum Elect {
@@ -58,6 +61,7 @@ pub(super) struct Member {
     canvass: Option<Canvass>,
     /// The clock was looked at in this turn.
     clock_seen: bool,
+    handing_over: Option<HandingOver>,
     /// Campaigns since a leader was heard: only the first is told at info.
     campaigns: u64,
 }
@@ -111,8 +115,13 @@ impl Node {
     fn become_member(&mut self) {
         let now = self.clock.now();
         let timer = ElectionTimer::new(self.election_timing(), now, &mut self.rng);
-        self.elect =
-            Elect::Member(Box::new(Member { timer, canvass: None, clock_seen: false, campaigns: 0 }));
+        self.elect = Elect::Member(Box::new(Member {
+            timer,
+            canvass: None,
+            clock_seen: false,
+            handing_over: None,
+            campaigns: 0,
+        }));
         let members = &self.meta.get().members;
         let addresses: Vec<&str> = members.iter().map(|member| member.address.as_str()).collect();
         log_info!(
@@ -138,7 +147,10 @@ impl Node {
         match &self.elect {
             Elect::Fixed => Ok(()),
             Elect::Forming(_) => self.forming_timers(io),
-            Elect::Member(_) => self.campaign_timers(io, input_left),
+            Elect::Member(_) => {
+                self.hand_over_step(io);
+                self.campaign_timers(io, input_left)
+            }
         }
     }
 
@@ -147,8 +159,12 @@ impl Node {
         match &self.elect {
             Elect::Fixed => None,
             Elect::Forming(forming) => forming.deadline(),
-            Elect::Member(_) if self.leader().is_some() => self.office_deadline(),
-            Elect::Member(member) => member.deadline(),
+            Elect::Member(_) if self.leader().is_some() => {
+                [self.office_deadline(), self.hand_over_deadline()].into_iter().flatten().min()
+            }
+            Elect::Member(member) => {
+                [member.deadline(), self.hand_over_deadline()].into_iter().flatten().min()
+            }
         }
     }
 

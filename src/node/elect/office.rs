@@ -11,7 +11,7 @@ use super::super::follower::Follower;
 use super::super::leader::{Leader, Link};
 use super::super::{FatalReason, Node, Role};
 use super::Elect;
-use crate::conn::{Close, Io};
+use crate::conn::{Close, ConnId, Io};
 use crate::ids::{NodeId, Term};
 use crate::replication::election::quorum_clock::QuorumClock;
 use crate::time::Time;
@@ -96,13 +96,20 @@ impl Node {
 
     /// Stops leading, in the same term or before a higher one is entered.
     pub(in super::super) fn leave_office(&mut self, io: &mut dyn Io, why: &str) {
+        self.leave_office_but(io, why, None);
+    }
+
+    /// The same; what is in the buffer of `told` still leaves.
+    pub(super) fn leave_office_but(&mut self, io: &mut dyn Io, why: &str, told: Option<ConnId>) {
         for index in 0..self.leader().map_or(0, |leader| leader.peers.len()) {
             self.keep_nothing_for(index);
         }
         self.slowness = None;
         let Role::Leader(leader) = &self.role else { return };
         let conns = leader.connections();
-        conns.into_iter().for_each(|conn| self.close(io, conn, Close::Now));
+        for conn in conns {
+            self.close(io, conn, if told == Some(conn) { Close::AfterOutput } else { Close::Now });
+        }
         self.dials.retain(|(_, purpose)| !matches!(purpose, super::super::DialPurpose::Session(_)));
         self.role = Role::Follower(Follower::default());
         let now = self.now;

@@ -20,6 +20,7 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
         | Type::Status
         | Type::Promote
         | Type::Follow
+        | Type::Transfer
         | Type::Inspect
         | Type::Snapshot
         | Type::Backup
