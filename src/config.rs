@@ -9,7 +9,7 @@ use crate::limits::{
     PIN_LOG_BYTES_DEFAULT, PIN_LOG_BYTES_MIN, RETAIN_LOG_BYTES_DEFAULT, SEGMENT_SIZE_DEFAULT,
     SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN, SNAPSHOT_LOG_BYTES_FLAG_MIN,
 };
-use crate::node::{FlushMode, NodeConfig, PinConfig, PinOverflow, RoleFlag, SnapshotConfig};
+use crate::node::{ArchiveConfig, FlushMode, NodeConfig, PinConfig, PinOverflow, RoleFlag, SnapshotConfig};
 use crate::replication::commit::AckPolicy;
 use crate::wal::{Durability, WalConfig};
 
@@ -137,6 +137,9 @@ pub struct Flags {
         help_heading = "Storage")]
     pub retain_log_bytes: u64,
 
+    /// Where segments are kept aside.
+    #[command(flatten)]
+    pub archive: archive::ArchiveFlags,
     /// Microseconds to poll without sleeping before blocking: burns a core, saves the wake-up
     #[arg(
         long,
@@ -247,6 +250,8 @@ pub struct Config {
     pub cpu: Option<usize>,
     /// The data directory.
     pub data_dir: std::path::PathBuf,
+    /// The archive.
+    pub archive: Option<(std::path::PathBuf, ArchiveConfig)>,
     /// Whether notes for strace are written.
     pub strace_marks: bool,
     /// Whether anybody but this machine can connect.
@@ -327,6 +332,7 @@ impl Flags {
             busy_poll_us: self.busy_poll_us,
             cpu: self.cpu,
             data_dir: self.data_dir.clone(),
+            archive: self.archive.validate(&self.data_dir)?,
             strace_marks: self.strace_marks,
             beyond_loopback,
         })
@@ -438,5 +444,6 @@ fn is_loopback(host: &str) -> bool {
     bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+mod archive;
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,7 @@ pub mod marks;
 pub mod meta;
 pub mod net;
 pub mod node;
+pub mod progress;
 pub mod replication;
 pub mod rng;
 pub mod sabotage;

@@ -156,6 +156,18 @@ pub const TRANSFER_SILENCE_MS: u64 = 15_000;
 /// Bytes of a backup in one answer, at most; a record larger than that comes alone. Read in one turn: 256 KiB take some
 /// 50 us from the page cache, and 1 ms from a disk of 250 MB/s.
 pub const BACKUP_PART_SIZE: usize = 256 << 10;
+/// Bytes of closed segments kept for an archive that does not take them, at most, by default.
+pub const ARCHIVE_LOG_BYTES_DEFAULT: u64 = 8 << 30;
+/// The value of `--archive-log-bytes`, at least.
+pub const ARCHIVE_LOG_BYTES_MIN: u64 = 1 << 20;
+/// Bytes of a segment read, checked, and written to the archive at once: about 250 us.
+pub const ARCHIVE_COPY_SIZE: usize = 256 << 10;
+/// Milliseconds between two looks at a sync of the archive that runs beside the loop.
+pub const ARCHIVE_LOOK_MS: u64 = 10;
+/// Milliseconds before an archive that failed is tried again: the first and the largest step.
+pub const ARCHIVE_RETRY_MS_MIN: u64 = 1_000;
+/// See [`ARCHIVE_RETRY_MS_MIN`].
+pub const ARCHIVE_RETRY_MS_MAX: u64 = 30_000;
 /// Milliseconds after which a backup is given up that nobody asks to go on.
 pub const BACKUP_SILENCE_MS: u64 = 60_000;
 /// Milliseconds that a transfer waits for a lost connection, on both sides.
@@ -228,6 +240,9 @@ const _: () = {
     assert!(SNAPSHOT_RETRY_MS_MIN < SNAPSHOT_RETRY_MS_MAX && SNAPSHOT_RATE_LOADED < SNAPSHOT_RATE_IDLE);
     assert!(SNAPSHOT_LOG_BYTES_FLAG_MIN <= SNAPSHOT_LOG_BYTES_MIN && SNAPSHOTS_KEPT >= 2);
     assert!(SNAPSHOT_CHUNK_SIZE_MAX + FRAME_SLACK <= FRAME_SIZE_MAX);
+    assert!(
+        ARCHIVE_LOG_BYTES_MIN <= ARCHIVE_LOG_BYTES_DEFAULT && ARCHIVE_RETRY_MS_MIN < ARCHIVE_RETRY_MS_MAX
+    );
     assert!(SEGMENT_SIZE_MIN <= SEGMENT_SIZE_DEFAULT && SEGMENT_SIZE_DEFAULT <= SEGMENT_SIZE_MAX);
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
     assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);

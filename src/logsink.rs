@@ -14,13 +14,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
 use crate::ledger::{Syscall, count};
+use crate::progress::{BEGIN, CLEAR, END};
 
 /// Bytes that may be written when the kernel reports room (`PIPE_BUF`).
 const WRITE_SIZE_MAX: usize = 4096;
 /// Bytes that wait at most.
 const BUFFER_SIZE_MAX: usize = 256 << 10;
 
-static LINES: Mutex<Lines> = Mutex::new(Lines { waiting: Vec::new(), partial: Vec::new(), dropped: 0 });
+static LINES: Mutex<Lines> =
+    Mutex::new(Lines { waiting: Vec::new(), partial: Vec::new(), dropped: 0, has_progress: false });
 
 /// Whether lines wait for [`drain`]. Before the loop runs nobody waits for a reply, and an operator for a line.
 static DEFERRED: AtomicBool = AtomicBool::new(false);
@@ -32,6 +34,8 @@ struct Lines {
     /// The line that is being logged: it comes in pieces.
     partial: Vec<u8>,
     dropped: u64,
+    /// The last line of the terminal is one of progress: the next log line takes its place.
+    has_progress: bool,
 }
 
 /// Sends log lines of this level and above to stderr.
@@ -61,6 +65,14 @@ pub fn drain() {
     // Poisoned only by a panic in here, and then the process ends anyway.
     if let Ok(mut lines) = LINES.try_lock() {
         lines.drain();
+    }
+}
+
+/// Puts this line of progress under the log, on a terminal, in the place of the one before; `None` takes it away.
+pub fn show_progress(line: Option<&str>) {
+    if let Ok(mut lines) = LINES.try_lock() {
+        lines.drain();
+        lines.show_progress(line);
     }
 }
 
@@ -97,6 +109,9 @@ impl Lines {
     }
 
     fn drain(&mut self) {
+        if !self.waiting.is_empty() {
+            self.show_progress(None);
+        }
         let mut done = 0;
         while done < self.waiting.len() && stderr_has_room() {
             let size = (self.waiting.len() - done).min(WRITE_SIZE_MAX);
@@ -114,6 +129,18 @@ impl Lines {
             self.waiting.copy_within(done.., 0);
             self.waiting.truncate(self.waiting.len() - done);
         }
+    }
+
+    fn show_progress(&mut self, line: Option<&str>) {
+        // Behind lines that wait it would stand in the middle of one.
+        if (line.is_none() && !self.has_progress) || !stderr_has_room() {
+            return;
+        }
+        let text = line.map_or_else(|| CLEAR.to_owned(), |line| format!("{BEGIN}{line}{END}"));
+        count(Syscall::Write);
+        // A terminal that is gone shows nothing.
+        let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+        self.has_progress = line.is_some();
     }
 
     fn tell_dropped(&mut self) {

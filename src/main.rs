@@ -1,14 +1,15 @@
 //! The node: arguments in, exit code out.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use kvstore::config::{Config, Flags};
-use kvstore::disk::{FileSystem, FlushRing, RealDisk};
+use kvstore::disk::{FileSystem, FlushRing, OpenError, RealDisk};
 use kvstore::marks::Marks;
 use kvstore::net::{Bound, LoopOptions, MonotonicClock, bind, run};
-use kvstore::node::{FatalReason, FlushMode, Node};
+use kvstore::node::{FatalReason, FlushMode, Node, OpenDirectory};
 use kvstore::wal::Durability;
 use log::{error, info, warn};
 
@@ -77,7 +78,12 @@ fn serve(mut config: Config, mut disk: RealDisk) -> Result<(), FatalReason> {
     let seed =
         random_seed().map_err(|source| FatalReason::Net { doing: "get random bytes".to_owned(), source })?;
     let marks = marks_of(&config)?;
+    let archive = config.archive.take();
+    let has_ring = config.node.flush != FlushMode::Inline;
     let mut node = Node::open(Box::new(disk), Box::new(clock), seed, config.node)?;
+    if let Some((directory, archive)) = archive {
+        node.keep_archive(directory.display().to_string(), archive_opener(directory, has_ring), archive);
+    }
     if node.is_loading() {
         info!("[node] answers ping and status; it takes its role when its state is loaded");
     } else {
@@ -110,6 +116,23 @@ fn prepare_flush(config: &mut Config, disk: &mut RealDisk, bound: &Bound) -> Res
         }
     }
     Ok(())
+}
+
+/// Opens the archive, at the start and again after whatever failed in it. With a ring of its own no turn waits for the
+/// sync of a copy.
+fn archive_opener(directory: PathBuf, with_ring: bool) -> OpenDirectory {
+    Box::new(move || {
+        let mut disk = RealDisk::open_existing(&directory).map_err(|error| match error {
+            OpenError::InUse { pid: Some(pid), .. } => {
+                format!("{} is in use by the process with pid {pid}", directory.display())
+            }
+            error => error.to_string(),
+        })?;
+        if with_ring && let Ok(ring) = FlushRing::new() {
+            disk.flush_through(ring);
+        }
+        Ok(Box::new(disk))
+    })
 }
 
 /// A write beyond `ulimit -f` fails, and raises a signal of which a process dies without a word. With the signal

@@ -15,180 +15,18 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/kills.rs"]
+mod kills;
 #[path = "support/strace.rs"]
 mod strace;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, DEADLINE, Node, Seeded, Single};
+use cluster::{Cluster, DEADLINE, Node, Single};
+use kills::{Hunt, Notes, OWN_BEGIN, SEGMENTS, key, start_or_die, value};
 use kvstore::client::Client;
-use kvstore::wire::client::{Request, Status};
-use strace::{Call, Recorded};
-
-/// The smallest there are: a segment is full after about twenty writes.
-const SEGMENTS: &str = "--segment-bytes=65536";
-/// Writes on their way at once.
-const PIPELINE: u64 = 6;
-/// Keys that the numbers are written to in turn.
-const KEYS: u64 = 120;
-
-/// The file that a node opens first: what comes before is the loader's.
-const OWN_BEGIN: &str = "LOCK";
-
-/// What was acknowledged, and by whom which term was told.
-#[derive(Debug, Default)]
-struct Notes {
-    /// The last number sent. Numbers rise, whatever becomes of them.
-    number: u64,
-    /// The last number acknowledged of each key.
-    acked: BTreeMap<u64, u64>,
-    acked_count: u64,
-    /// Of the last write acknowledged.
-    last_lsn: u64,
-    /// The highest term that a node has told, by its port.
-    terms: BTreeMap<u16, u64>,
-}
-
-impl Notes {
-    /// Writes numbers until as many are acknowledged or one fails. Only one writer is at work, so LSNs and terms of
-    /// its acknowledgements rise, whichever node they come from.
-    fn write(&mut self, node: &Node, count: u64, timeout: Duration) {
-        let mut client = node.client();
-        client.set_timeout(timeout);
-        for _ in 0..count.div_ceil(PIPELINE) {
-            let first = self.number + 1;
-            self.number += PIPELINE;
-            for number in first..=self.number {
-                if client.send(&Request::Put { key: &key(number), value: &value(number) }).is_err() {
-                    return;
-                }
-            }
-            if client.flush().is_err() {
-                return;
-            }
-            for number in first..=self.number {
-                let Ok(reply) = client.receive() else { return };
-                if reply.status != Status::Ok {
-                    return;
-                }
-                assert!(
-                    reply.lsn.0 > self.last_lsn,
-                    "{number} at LSN {}, {} was given",
-                    reply.lsn,
-                    self.last_lsn
-                );
-                self.last_lsn = reply.lsn.0;
-                self.hear(node, reply.term.as_u64());
-                self.acked.insert(number % KEYS, number);
-                self.acked_count += 1;
-            }
-        }
-    }
-
-    fn hear(&mut self, node: &Node, term: u64) {
-        let known = self.terms.entry(node.port).or_default();
-        assert!(term >= *known, "port {}: term {term:#x} after {known:#x}", node.port);
-        *known = term;
-    }
-
-    /// Everything acknowledged is on this node, and it knows the highest term it has told.
-    fn check(&mut self, node: &Node) {
-        let status = node.status();
-        self.hear(node, status["term"].as_u64().unwrap());
-        let last = status["last_lsn"].as_u64().unwrap();
-        assert!(
-            last >= self.last_lsn,
-            "port {}: log ends at {last}, {} was acknowledged",
-            node.port,
-            self.last_lsn
-        );
-        let mut client = node.client();
-        for (index, acked) in &self.acked {
-            let found = client.get(&key(*index)).unwrap().value;
-            let found = found.unwrap_or_else(|| panic!("port {}: {acked} of key {index} is gone", node.port));
-            let number = u64::from_be_bytes(found[..8].try_into().expect("eight bytes"));
-            assert!(number >= *acked && number <= self.number, "key {index} is {number}, {acked} was acked");
-            assert!(found == value(number), "key {index} holds bytes that nobody wrote");
-        }
-    }
-}
-
-fn key(number: u64) -> Vec<u8> {
-    format!("key {}", number % KEYS).into_bytes()
-}
-
-/// The number, and padding of up to 6 KiB.
-fn value(number: u64) -> Vec<u8> {
-    let mut value = vec![number as u8; 8 + (number as usize * 1_237) % 6_000];
-    value[..8].copy_from_slice(&number.to_be_bytes());
-    value
-}
-
-/// How long a test goes on, and what it draws from.
-struct Hunt {
-    random: Seeded,
-    lives: usize,
-    until: Option<Instant>,
-    /// Kills that came, by the call they came at.
-    fired: BTreeMap<String, usize>,
-    begun: usize,
-}
-
-impl Hunt {
-    /// `lives` in the suite, or for as long as `E2E_SECONDS` says.
-    fn new(name: &str, lives: usize) -> Hunt {
-        let number = |variable: &str| {
-            std::env::var(variable)
-                .ok()
-                .map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
-        };
-        let seed = number("E2E_SEED").unwrap_or(0x5eed);
-        println!("{name}: E2E_SEED={seed}");
-        let until = number("E2E_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        Hunt { random: Seeded::new(seed), lives, until, fired: BTreeMap::new(), begun: 0 }
-    }
-
-    fn goes_on(&mut self) -> bool {
-        let more = self.until.map_or(self.begun < self.lives, |until| Instant::now() < until);
-        self.begun += usize::from(more);
-        more
-    }
-
-    fn draw(&mut self, recorded: &Recorded) -> Call {
-        let call = recorded.draw(&mut self.random);
-        println!("life {}: {} {}", self.begun, call.name, call.nth);
-        call
-    }
-
-    /// Ends a traced life, which the kill has ended already unless the node still answers.
-    fn end_life(&mut self, node: &mut Node, call: &Call) {
-        if node.try_status().is_ok() {
-            node.kill9();
-        } else {
-            node.wait_exit(DEADLINE);
-            *self.fired.entry(call.name.clone()).or_default() += 1;
-        }
-        node.wrapper.clear();
-    }
-
-    fn report(&self) {
-        let fired: usize = self.fired.values().sum();
-        println!("{} lives, {fired} ended at the call that was drawn: {:?}", self.begun, self.fired);
-        assert!(
-            fired * 2 > self.begun,
-            "{fired} kills in {} lives: that is not what was recorded",
-            self.begun
-        );
-    }
-}
-
-/// Starts a node that may die while it starts; whether it serves.
-fn start_or_die(node: &mut Node) -> bool {
-    let mark = node.log.mark();
-    node.spawn();
-    node.log.line_or_end(mark, "ready:", DEADLINE).is_some()
-}
+use kvstore::wire::client::Request;
+use strace::Recorded;
 
 #[test]
 fn a_node_killed_at_any_call_of_starts_appends_and_new_segments_has_all_it_acknowledged() {

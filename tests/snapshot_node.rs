@@ -388,6 +388,34 @@ fn a_log_that_grows_by_what_is_not_applied_makes_no_second_snapshot_of_the_same_
 }
 
 #[test]
+fn status_tells_how_far_a_snapshot_is_and_what_it_was() {
+    let mut config = by_hand();
+    config.snapshot.slice_bytes = 500;
+    let mut rig = Rig::start(&MemDisk::new(), config).unwrap();
+    assert_eq!(rig.status()["snapshot"]["state"], "idle");
+    for number in 0..1_000 {
+        let key = format!("key-{number}").into_bytes();
+        rig.ask(&Request::Put { key: &key, value: b"a small one" }).unwrap();
+    }
+    let (s, ..) = rig.lone.node.positions();
+    rig.ask(&Request::Snapshot { wait: false }).unwrap();
+    let mut seen = Vec::new();
+    let done = loop {
+        let now = rig.status()["snapshot"].clone();
+        if now["state"] == "done" {
+            break now;
+        }
+        assert!(now["state"] == "running" && now["s"] == s.0 && now["bytes"].is_u64(), "{now}");
+        seen.push((now["progress"].as_u64().unwrap(), now["eta_s"].is_u64()));
+        assert!(seen.len() < 1_000, "{seen:?}");
+        rig.lone.pass_ms(10);
+    };
+    assert!(seen.len() > 5 && seen.is_sorted_by_key(|(progress, _)| *progress), "{seen:?}");
+    assert!(seen.iter().any(|(progress, has_eta)| (1..100).contains(progress) && *has_eta), "{seen:?}");
+    assert!(done["progress"] == 100 && done["kept"][0]["entries"] == 1_000, "{done}");
+}
+
+#[test]
 fn one_at_a_time_and_whoever_waits_is_answered_when_it_is_durable() {
     let disk = MemDisk::new();
     let mut follower = lone_node::config(RoleFlag::Follower, &[]);

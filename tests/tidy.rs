@@ -50,6 +50,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("time", &[]),
     ("rng", &[]),
     ("ledger", &[]),
+    ("progress", &[]),
     ("sabotage", &[]),
     ("address", &["limits"]),
     (
@@ -115,6 +116,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "inspect",
         &[
+            "backup",
             "disk",
             "ids",
             "inspect",
@@ -126,7 +128,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "wal",
         ],
     ),
-    ("client", &["address", "backup", "client", "disk", "ids", "limits", "rng", "trace::STAGES", "wire"]),
+    (
+        "client",
+        &["address", "backup", "client", "disk", "ids", "limits", "progress", "rng", "trace::STAGES", "wire"],
+    ),
 ];
 
 /// Words that only some parts may write.

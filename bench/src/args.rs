@@ -33,6 +33,14 @@ pub enum Command {
         /// Files written with --json.
         files: Vec<PathBuf>,
     },
+    /// Prints what scripts/snapshot_compare.sh has collected in a directory.
+    Snapshots {
+        /// Holds files `NAME@SYSTEM@RUN.json`.
+        dir: PathBuf,
+        /// Keys that the stores hold.
+        #[arg(long)]
+        keys: u64,
+    },
     /// A bare leader.
     #[command(hide = true)]
     FloorLeader(LeaderArgs),

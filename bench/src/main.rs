@@ -1,8 +1,8 @@
 //! `kv_bench`: a load generator that does not hide stalls, and the floor of the machine beside it.
 //!
 //! [`load`] makes the requests and takes the times, [`protocol`] knows how each store speaks, [`floor`] is
-//! what no store of this kind can be faster than, [`report`] and [`plot`] show it, [`tables`] and
-//! [`targets`] put the results of many measurements side by side.
+//! what no store of this kind can be faster than, [`report`] and [`plot`] show it, [`tables`],
+//! [`targets`] and [`snapshots`] put the results of many measurements side by side.
 
 mod args;
 mod clock;
@@ -13,6 +13,7 @@ mod measure;
 mod plot;
 mod protocol;
 mod report;
+mod snapshots;
 mod tables;
 mod targets;
 mod template;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         None => measure(&cli.load),
         Some(Command::Targets { dir }) => targets::targets(dir).map(|text| print!("{text}")),
+        Some(Command::Snapshots { dir, keys }) => snapshots::table(dir, *keys).map(|text| print!("{text}")),
         Some(Command::Table { files }) => tables::table(files).map(|text| print!("{text}")),
         Some(Command::FloorLeader(args)) => floor::leader_main(args),
         Some(Command::FloorFollower(args)) => floor::follower_main(args),

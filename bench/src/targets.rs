@@ -46,10 +46,12 @@ impl Metric {
     }
 }
 
-/// The ratio of kvstore to another system that is wanted.
+/// The ratio that is wanted, of kvstore to another system or of one load to another.
 #[derive(Clone, Copy)]
-enum Wanted {
+pub enum Wanted {
+    /// No more than so much.
     AtMost(f64),
+    /// No less than so much.
     AtLeast(f64),
     /// Neither better nor worse by more than this factor.
     Within(f64),
@@ -60,7 +62,8 @@ enum Wanted {
 use Wanted::{AtLeast, AtMost, Nothing, Within};
 
 impl Wanted {
-    fn show(self) -> String {
+    /// For the column of targets.
+    pub fn show(self) -> String {
         match self {
             AtMost(factor) => format!("<= {factor}"),
             AtLeast(factor) => format!(">= {factor}"),
@@ -69,7 +72,8 @@ impl Wanted {
         }
     }
 
-    fn judge(self, ratio: f64) -> &'static str {
+    /// Whether that is so; nothing where nothing is wanted.
+    pub fn judge(self, ratio: f64) -> &'static str {
         let met = match self {
             AtMost(factor) => ratio <= factor,
             AtLeast(factor) => ratio >= factor,
@@ -166,7 +170,7 @@ const TARGETS: &[Target] = &[
 ];
 
 /// Of each load and system, the results of all runs.
-type Results = BTreeMap<(String, String), Vec<Value>>;
+pub type Results = BTreeMap<(String, String), Vec<Value>>;
 
 /// Medians over the runs in a directory, and their ratios beside the targets.
 pub fn targets(dir: &Path) -> Result<String, String> {
@@ -187,14 +191,15 @@ pub fn targets(dir: &Path) -> Result<String, String> {
     if void_count > 0 {
         let _ = writeln!(text, "{void_count} floor run(s) were void and left out.");
     }
-    let errors: Vec<String> = results.iter().filter_map(|(key, runs)| describe_errors(key, runs)).collect();
+    let errors = errors(&results);
     if !errors.is_empty() {
         let _ = writeln!(text, "Errors:\n{}", errors.join("\n"));
     }
     Ok(text)
 }
 
-fn read_results(dir: &Path) -> Result<(Results, usize), String> {
+/// All result files of a directory, and how many were void.
+pub fn read_results(dir: &Path) -> Result<(Results, usize), String> {
     let describe = |error: std::io::Error| format!("{}: {error}", dir.display());
     let mut results = Results::new();
     let mut void_count = 0;
@@ -216,7 +221,8 @@ fn read_results(dir: &Path) -> Result<(Results, usize), String> {
     Ok((results, void_count))
 }
 
-fn median(results: &Results, load: &str, system: &str, pointer: &str) -> Option<f64> {
+/// The median over the runs of a system; `None` if there is none.
+pub fn median(results: &Results, load: &str, system: &str, pointer: &str) -> Option<f64> {
     let runs = results.get(&(load.to_owned(), system.to_owned()))?;
     let numbers = runs.iter().filter_map(|json| json.pointer(pointer)?.as_f64());
     Spread::of(numbers).map(|spread| spread.median)
@@ -252,6 +258,11 @@ fn write_target(text: &mut String, target: &Target, results: &Results) {
 
 /// What the floor's own measurement says of the disk alone.
 const FDATASYNC: &str = "/floor/parts/fdatasync_alone_us/p50";
+
+/// What went wrong in any of the runs.
+pub fn errors(results: &Results) -> Vec<String> {
+    results.iter().filter_map(|(key, runs)| describe_errors(key, runs)).collect()
+}
 
 fn describe_errors((load, system): &(String, String), runs: &[Value]) -> Option<String> {
     let mut errors: BTreeMap<&str, u64> = BTreeMap::new();

@@ -50,19 +50,22 @@
 //! ```
 //!
 //! `tail` holds the format and writes it, `parser` reads it from bytes as they come, `stream` checks a whole backup
-//! while it comes; `restore` builds a directory, with `archive` for records that were kept aside in segments.
+//! while it comes; `restore` builds a directory, with `archive` for records that were kept aside in segments; `kept` is
+//! the directory that a node keeps them in.
 //!
 //! What is deliberately absent: no increments (a snapshot and archived segments are that), no compression or encryption
 //! (a pipe behind the file does both), no network, no clock.
 
 mod archive;
 mod error;
+mod kept;
 mod parser;
 mod restore;
 mod stream;
 mod tail;
 
 pub use error::{BackupError, RestoreError};
+pub use kept::{COPY_NAME, KeepError, Keeper, NOTE_NAME, Note, read_note};
 pub use restore::{Plan, Restored, restore};
 pub use stream::{BackupStream, Summary};
 pub use tail::{FORMAT_VERSION, TAIL_FOOTER_SIZE, TAIL_HEADER_SIZE, TailHeader, TailWriter};

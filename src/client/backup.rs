@@ -5,21 +5,18 @@
 //! the latter left under the other name is replaced by the next run.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::progress::Line;
 use super::{Client, ClientError, Served, served};
 use crate::backup::{BackupError, BackupStream, Summary};
 use crate::disk::{Disk, FileId, RealDisk, advice, exists};
+use crate::progress::{line, megabytes};
 use crate::wire::client::{BackupStep, Request, Status};
-
-/// Between two looks of the progress bar.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// Characters of the bar.
-const BAR_WIDTH: usize = 30;
 
 /// Why there is no backup.
 #[derive(Debug)]
@@ -114,7 +111,7 @@ impl Client {
     fn fetch(&mut self, fetch: &Fetch, target: &mut Target) -> Result<(Summary, Served<()>), FetchError> {
         self.set_timeout(fetch.begin_timeout);
         let step = if fetch.newest { BackupStep::BeginNewest } else { BackupStep::Begin };
-        let reply = self.call(&Request::Backup(step))?;
+        let reply = self.call_for_snapshot(&Request::Backup(step))?;
         self.expect(&[Status::Ok], &reply)?;
         let plan = self.document("the plan of the backup", &reply)?;
         let mut progress = Progress::new(&plan);
@@ -124,7 +121,6 @@ impl Client {
             let reply = self.call(&Request::Backup(BackupStep::Next))?;
             self.expect(&[Status::Ok], &reply)?;
             if reply.payload.is_empty() {
-                progress.clear();
                 let summary = stream.summary().cloned();
                 return Ok((summary.ok_or(FetchError::Short { bytes: target.size })?, served((), &reply)));
             }
@@ -232,60 +228,31 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FetchE
     move |source| FetchError::Write { action, path, source }
 }
 
-/// A bar on a terminal; nothing elsewhere.
+/// A line on a terminal; nothing elsewhere.
 struct Progress {
-    is_shown: bool,
+    line: Line,
     /// The snapshot's bytes, and about those of the log.
     total: u64,
     began: Instant,
-    shown: Option<Instant>,
 }
 
 impl Progress {
     fn new(plan: &Value) -> Progress {
         let bytes = |field: &str| plan[field].as_u64().unwrap_or(0);
         let total = bytes("snapshot_bytes") + bytes("log_bytes");
-        Progress { is_shown: io::stderr().is_terminal(), total, began: Instant::now(), shown: None }
+        Progress { line: Line::new(), total, began: Instant::now() }
     }
 
     fn show(&mut self, bytes: u64) {
-        if !self.is_shown || self.shown.is_some_and(|shown| shown.elapsed() < PROGRESS_EVERY) {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let line = progress_line(bytes, self.total, self.began.elapsed());
-        let _ = write!(io::stderr(), "\r{line}\x1b[K");
-    }
-
-    fn clear(&self) {
-        if self.shown.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        self.line.show(|| progress_line(bytes, self.total, self.began.elapsed()));
     }
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-/// The size of the log's part is known about, so that 99 % is the most that is shown before the end.
 fn progress_line(bytes: u64, total: u64, elapsed: Duration) -> String {
-    const MB: f64 = 1e6;
-    let share = (bytes as f64 / total.max(1) as f64).min(0.99);
-    let filled = (share * BAR_WIDTH as f64) as usize;
     let rate = bytes as f64 / elapsed.as_secs_f64().max(1e-3);
-    let eta_s = (total.saturating_sub(bytes) as f64 / rate.max(1.0)).ceil();
-    format!(
-        "backup [{}{}] {:>2.0} %  {:.1} of {:.1} MB  {:.1} MB/s  ETA {eta_s:.0} s",
-        "#".repeat(filled),
-        " ".repeat(BAR_WIDTH - filled),
-        (share * 100.0).floor(),
-        bytes as f64 / MB,
-        total as f64 / MB,
-        rate / MB
-    )
+    let eta_s = (total.saturating_sub(bytes) as f64 / rate.max(1.0)).ceil() as u64;
+    let what = format!("{}  {:.1} MB/s", megabytes(bytes, total), rate / 1e6);
+    line("backup", bytes * 100 / total.max(1), &what, Some(eta_s))
 }
 
 #[cfg(test)]
@@ -293,10 +260,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_tells_share_rate_and_what_is_left() {
+    fn the_line_tells_share_rate_and_what_is_left() {
         let line = progress_line(50_000_000, 200_000_000, Duration::from_secs(2));
         assert!(line.contains("25 %  50.0 of 200.0 MB  25.0 MB/s  ETA 6 s"), "{line}");
-        assert_eq!(line.matches('#').count(), 7, "a quarter of {BAR_WIDTH}");
     }
 
     #[test]

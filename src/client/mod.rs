@@ -21,6 +21,7 @@ mod election_text;
 mod error;
 mod failure;
 mod place;
+mod progress;
 mod route;
 mod survey;
 mod table;
@@ -257,9 +258,11 @@ impl Client {
         Ok(Served { value: (), lsn: reset.lsn, term: reset.term })
     }
 
-    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable. Returns the node's account.
+    /// Makes the node make a snapshot; with `wait` the answer comes when it is durable, and a terminal on stderr shows
+    /// how far it is. Returns the node's account.
     pub fn snapshot(&mut self, wait: bool) -> Result<Served<Value>, ClientError> {
-        let reply = self.call(&Request::Snapshot { wait })?;
+        let request = Request::Snapshot { wait };
+        let reply = if wait { self.call_for_snapshot(&request)? } else { self.call(&request)? };
         self.expect(&[Status::Ok], &reply)?;
         Ok(served(account(&reply), &reply))
     }

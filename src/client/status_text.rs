@@ -31,6 +31,7 @@ const FIELDS_KNOWN: &[&str] = &[
     "bytes_per_key",
     "log_bytes",
     "snapshot",
+    "archive",
     "loading",
     "complete",
     "state_hash",
@@ -206,6 +207,7 @@ fn facts(status: Status<'_>) -> Vec<Vec<String>> {
         ),
         line("loading", vec![loading_text(status)]),
         line("snapshot", vec![snapshot_text(status)]),
+        line("archive", vec![archive_text(status)]),
         line(
             "data",
             vec![
@@ -266,6 +268,23 @@ fn snapshot_text(status: Status<'_>) -> Option<String> {
     let error =
         snapshot.text("last_error").map_or_else(String::new, |error| format!("; last error: {error}"));
     Some(format!("{text}{since}{error}"))
+}
+
+fn archive_text(status: Status<'_>) -> Option<String> {
+    let archive = Status(status.0.get("archive").filter(|archive| archive.is_object())?);
+    let lsn = archive.number("lsn").map_or_else(String::new, |lsn| format!(" up to LSN {}", grouped(lsn)));
+    let waiting = match (archive.number("segments_waiting"), archive.number("bytes_waiting")) {
+        (Some(count), Some(bytes)) if count > 0 => {
+            format!("; {count} segment{} wait, {}", plural(count), sized(bytes))
+        }
+        _ => String::new(),
+    };
+    let missed = match archive.number("missed").unwrap_or(0) {
+        0 => String::new(),
+        missed => format!("; {missed} GAP{}", plural(missed).to_uppercase()),
+    };
+    let error = archive.text("last_error").map_or_else(String::new, |error| format!("; FAILING: {error}"));
+    Some(format!("{}{lsn}{waiting}{missed}{error}", archive.text("directory")?))
 }
 
 fn line(label: &str, parts: Vec<Option<String>>) -> Option<Vec<String>> {
@@ -367,6 +386,16 @@ mod tests {
         let peer = serde_json::json!({"address": "n:1", "state": "snapshot", "snapshot": snapshot});
         let text = render(&serde_json::json!({"peers": [peer]}));
         assert!(text.contains("snapshot 43 % (43.0 MiB of 100.0 MiB)"), "{text}");
+    }
+
+    #[test]
+    fn an_archive_that_takes_nothing_says_what_waits_and_why() {
+        let archive = serde_json::json!({"directory": "/a", "state": "failing", "lsn": 1_700, "segments_waiting": 2,
+            "bytes_waiting": 134_217_728, "missed": 1, "last_error": "no room"});
+        let text = render(&serde_json::json!({"archive": archive}));
+        let wanted = "/a up to LSN 1,700; 2 segments wait, 128.0 MiB; 1 GAP; FAILING: no room";
+        assert!(text.contains(wanted), "{text}");
+        assert!(!render(&serde_json::json!({"archive": null})).contains("archive"));
     }
 
     #[test]

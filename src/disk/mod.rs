@@ -9,6 +9,7 @@
 use std::io;
 
 mod blocks;
+mod open_error;
 mod overlay;
 mod real;
 mod refusing;
@@ -16,8 +17,9 @@ mod ring;
 mod staged;
 mod viewed;
 
+pub use open_error::OpenError;
 pub use overlay::Overlay;
-pub use real::{FileSystem, OpenError, RealDisk};
+pub use real::{FileSystem, RealDisk};
 pub use refusing::Refusing;
 pub use ring::FlushRing;
 pub use staged::{StageError, Staged, exists};
@@ -90,6 +92,9 @@ pub trait Disk {
     /// Asks for these bytes to be on their way to the disk soon, so that a later sync finds little to do. It waits
     /// for nothing, proves nothing, and has no error: what fails is reported by the next sync of the file.
     fn start_writeback(&mut self, _file: FileId, _offset: u64, _len: u64) {}
+    /// Asks for these bytes to be read from the disk soon, so that reading them finds them in memory. It waits for
+    /// nothing, and whether it helps shows nowhere.
+    fn read_ahead(&mut self, _file: FileId, _offset: u64, _len: u64) {}
     /// Waits for the flush under way, and gives its result.
     fn flush_wait(&mut self) -> io::Result<()> {
         unreachable!("this disk answers each flush at once")

@@ -9,7 +9,6 @@
 //!
 //! Left out: a mount that is missing while its mount point exists cannot be told from an empty directory.
 
-use std::fmt;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +18,7 @@ use rustix::fs::{self, Advice, AtFlags, Dir, FallocateFlags, FileType, FlockOper
 use rustix::io::{Errno, ReadWriteFlags, pread, pwrite, pwritev2, retry_on_intr};
 
 use super::blocks::{OpenFile, Via};
-use super::{Disk, FileId, Flush, FlushRing, advice};
+use super::{Disk, FileId, Flush, FlushRing, OpenError};
 use crate::ledger::{Syscall, count};
 
 pub(super) const LOCK_NAME: &str = "LOCK";
@@ -36,69 +35,6 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
 const EXT4_MAGIC: u64 = 0xef53;
 const XFS_MAGIC: u64 = 0x5846_5342;
-
-/// Why a data directory cannot be used.
-#[derive(Debug)]
-pub enum OpenError {
-    /// Another process holds it.
-    InUse {
-        /// The directory.
-        path: PathBuf,
-        /// The process, if its pid could be read.
-        pid: Option<u32>,
-    },
-    /// It belongs to another user. Files created in it would keep that user's node from starting again.
-    WrongOwner {
-        /// The directory.
-        path: PathBuf,
-        /// The uid of its owner.
-        owner: u32,
-        /// The uid of this process.
-        user: u32,
-    },
-    /// The operating system refused.
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            OpenError::InUse { path, pid } => {
-                write!(f, "data directory {} is in use by ", path.display())?;
-                match pid {
-                    Some(pid) => write!(f, "the process with pid {pid}")?,
-                    None => write!(f, "another process")?,
-                }
-                write!(f, ", which holds {LOCK_NAME} in it; stop it, or name another directory")
-            }
-            OpenError::WrongOwner { path, owner, user } => write!(
-                f,
-                "data directory {} belongs to uid {owner} and this process runs as uid {user}; run it as \
-                 uid {owner}, give the directory away with chown, or name a directory inside of it",
-                path.display()
-            ),
-            OpenError::Io { path, action, source } => {
-                write!(f, "data directory {}: {action}: {source}; {}", path.display(), advice(source))
-            }
-        }
-    }
-}
-
-impl std::error::Error for OpenError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            OpenError::Io { source, .. } => Some(source),
-            OpenError::InUse { .. } | OpenError::WrongOwner { .. } => None,
-        }
-    }
-}
 
 /// What a data directory lies on, as far as durability is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +98,21 @@ impl RealDisk {
             Err(errno) => return Err(failed("locking the file LOCK in it")(errno)),
         }
         Ok(RealDisk { _lock: Some(lock), ..RealDisk::over(path, dir) })
+    }
+
+    /// As [`RealDisk::open`], for a directory that must be there: a missing one is more likely a missing mount.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_existing(path: &Path) -> Result<RealDisk, OpenError> {
+        if let Err(errno) = fs::stat(path) {
+            return Err(OpenError::Io {
+                path: path.to_owned(),
+                action: "looking for it",
+                source: errno.into(),
+            });
+        }
+        RealDisk::open(path)
     }
 
     /// A directory for single files that are made in it, and which is no data directory: without a lock.
@@ -338,6 +289,12 @@ impl Disk for RealDisk {
         count(Syscall::Fadvise);
         // A file system that cannot take the advice writes back when the kernel sees fit.
         let _ = fs::fadvise(self.fd(file), offset, Some(len), Advice::DontNeed);
+    }
+
+    fn read_ahead(&mut self, file: FileId, offset: u64, len: u64) {
+        let Some(len) = NonZeroU64::new(len) else { return };
+        count(Syscall::Fadvise);
+        let _ = fs::fadvise(self.fd(file), offset, Some(len), Advice::WillNeed);
     }
 
     fn flush_begin(&mut self, file: FileId) -> io::Result<Flush> {

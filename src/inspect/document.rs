@@ -130,6 +130,16 @@ fn file_document(file: &FileLook) -> Value {
             }),
         ),
         Content::Kept(Err(why)) => ("cut records", json!({"error": why})),
+        Content::Note(Ok(note)) => (
+            "archive note",
+            json!({
+                "cluster_id": note.cluster_id.to_string(),
+                "node_id": note.node_id.to_string(),
+                "lsn": note.lsn.0,
+                "chain": note.chain.to_string(),
+            }),
+        ),
+        Content::Note(Err(why)) => ("archive note", json!({"error": why})),
         Content::Leftover => ("leftover", Value::Null),
         Content::Unknown => ("unknown", Value::Null),
     };

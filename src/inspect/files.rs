@@ -3,6 +3,7 @@
 use std::io;
 
 use super::is_of_the_log;
+use crate::backup::{NOTE_NAME, Note, read_note};
 use crate::disk::Disk;
 use crate::meta::{COPY_NAMES, Meta, look_at_copy};
 use crate::snapshot::{PartLook, SnapshotInfo, SnapshotReader, look_at_part, parse_snapshot_name};
@@ -34,6 +35,8 @@ pub enum Content {
     Part(Result<PartLook, String>),
     /// Records that a cut took back.
     Kept(Result<KeptLook, String>),
+    /// The note of an archive: whose it is, and how far it goes.
+    Note(Result<Note, String>),
     /// A name under which something is made; a start removes it.
     Leftover,
     /// Nothing that a node writes.
@@ -45,6 +48,7 @@ impl FileLook {
     pub fn is_live(&self) -> bool {
         let name = self.name.as_str();
         COPY_NAMES.contains(&name)
+            || name == NOTE_NAME
             || parse_segment_name(name).is_some()
             || parse_snapshot_name(name).is_some()
     }
@@ -63,7 +67,7 @@ impl FileLook {
             return None;
         }
         let why = match &self.content {
-            Content::Meta(Err(why)) | Content::Snapshot(Err(why)) => why.clone(),
+            Content::Meta(Err(why)) | Content::Snapshot(Err(why)) | Content::Note(Err(why)) => why.clone(),
             Content::Segment(look) => match &look.state {
                 SegmentState::Damaged { byte, lsn, reason } => {
                     format!("damaged at byte {byte}, where LSN {lsn} should be: {reason}")
@@ -84,6 +88,7 @@ enum Kind {
     Snapshot,
     Part,
     Kept,
+    Note,
     Leftover,
     Unknown,
 }
@@ -92,6 +97,7 @@ fn kind_by_name(name: &str) -> Kind {
     let is_temporary = name.ends_with(".tmp") || name.ends_with(".new");
     match name {
         _ if COPY_NAMES.contains(&name) => Kind::Meta,
+        NOTE_NAME => Kind::Note,
         _ if name.ends_with(".kvsnap.tmp") => Kind::Part,
         _ if is_temporary => Kind::Leftover,
         _ if name.ends_with(".seg") => Kind::Segment,
@@ -170,6 +176,7 @@ fn look_at(disk: &mut dyn Disk, name: &str, kind: Kind) -> io::Result<FileLook> 
         Kind::Snapshot => Content::Snapshot(read_snapshot(disk, name).map(Box::new)),
         Kind::Part => Content::Part(look_at_part(disk, name).map_err(|error| error.to_string())),
         Kind::Kept => Content::Kept(look_at_kept(disk, name)),
+        Kind::Note => Content::Note(read_note(disk).map_err(|error| error.to_string())),
         Kind::Leftover => Content::Leftover,
         Kind::Unknown => Content::Unknown,
     };

@@ -162,6 +162,11 @@ fn file_text(file: &FileLook) -> String {
             )
         }
         Content::Kept(Err(why)) => format!("DAMAGED: {why}"),
+        Content::Note(Ok(note)) => format!(
+            "the archive of node {}, cluster {}: copied up to LSN {}",
+            note.node_id, note.cluster_id, note.lsn
+        ),
+        Content::Note(Err(why)) => format!("DAMAGED: {why}"),
         Content::Leftover => format!("{} bytes; was being made, and a start removes it", file.bytes),
         Content::Unknown => format!("{} bytes; no file of a node's", file.bytes),
     }

@@ -10,9 +10,9 @@ mod clock;
 mod connection;
 mod conns;
 mod listener;
+mod shown;
 mod signals;
 
-use std::ffi::CString;
 use std::io;
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use connection::{Input, Phase};
 use conns::Conns;
 pub use conns::resolve;
 use listener::{Accepted, Listener};
+use shown::Shown;
 use signals::Signals;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -76,7 +77,7 @@ pub fn run(bound: Bound, node: Node, clock: MonotonicClock, options: LoopOptions
         backlog: Vec::new(),
         extra_memory: 0,
         sweep_at: None,
-        named_for: "",
+        shown: Shown::new(),
         busy_poll_ns: options.busy_poll_us * 1_000,
     };
     event_loop.run()
@@ -96,8 +97,7 @@ struct EventLoop {
     /// Bytes of input buffers beyond their first size.
     extra_memory: usize,
     sweep_at: Option<Time>,
-    /// The role that the process is named for.
-    named_for: &'static str,
+    shown: Shown,
     busy_poll_ns: u64,
 }
 
@@ -106,7 +106,7 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         crate::logsink::defer();
         loop {
-            self.follow_role_with_name();
+            self.shown.update(&self.node);
             let timeout = self.timeout();
             crate::logsink::drain();
             self.wait(&mut events, timeout)?;
@@ -118,19 +118,6 @@ impl EventLoop {
             if self.has_ended() {
                 return self.node.close_log();
             }
-        }
-    }
-
-    /// `ps`, `top` and strace show the role: `kv-leader:9001`.
-    fn follow_role_with_name(&mut self) {
-        if self.named_for == self.node.role_name() {
-            return;
-        }
-        self.named_for = self.node.role_name();
-        if let Ok(name) = CString::new(self.node.process_name()) {
-            count(Syscall::Prctl);
-            // A process without its name works as well.
-            let _ = rustix::thread::set_name(&name);
         }
     }
 

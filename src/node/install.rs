@@ -55,6 +55,11 @@ impl Node {
         format!("restoring: {percent} % of the leader's snapshot of LSN {id} is here")
     }
 
+    /// Bytes that are here of a snapshot on its way in; 0: none is.
+    pub fn bytes_received(&self) -> u64 {
+        self.install.as_ref().map_or(0, |install| install.file.offset())
+    }
+
     /// Whether a frame belongs to the session that stands.
     fn is_of_session(&mut self, conn: ConnId, frame_term: Term) -> bool {
         let (now, term) = (self.now, self.meta.get().term);

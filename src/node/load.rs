@@ -13,6 +13,7 @@
 //! log. A state from a snapshot is exact from E on. One that this node made is always complete after a load, since its
 //! log reached E; one that was installed may not be, and then the node follows, but is not read and not promoted.
 
+use super::load_progress::Loading;
 use super::repair::open_log;
 use super::role::StartRole;
 use super::{FatalReason, Node, NodeConfig};
@@ -82,6 +83,11 @@ impl Loader {
     /// Bytes to be read, about.
     pub fn total_bytes(&self) -> u64 {
         self.snapshot_bytes + self.log_bytes
+    }
+
+    /// Bytes read.
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes
     }
 
     /// Goes on for a slice. True: the state is that of the last LSN wanted.
@@ -282,30 +288,6 @@ impl Sources {
     }
 }
 
-/// A load under way: the node has no role yet.
-pub(super) struct Loading {
-    pub loader: Loader,
-    pub sources: Sources,
-    pub start: StartRole,
-    began: Time,
-    next_line: Time,
-}
-
-impl Loading {
-    pub fn new(loader: Loader, sources: Sources, start: StartRole, now: Time) -> Loading {
-        Loading { loader, sources, start, began: now, next_line: now }
-    }
-
-    /// How much is done, and how many seconds are left, if that can be told.
-    pub fn progress(&self, now: Time) -> (u64, Option<u64>) {
-        let (done, total) = (self.loader.done_bytes, self.loader.total_bytes().max(1));
-        let percent = (done.min(total) * 100 / total).min(99);
-        let took_ns = u128::from(now.since(self.began));
-        let left_ns = took_ns * u128::from(total.saturating_sub(done)) / u128::from(done.max(1));
-        (percent, (done > 0).then_some((left_ns / 1_000_000_000) as u64))
-    }
-}
-
 impl Node {
     /// Whether the state is being loaded: the node has no role yet.
     pub fn is_loading(&self) -> bool {
@@ -320,7 +302,7 @@ impl Node {
     /// Why it is not, in words for clients.
     pub(super) fn incomplete_text(&self) -> String {
         match &self.load {
-            Some(loading) => format!("loading, {} %", loading.progress(self.now).0),
+            Some(_) => format!("loading, {} %", self.load_progress().map_or(0, |progress| progress.percent)),
             None if self.state_is_given_up => self.install_text(),
             None => format!(
                 "restoring: the state is complete at LSN {}, applied is {}",
@@ -382,7 +364,7 @@ impl Node {
         match loading.loader.step(self.disk.as_mut(), &mut self.wal, &mut self.keyspace, &slice) {
             Ok(true) => self.loaded(),
             Ok(false) => {
-                self.tell_load_progress();
+                self.log_load_progress();
                 Ok(())
             }
             Err(LoadError::Log(error)) => Err(error.into()),
@@ -419,16 +401,5 @@ impl Node {
         self.snapshots = super::snapshot::Snapshots::new(sources.found, sources.unusable);
         self.removal.due = true;
         self.take_role(start)
-    }
-
-    fn tell_load_progress(&mut self) {
-        let now = self.clock.now();
-        let every_ms = self.config.snapshot.progress_ms;
-        let Some(loading) = self.load.as_mut().filter(|loading| now >= loading.next_line) else { return };
-        let (percent, eta_s) = loading.progress(now);
-        loading.next_line = now.after_ms(every_ms);
-        let left = eta_s.map_or_else(String::new, |eta_s| format!(", about {eta_s} s left"));
-        let (done, total) = (loading.loader.done_bytes, loading.loader.total_bytes());
-        log_info!("node", "loading, {percent} %: {done} of {total} bytes{left}");
     }
 }

@@ -22,10 +22,12 @@
 //! - A write is in `inflight` from its append until it is applied, or, where it may have to wait long, in the log.
 
 mod apply;
+mod archive;
 mod backup;
 mod client_sessions;
 mod config;
 mod conn_table;
+mod counters;
 mod dry_run;
 mod elect;
 mod fatal;
@@ -39,6 +41,7 @@ mod keep;
 pub mod leader;
 mod leader_open;
 mod load;
+mod load_progress;
 mod pace;
 mod promote;
 mod reads;
@@ -71,9 +74,12 @@ use crate::trace::Trace;
 use crate::wal::Wal;
 use crate::wire::{Authority, Frame, MessageType};
 
+use archive::Archive;
+pub use archive::{ArchiveConfig, OpenDirectory};
 use backup::Backup;
 pub use config::{Budgets, ElectionConfig, FeedLimits, NodeConfig};
 use conn_table::ConnTable;
+pub use counters::Counters;
 pub use dry_run::{DryRun, Outcome, dry_run};
 use elect::Elect;
 use fatal::fence;
@@ -84,7 +90,8 @@ use inflight::Inflight;
 use install::Install;
 use keep::Slowness;
 pub use keep::{PinConfig, PinOverflow};
-use load::Loading;
+pub use load_progress::LoadProgress;
+use load_progress::Loading;
 use promote::PromotionRun;
 use replog::LineLimit;
 use requests::ClientConn;
@@ -94,53 +101,6 @@ pub use role::{Role, RoleFlag};
 pub use snapshot::SnapshotConfig;
 use snapshot::Snapshots;
 pub use status::Observed;
-
-/// Counts of what happened, for `status`.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Connections closed for what their other side sent.
-    pub fenced: u64,
-    /// Cuts of this node's log.
-    pub cuts: u64,
-    /// Records cut away.
-    pub cut_records: u64,
-    /// Sessions opened (both roles).
-    pub sessions: u64,
-    /// Frames that belonged to a dead session.
-    pub dead_session_frames: u64,
-    /// Writes refused for want of memory.
-    pub busy: u64,
-    /// Writes refused for want of disk.
-    pub disk_full: u64,
-    /// Followers that left the in-sync set.
-    pub insync_left: u64,
-    /// Snapshots that a follower has installed.
-    pub snapshots_sent: u64,
-    /// Transfers that ended because too much log was kept for them.
-    pub transfers_dropped: u64,
-    /// Transfers that went on behind the first byte, with another connection.
-    pub transfers_resumed: u64,
-    /// Snapshots of a leader's that took the place of state and log.
-    pub snapshots_installed: u64,
-    /// Snapshots of a leader's that were not taken: damaged, or no room.
-    pub snapshots_refused: u64,
-    /// Log syncs.
-    pub syncs: u64,
-    /// Writes acknowledged.
-    pub writes_acked: u64,
-    /// Numbered writes that were asked for again, and got their first answer.
-    pub repeats: u64,
-    /// Reads answered.
-    pub reads: u64,
-    /// Connections refused for want of descriptors or slots.
-    pub accepts_refused: u64,
-    /// Whether the state came from a snapshot when the node started: 1 or 0.
-    pub loaded_from_snapshot: u64,
-    /// Snapshots that got their name.
-    pub snapshots: u64,
-    /// Segments of the log removed.
-    pub segments_removed: u64,
-}
 
 /// What this node knows of the other side of a connection.
 #[derive(Debug)]
@@ -182,6 +142,7 @@ pub struct Node {
     load: Option<Box<Loading>>,
     snapshots: Snapshots,
     backup: Backup,
+    archive: Option<Box<Archive>>,
     pins: Pins,
     removal: Removal,
     /// Requests or records came in this turn; and the last turn in which some did.

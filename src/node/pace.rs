@@ -1,4 +1,4 @@
-//! How much of a turn the making of a snapshot may take, and how fast it may write.
+//! How much of a turn the making of a snapshot, or of a copy for the archive, may take, and how fast it may write.
 //!
 //! Under load a slice takes a share of what the turn took, so that a snapshot costs throughput a tenth and no request
 //! a noticeable wait. While nobody asks for anything it takes 2 ms at a time, and the loop does not sleep. A client
@@ -24,12 +24,13 @@ pub struct Pace {
     filled_at: Time,
     last_work: Time,
     rate: u64,
+    hurries: bool,
 }
 
 impl Pace {
     /// The pace of a snapshot that begins now, on a node that had work at `last_work`.
     pub fn new(now: Time, last_work: Time) -> Pace {
-        Pace { credit_ns: 0, bytes: 1, filled_at: now, last_work, rate: SNAPSHOT_RATE_LOADED }
+        Pace { credit_ns: 0, bytes: 1, filled_at: now, last_work, rate: SNAPSHOT_RATE_LOADED, hurries: false }
     }
 
     /// A turn that took so long ends. Returns how long the slice may take now.
@@ -49,6 +50,11 @@ impl Pace {
             self.credit_ns = (self.credit_ns + share).min(most);
         }
         u64::try_from(self.credit_ns).unwrap_or(0)
+    }
+
+    /// Whether bytes may be written under load as fast as without: what is behind must not fall further behind.
+    pub fn hurry(&mut self, hurries: bool) {
+        self.hurries = hurries;
     }
 
     /// A slice took so long.
@@ -81,7 +87,8 @@ impl Pace {
     }
 
     fn fill(&mut self, now: Time, is_idle: bool) {
-        self.rate = if is_idle { SNAPSHOT_RATE_IDLE } else { SNAPSHOT_RATE_LOADED };
+        let is_fast = is_idle || self.hurries;
+        self.rate = if is_fast { SNAPSHOT_RATE_IDLE } else { SNAPSHOT_RATE_LOADED };
         let more = u128::from(now.since(self.filled_at)) * u128::from(self.rate) / 1_000_000_000;
         // What little time brings in is not lost: it is counted when it makes a byte.
         if more > 0 {

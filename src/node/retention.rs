@@ -5,7 +5,8 @@
 //! after the newer one is durable, name and content). What stays besides:
 //!
 //! - what a connected follower has not acknowledged, as long as it is not further behind than `--retain-log-bytes`;
-//! - what is *pinned*: everything behind an LSN, until whoever pinned it lets go.
+//! - what is *pinned*: everything behind an LSN, until whoever pinned it lets go;
+//! - what waits for the archive, up to `--archive-log-bytes` (`archive`).
 //!
 //! One segment goes per turn, [`SPACING_MS`] apart: each costs a sync of the directory.
 
@@ -101,7 +102,7 @@ impl Node {
         if !self.removal.due || self.now < self.removal.next_at {
             return Ok(());
         }
-        let Some(limit) = self.removal_limit() else {
+        let Some(limit) = self.removal_limit().map(|limit| self.archived_of(limit)) else {
             self.removal.due = false;
             return Ok(());
         };

@@ -71,6 +71,7 @@ impl Node {
             load: None,
             snapshots: Snapshots::default(),
             backup: super::Backup::default(),
+            archive: None,
             pins: Pins::default(),
             removal: Removal::default(),
             had_work: false,

@@ -120,6 +120,7 @@ impl Node {
             "log_generation": self.wal.generation(),
             "log_bytes": self.wal.log_bytes_from(self.wal.first_lsn()),
             "snapshot": self.snapshot_document(),
+            "archive": self.archive_document(),
             "loading": self.loading_document(),
             "complete": self.is_complete(),
         });
@@ -151,17 +152,11 @@ impl Node {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": own_pid(),
             "connections": self.conns.len(),
-            "counters": self.counters_document(),
+            "counters": self.counters.document(),
             "peers": self.peers_document(io),
             "latency": self.latency_document(),
         });
         joined([node, log, state, rest]).to_string()
-    }
-
-    fn loading_document(&self) -> Value {
-        let Some(loading) = &self.load else { return Value::Null };
-        let (percent, eta_s) = loading.progress(self.now);
-        json!({"progress": percent, "eta_s": eta_s, "text": self.incomplete_text()})
     }
 
     fn read_only_reason(&self) -> Option<String> {
@@ -180,33 +175,6 @@ impl Node {
                 self.config.port
             )),
         }
-    }
-
-    fn counters_document(&self) -> Value {
-        let counters = &self.counters;
-        json!({
-            "writes_acked": counters.writes_acked,
-            "repeats": counters.repeats,
-            "reads": counters.reads,
-            "syncs": counters.syncs,
-            "snapshots_sent": counters.snapshots_sent,
-            "snapshots_installed": counters.snapshots_installed,
-            "snapshots_refused": counters.snapshots_refused,
-            "transfers_resumed": counters.transfers_resumed,
-            "transfers_dropped": counters.transfers_dropped,
-            "sessions": counters.sessions,
-            "cuts": counters.cuts,
-            "cut_records": counters.cut_records,
-            "fenced": counters.fenced,
-            "dead_session_frames": counters.dead_session_frames,
-            "insync_left": counters.insync_left,
-            "busy": counters.busy,
-            "disk_full": counters.disk_full,
-            "accepts_refused": counters.accepts_refused,
-            "snapshots": counters.snapshots,
-            "segments_removed": counters.segments_removed,
-            "loaded_from_snapshot": counters.loaded_from_snapshot,
-        })
     }
 
     fn peers_document(&self, io: &mut dyn Io) -> Value {

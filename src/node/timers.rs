@@ -39,6 +39,7 @@ impl Node {
             self.snapshot_deadline(),
             self.zeros_deadline(),
             self.backup_deadline(),
+            self.archive_deadline(),
         ];
         let greeted = self.greeted.iter().map(|(_, deadline)| *deadline);
         let lines = lines.into_iter().filter_map(|line| line.due());
@@ -124,6 +125,7 @@ impl Node {
     /// The last words to the disk: a mark, so that the next start knows how much of the log is durable.
     pub fn close_log(&mut self) -> Result<(), FatalReason> {
         self.abandon_snapshot();
+        self.abandon_copy();
         let commit = self.effective_commit();
         if self.wal.last_lsn() > crate::ids::Lsn::ZERO {
             match self.wal.write_mark(self.disk.as_mut(), commit) {

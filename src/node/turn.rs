@@ -120,6 +120,7 @@ impl Node {
         }
         let had_work = std::mem::take(&mut self.had_work);
         self.snapshot_step(io, had_work)?;
+        self.archive_step(had_work);
         if self.wal.wants_spare() && self.now >= self.spare_retry_at {
             // A full disk shows when a record needs the room; trying early is only a courtesy.
             self.spare_retry_at = self.now.after_ms(SPARE_RETRY_MS);

@@ -61,7 +61,7 @@ use crate::ids::{Chain, ClusterId, Lsn, Term};
 use crate::replication::history::TermHistory;
 
 pub use archived::{ArchivedEnd, archived_segments, read_archived};
-pub use closed::ClosedSegment;
+pub use closed::{ClosedSegment, CopyCursor};
 pub use cut::KeptAside;
 pub use damage::{Seen, highest_seen};
 pub use entry::ENTRY_HEADER_SIZE;

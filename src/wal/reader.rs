@@ -51,7 +51,7 @@ pub struct ReadRange {
 #[derive(Debug, Default)]
 pub(super) struct ReadFiles {
     open: Vec<(Lsn, FileId)>,
-    window: Window,
+    pub(super) window: Window,
 }
 
 impl ReadFiles {

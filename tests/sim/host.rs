@@ -379,7 +379,7 @@ impl Process {
     fn deliver(&mut self, id: ConnId, now: Time) -> Result<bool, FatalReason> {
         let Some(sock) = self.socks.get_mut(id) else { return Ok(false) };
         let mut intake = std::mem::take(&mut sock.intake);
-        let before = self.node.positions().0;
+        let before = (self.node.positions().0, self.node.bytes_received());
         let delivered = intake.deliver(&mut self.node, &mut self.socks, id, now)?;
         self.check_growth(id, before);
         if intake.deadline().is_some() && self.sweep_at.is_none() {
@@ -409,9 +409,15 @@ impl Process {
         }
     }
 
-    /// A follower's log grows by what comes in its session. Frames of one that is dead change nothing.
-    fn check_growth(&self, id: ConnId, before: Lsn) {
-        let last = self.node.positions().0;
+    /// A follower's log, and the snapshot that it gets, grow by what comes in its session. Frames of one that is dead
+    /// change nothing.
+    fn check_growth(&self, id: ConnId, (before, bytes_before): (Lsn, u64)) {
+        let (last, bytes) = (self.node.positions().0, self.node.bytes_received());
+        assert!(
+            bytes <= bytes_before || self.socks.session == Some(id),
+            "host {}: bytes {bytes_before} to {bytes} of a snapshot came on a connection that is not its session's",
+            self.socks.site
+        );
         assert!(
             last <= before || self.socks.session == Some(id) || self.node.role_name() != "follower",
             "host {}: records {} to {last} came on a connection that is not its session's",

@@ -72,8 +72,19 @@ impl LoneNode {
         clock: VirtualClock,
         config: NodeConfig,
     ) -> Result<LoneNode, FatalReason> {
+        LoneNode::prepared(disk, clock, config, |_| {})
+    }
+
+    /// The same, with what is to be done with the node before its first turn.
+    pub fn prepared(
+        disk: Box<dyn Disk>,
+        clock: VirtualClock,
+        config: NodeConfig,
+        prepare: impl FnOnce(&mut Node),
+    ) -> Result<LoneNode, FatalReason> {
         let dialled = (!config.peers.is_empty()).then(Vec::new);
-        let node = Node::open(disk, Box::new(clock.clone()), 7, config)?;
+        let mut node = Node::open(disk, Box::new(clock.clone()), 7, config)?;
+        prepare(&mut node);
         let (io, intakes) = (NodeIo::default(), BTreeMap::new());
         let mut lone = LoneNode { node, io, intakes, clock, next_conn: 0, dialled };
         lone.try_finish_turn()?;
