@@ -159,3 +159,14 @@ fn what_numbered_writes_were_answered_is_part_of_the_state_hash() {
     cleared.clear();
     assert_eq!((cleared.state_hash(), cleared.sessions().is_empty()), (0, true));
 }
+
+/// The test before this one can fail.
+#[cfg(feature = "sabotage")]
+#[test]
+fn a_state_hash_without_the_sessions_is_caught() {
+    use kvstore::sabotage::{Variant, set};
+    set(Some(Variant::SessionsNotHashed));
+    let ended = std::panic::catch_unwind(what_numbered_writes_were_answered_is_part_of_the_state_hash);
+    set(None);
+    assert!(ended.is_err(), "{} escaped", Variant::SessionsNotHashed.name());
+}

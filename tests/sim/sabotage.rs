@@ -30,8 +30,10 @@ struct Catch {
 #[cfg(feature = "sabotage")]
 pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
     use kvstore::sabotage::Variant;
-    // Clusters that elect are not driven here.
-    let driven = || Variant::ALL.iter().copied().filter(|variant| !Variant::ELECTION.contains(variant));
+    // Clusters that elect and clients that number their writes are not driven here.
+    let elsewhere =
+        |variant: &Variant| Variant::ELECTION.contains(variant) || Variant::ELSEWHERE.contains(variant);
+    let driven = || Variant::ALL.iter().copied().filter(|variant| !elsewhere(variant));
     let chosen: Vec<Variant> = driven().filter(|variant| name == "all" || variant.name() == name).collect();
     if chosen.is_empty() {
         let names: Vec<&str> = driven().map(|variant| variant.name()).collect();
