@@ -1,7 +1,9 @@
-# Sourced by latency.sh and compare.sh: starts and ends clusters of each system on free ports of this machine.
+# Sourced by latency.sh, compare.sh and elected_latency.sh: starts and ends clusters of each system on free ports of
+# this machine.
 #
 # Every process is ended by its own id, also when the script is interrupted; all data lies in one directory
 # of our own below $DATA_DIR, which is removed. No root. start_* functions set PORT, where clients go.
+# shellcheck shell=bash
 
 # Where the sourcing script lies, so that it runs from anywhere.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -97,6 +99,35 @@ start_kvstore() {
     fi
     in_background "$WORK_DIR/kvstore1.log" "$KVSTORE" "${leader[@]}"
     await_writes kvstore
+}
+
+# start_elected NODES: PORT is the port of the node that was elected, so that no write is sent on.
+start_elected() {
+    local nodes=$1 ports=() index other peers
+    for ((index = 0; index < nodes; index++)); do
+        free_port
+        ports+=("$REPLY")
+    done
+    for ((index = 0; index < nodes; index++)); do
+        peers=''
+        for other in "${ports[@]}"; do
+            [[ $other == "${ports[index]}" ]] || peers+=,$other
+        done
+        in_background "$WORK_DIR/kvstore$index.log" "$KVSTORE" --port "${ports[index]}" \
+            --data-dir "$WORK_DIR/kvstore$index" --role=auto --peers="${peers#,}"
+    done
+    local endpoints
+    endpoints=$(IFS=,; echo "${ports[*]}")
+    for _ in $(seq 200); do
+        PORT=$("$(dirname "$KVSTORE")/kv_client" --endpoints "$endpoints" --timeout-ms 500 -o json status 2>/dev/null |
+            sed -n 's/^{"ok":true,"leader":"127.0.0.1:\([0-9]*\)".*/\1/p')
+        if [[ -n $PORT ]]; then
+            await_writes 'elected kvstore'
+            return 0
+        fi
+        sleep 0.1
+    done
+    die "no leader was elected in 20 s"
 }
 
 # start_redis SERVER NODES: every write in the append-only file is synced before it is answered, on all nodes.

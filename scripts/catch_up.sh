@@ -65,6 +65,7 @@ fill() {
 run() {
     start_leader
     local snapshot load_pid began now
+    # shellcheck disable=SC2012 # the names are the node's own
     snapshot=$(ls "$dir"/leader/*.kvsnap | tail -n 1)
     echo "snapshot: $(stat -c %s "$snapshot") bytes, first LSN of the log: $(field first_lsn)"
     echo -n "plain copy, before:       "; "$KV_BENCH" floor-copy "$snapshot" "$dir"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that CI runs, in this order: format, clippy with warnings denied, the tests, the release build, the simulator on
-# known-bad variants, the demo.
+# known-bad variants, the demo, three minutes of failovers.
 #
 #   scripts/check.sh           on a machine with nothing but a Rust toolchain; ends with 1 at the first failure
 #
@@ -58,6 +58,7 @@ fi
 optional strace 'tests/syscalls_strace.rs, the notes in tests/syscalls_signposts.rs, failing calls in tests/e2e_disk.rs'
 optional redis-server 'the RESP dialect of kv_bench against a real server (bench/tests/stores.rs)'
 optional etcd 'the gRPC dialect of kv_bench against a real server (bench/tests/stores.rs)'
+optional ip 'lost packets in scripts/failover.sh (with unshare and nsenter, as root or where users may make namespaces)'
 optional shellcheck 'the check of these scripts'
 
 check fetch cargo fetch --locked
@@ -73,6 +74,7 @@ check sabotage cargo test --release --features sabotage --test sim -- --sabotage
 check broken-elections cargo test --release --features sabotage --test election_model --test election_properties \
     --test apply_committed --test elected_reads --test keyspace_scan
 check demo scripts/demo.sh
+check failover scripts/failover.sh --minutes 3
 
 printf '\n%sAll checks passed%s in %d s:\n' "$green" "$plain" $((SECONDS - begun))
 printf '  %s\n' "${results[@]}"

@@ -7,6 +7,7 @@
 # One generator (kv_bench) measures all of them. The systems take turns in every run, each with a fresh
 # cluster on the same disk; idle ones are not there to disturb. What is not installed is left out, and said.
 set -euo pipefail
+# shellcheck source=scripts/bench_cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/bench_cluster.sh"
 
 runs=3 seconds=5 warmup=1 keys=100000 data_dir=$root/bench/out only=

@@ -19,13 +19,17 @@ for variable in "${!KVSTORE_@}" "${!KV_CLIENT_@}"; do
     [[ $variable == KVSTORE_BIN_DIR ]] || unset "$variable"
 done
 
-steps=7
+steps=8
 step=0
 title='before the first step'
 work=''
 # By node number, 1 to 3: its port, its process (empty: it does not run).
 port=('' '' '' '')
 pid=('' '' '' '')
+# Of an elected cluster: the other nodes of each, all of them, and the number of the one that leads.
+peers_of=('' '' '' '')
+endpoints=''
+leader=''
 writer_pids=()
 failure_told=''
 
@@ -194,6 +198,77 @@ load_loop() {
     done
 }
 
+# Three nodes that elect their leader, on ports of their own.
+start_elected() {
+    local node other peers
+    choose_ports
+    for node in 1 2 3; do
+        peers=''
+        for other in 1 2 3; do
+            [[ $other == "$node" ]] || peers+=",${port[$other]}"
+        done
+        start_elected_node "$node" "${peers#,}"
+    done
+    endpoints="${port[1]},${port[2]},${port[3]}"
+    # One that ended instead found its port taken.
+    wait_until 15 somebody_leads && kill -0 "${pid[1]}" "${pid[2]}" "${pid[3]}" 2>/dev/null && return 0
+    for node in 1 2 3; do
+        kill_node "$node" 2>/dev/null || true
+    done
+    return 1
+}
+
+# NODE PEERS
+start_elected_node() {
+    "$kvstore" --port "${port[$1]}" --data-dir "$work/elected$1" --role=auto --peers="$2" 2>>"$work/node$1.log" &
+    pid[$1]=$!
+    peers_of[$1]=$2
+}
+
+# The number of the node that leads is in $leader.
+somebody_leads() {
+    local node
+    status=$("$kv_client" --endpoints "$endpoints" --timeout-ms 1000 -o json status 2>/dev/null) || return 1
+    leader=''
+    for node in 1 2 3; do
+        [[ $status != *"\"leader\":\"127.0.0.1:${port[$node]}\",\"nodes\""* ]] || leader=$node
+    done
+    [[ -n $leader ]]
+}
+
+# Puts one key after the other to whoever leads, until it is told to stop. A write without an answer is noted.
+elected_loop() {
+    local i key code
+    for ((i = 1; ; i++)); do
+        [[ ! -e $work/stop ]] || return 0
+        key=elected-$1-$i
+        code=0
+        "$kv_client" --endpoints "$endpoints" --timeout-ms 10000 put "$key" "value-of-$key" >/dev/null 2>&1 || code=$?
+        now_us
+        case $code in
+            0) echo "$now $key" >>"$work/elected-acknowledged-$1" ;;
+            6) echo "$key" >>"$work/elected-unknown-$1" ;;
+            *) echo "$key: exit code $code" >>"$work/elected-failed-$1" ;;
+        esac
+    done
+}
+
+# COUNT: so many writes of the elected cluster are acknowledged.
+elected_writes() {
+    [[ $(cat "$work"/elected-acknowledged-* 2>/dev/null | wc -l) -ge $1 ]]
+}
+
+# All three nodes have applied the same.
+applied_alike() {
+    local node first=''
+    for node in 1 2 3; do
+        status_of "${port[$node]}"
+        field applied_lsn
+        [[ -n $value && ( -z $first || $first == "$value" ) ]] || return 1
+        first=$value
+    done
+}
+
 # Fails unless the node has every write that was acknowledged under load, with its value.
 look_for_acknowledged() {
     local key found missing=()
@@ -224,7 +299,7 @@ begun=$SECONDS
 
 cat <<INTRO
 
-${bold}kvstore in seven steps.${plain} Three nodes run as processes of this machine, each with its own log on disk. A write that
+${bold}kvstore in eight steps.${plain} Three nodes run as processes of this machine, each with its own log on disk. A write that
 is answered with OK is on the disk of the leader and of every follower in sync: that is what an acknowledgement
 means here, and the steps below try to break it. Every line marked ok was checked; the first that is not so ends
 this with exit code 1.
@@ -386,5 +461,51 @@ say "  $(printf '%8s' "$value") us  its own write and sync, while the followers 
 stage 'put commit'
 say "  $(printf '%8s' "$value") us  then waiting for the last follower's ACK"
 say 'The three nodes share this disk and these cores; on machines of their own they would not.'
+
+begin_step 'Nodes that elect their leader: kill -9 the leader under load'
+for node in 1 2 3; do
+    kill_node "$node"
+done
+attempts=10
+until start_elected; do
+    attempts=$((attempts - 1))
+    ((attempts > 0)) || fail 'the three nodes elected no leader'
+    rm -rf "$work"/elected[123]
+done
+say "${dim}\$ kvstore --port ${port[1]} --data-dir elected1 --role=auto --peers=${port[2]},${port[3]}   (likewise on the others)${plain}"
+say "${dim}\$ kv_client --endpoints $endpoints status${plain}"
+"$kv_client" --endpoints "$endpoints" status | cut -c 1-110 | sed 's/^/      /'
+for writer in 1 2 3 4; do
+    elected_loop "$writer" &
+    writer_pids+=($!)
+done
+wait_until 10 elected_writes 150 || fail 'an elected cluster takes no writes'
+somebody_leads || fail 'nobody leads'
+killed=$leader
+kill_node "$killed"
+behind=$(($(cat "$work"/elected-acknowledged-* | wc -l) + 100))
+wait_until 15 elected_writes "$behind" || fail 'no other node took over'
+touch "$work/stop"
+for writer in "${writer_pids[@]}"; do
+    wait "$writer" 2>/dev/null || true
+done
+writer_pids=()
+failed=$(cat "$work"/elected-failed-* 2>/dev/null | head -n 1) || true
+[[ -z $failed ]] || fail "a write failed although another node could take over: $failed"
+mapfile -t times < <(cat "$work"/elected-acknowledged-* | cut -d ' ' -f 1 | sort -n)
+gap=0
+for ((i = 1; i < ${#times[@]}; i++)); do
+    ((times[i] - times[i - 1] <= gap)) || gap=$((times[i] - times[i - 1]))
+done
+somebody_leads || fail 'nobody leads'
+unknown=$(cat "$work"/elected-unknown-* 2>/dev/null | wc -l) || true
+say "node $killed led and was killed, node $leader took over: $((gap / 1000)) ms in which no write was acknowledged"
+say "${#times[@]} writes were acknowledged; $unknown were under way at the dead leader, and their outcome is unknown"
+start_elected_node "$killed" "${peers_of[$killed]}"
+wait_until 15 applied_alike || fail "node $killed did not find back"
+same_everywhere
+mapfile -t acknowledged < <(cat "$work"/elected-acknowledged-* | cut -d ' ' -f 2)
+look_for_acknowledged "$leader"
+good "all ${#acknowledged[@]} acknowledged writes are there; the gap was $((gap / 1000)) ms, and nobody had to promote anything"
 
 printf '\n%sEverything above was so.%s %d s, processes ended, files removed.\n' "$green" "$plain" "$((SECONDS - begun))"

@@ -8,6 +8,7 @@
 # Results: bench/out/latency/ (table.txt, index.html, and per load .json, .hgrm, .svg). --quick is for CI: it
 # shows that everything works, its numbers mean nothing.
 set -euo pipefail
+# shellcheck source=scripts/bench_cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/bench_cluster.sh"
 
 runs=3 seconds=5 warmup=1 keys=100000 data_dir=$root/bench/out quick=

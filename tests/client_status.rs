@@ -82,9 +82,10 @@ fn a_status_that_is_no_document_is_a_server_error() {
 
 #[test]
 fn the_verdict_says_what_an_acknowledgement_means() {
-    let cases: [(&[(&str, Value)], &str); 6] = [
+    let cases: [(&[(&str, Value)], &str); 7] = [
         (&[], "on disk on every in-sync node"),
         (&[("ack", json!("quorum"))], "on disk on a majority, 2 of 3 nodes"),
+        (&[("ack", json!("majority"))], "on disk on any majority, 2 of 3 nodes"),
         (&[("ack", json!("leader"))], "on disk on this node alone"),
         (
             &[("durability", json!("os"))],
@@ -111,6 +112,8 @@ fn the_verdict_names_the_role_and_what_is_wrong() {
         first_line(&[follower.clone(), ("in_sync", json!(false))])
             .starts_with(&format!("{follows} — NOT in sync"))
     );
+    let elected = ("ack", json!("majority"));
+    assert_eq!(first_line(&[follower.clone(), elected, ("in_sync", json!(false))]), follows);
     assert!(first_line(&[follower, ("leader", Value::Null)]).contains("has not heard of a leader"));
     assert!(first_line(&[deposed]).ends_with("next: kv_client follow 127.0.0.1:9001"));
     assert!(first_line(&[("read_only_reason", json!("disk full"))]).ends_with("TAKES NO WRITES: disk full"));

@@ -84,9 +84,13 @@ fn row(address: &str, status: &Value) -> Vec<String> {
     .to_vec()
 }
 
-/// A leader tells how many of its peers are, a follower whether it was when it last heard its leader.
+/// A leader tells how many of its peers are, a follower whether it was when it last heard its leader. One whose leader
+/// is elected is not told: a majority decides, and nothing goes by it.
 fn in_sync(status: &Value) -> Option<String> {
     if text(status, "role").as_deref() != Some("leader") {
+        if text(status, "ack").as_deref() == Some("majority") {
+            return None;
+        }
         return status.get("in_sync")?.as_bool().map(|flag| if flag { "yes" } else { "NO" }.to_owned());
     }
     let peers = status.get("peers")?.as_array()?;

@@ -157,8 +157,8 @@ fn acknowledged_means(status: Status<'_>, nodes: usize, in_sync: usize) -> Strin
         Some("insync") if in_sync == 1 => "on every in-sync node (now this one alone)".to_owned(),
         Some("insync") => "on every in-sync node".to_owned(),
         Some("quorum") => format!("on a majority, {} of {nodes} nodes", nodes / 2 + 1),
-        Some("leader") => "on this node alone".to_owned(),
         Some("majority") => format!("on any majority, {} of {nodes} nodes", nodes / 2 + 1),
+        Some("leader") => "on this node alone".to_owned(),
         Some(other) => format!("as --ack={other} says"),
         None => return "not told".to_owned(),
     };
@@ -170,7 +170,9 @@ fn follower_verdict(status: Status<'_>, term: &str, leader: Option<String>) -> S
         Some(leader) => format!("follower of {leader} in term {term}"),
         None => format!("follower in term {term} — has not heard of a leader"),
     };
-    match status.flag("in_sync") {
+    // Where a majority decides, nobody is told that it is in sync, and nothing goes by it.
+    let told = status.flag("in_sync").filter(|_| status.text("ack").as_deref() != Some("majority"));
+    match told {
         Some(true) => format!("{whose} — in sync when it last heard its leader"),
         Some(false) => {
             format!("{whose} — NOT in sync: reads may be old, and it may lack acknowledged writes")
