@@ -72,7 +72,7 @@ check build cargo build --release --workspace
 # The simulator must be able to fail: each known-bad variant is caught, most of them by the first seeds.
 check sabotage cargo test --release --features sabotage --test sim -- --sabotage all --seeds 2500
 check broken-elections cargo test --release --features sabotage --test election_model --test election_properties \
-    --test apply_committed --test elected_reads
+    --test apply_committed --test elected_reads --test keyspace_scan
 check demo scripts/demo.sh
 check failover scripts/failover.sh --minutes 3
 

@@ -101,6 +101,32 @@ impl fmt::Display for Chain {
     }
 }
 
+/// A client's session: the LSN of the record that opened it, and a number drawn by the leader that wrote that record.
+/// The log alone would do as long as an LSN is given out once. Where it is not (a forced promotion gives up records
+/// that were told), the number keeps a client of the old history out of a session of the new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId {
+    /// Where it was opened.
+    pub lsn: Lsn,
+    /// Tells two sessions of one LSN apart. It is no secret.
+    pub nonce: u64,
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.lsn, self.nonce)
+    }
+}
+
+/// The place of a write in its client's session, as records carry it: within one log the LSN names the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteNumber {
+    /// Where the session was opened.
+    pub session: Lsn,
+    /// 1, 2, 3, ... within the session.
+    pub number: u64,
+}
+
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

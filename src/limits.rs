@@ -8,8 +8,19 @@ pub const KEY_SIZE_MAX: usize = 65_535;
 pub const VALUE_SIZE_MAX: usize = 8 << 20;
 /// Bytes of a record without its key and value: lsn, cmd_type, key_len, value_len.
 pub const RECORD_OVERHEAD: usize = 8 + 1 + 4 + 4;
+/// Bytes in front of the value of a numbered write: the LSN of its session, and its number.
+pub const WRITE_NUMBER_SIZE: usize = 8 + 8;
 /// Bytes of a record, at most.
-pub const RECORD_SIZE_MAX: usize = RECORD_OVERHEAD + KEY_SIZE_MAX + VALUE_SIZE_MAX;
+pub const RECORD_SIZE_MAX: usize = RECORD_OVERHEAD + KEY_SIZE_MAX + WRITE_NUMBER_SIZE + VALUE_SIZE_MAX;
+
+/// Client sessions that are remembered, at most; with one more the one that wrote least lately goes. Part of what all
+/// nodes must agree on, as is the next: a change is a change of the format.
+pub const CLIENT_SESSIONS_MAX: usize = 4_096;
+/// Answers that are remembered of each, so many numbered writes a client may have under way: two pipelines of the depth
+/// that measurements here use.
+pub const CLIENT_SESSION_WINDOW: usize = 32;
+/// Bytes of a client session in a snapshot, at most: LSN, nonce, last number, count, answers.
+pub const CLIENT_SESSION_SIZE_MAX: usize = 8 + 8 + 8 + 1 + CLIENT_SESSION_WINDOW * 8;
 
 /// The value of a frame's length field, at most: 16 MiB - 1. So its first byte is always 0x00.
 pub const FRAME_SIZE_MAX: usize = (16 << 20) - 1;
@@ -226,6 +237,10 @@ const _: () = {
         TERM_HISTORY_MAX * TERM_HISTORY_ENTRY_SIZE + AUTH_SIZE_MAX + PEERS_MAX * 257 + FRAME_SLACK
             <= FRAME_SIZE_MAX
     );
+    assert!(CLIENT_SESSION_WINDOW >= 1 && CLIENT_SESSION_WINDOW <= u8::MAX as usize, "the count is a byte");
+    assert!(CLIENT_SESSION_SIZE_MAX <= SNAPSHOT_BLOCK_SIZE);
+    // All of them are written at once, when the scan of a snapshot ends: 1.2 MB, half a millisecond.
+    assert!(CLIENT_SESSIONS_MAX * CLIENT_SESSION_SIZE_MAX <= 2 << 20);
     assert!(CLIENT_OUTPUT_LOW_WATER < CLIENT_OUTPUT_HIGH_WATER);
     assert!(PEER_OUTPUT_LOW_WATER < PEER_OUTPUT_HIGH_WATER);
     assert!(BATCH_SIZE_MAX >= RECORD_SIZE_MAX);

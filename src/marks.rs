@@ -50,10 +50,12 @@ impl Marks {
     pub fn put_received(&self, lsn: Lsn, effect: &Effect<'_>) {
         probe!(kvstore, put_received, lsn.0);
         match effect {
-            Effect::Put { key, value } => {
+            Effect::Put { key, value } | Effect::PutNumbered { key, value, .. } => {
                 self.note(format_args!("lsn={lsn} put {} {}B", shown(key), value.len()));
             }
-            Effect::Delete { key } => self.note(format_args!("lsn={lsn} delete {}", shown(key))),
+            Effect::Delete { key } | Effect::DeleteNumbered { key, .. } => {
+                self.note(format_args!("lsn={lsn} delete {}", shown(key)))
+            }
             _ => {}
         }
     }

@@ -73,6 +73,8 @@ variants! {
     WrongValueApplied = "wrong-value-applied";
     /// The hash recomputed from all entries is not compared with the one that was kept.
     ScanNotCompared = "scan-not-compared";
+    /// What clients' numbered writes were answered is no part of the state hash.
+    SessionsNotHashed = "sessions-not-hashed";
     /// Whom a node voted for is kept in memory alone.
     VoteNotDurable = "vote-not-durable";
     /// A campaign raises its term before it asks anybody.
@@ -96,6 +98,9 @@ variants! {
 }
 
 impl Variant {
+    /// Those that the simulator does not drive: tests of their own catch them.
+    pub const ELSEWHERE: &'static [Variant] = &[Variant::SessionsNotHashed];
+
     /// Those that only a cluster breaks that elects its leader: `tests/election_model.rs` catches those of its rules,
     /// `tests/apply_committed.rs` and `tests/elected_reads.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[

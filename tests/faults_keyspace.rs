@@ -1,9 +1,14 @@
 //! Keys chosen to collide: they do, for whoever knows the seed of the hash, and are keys like any others for
 //! everybody else.
 
+use kvstore::ids::Lsn;
 use kvstore::keyspace::{Growth, Keyspace};
-use kvstore::wire::Effect;
+use kvstore::wire::{Effect, Record};
 use siphasher::sip::SipHasher13;
+
+fn record(effect: Effect<'_>) -> Record<'_> {
+    Record { lsn: Lsn(1), effect }
+}
 
 /// Enough to overflow a table of 2048 places, which holds 1536, several times.
 const FLOOD: usize = 12_000;
@@ -18,7 +23,7 @@ fn keys_colliding_under(seed: [u64; 2]) -> Vec<[u8; 8]> {
 fn growth_with(seed: [u64; 2], keys: &[[u8; 8]]) -> Growth {
     let mut keyspace = Keyspace::new(seed);
     for key in keys {
-        assert!(!keyspace.apply(&Effect::Put { key, value: b"" }).existed);
+        assert!(!keyspace.apply(&record(Effect::Put { key, value: b"" })).existed);
     }
     assert!(keys.iter().all(|key| keyspace.get(key).is_some()), "found all the same");
     assert_eq!(keyspace.len(), keys.len() as u64);

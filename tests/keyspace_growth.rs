@@ -5,14 +5,19 @@
 
 use std::time::{Duration, Instant};
 
+use kvstore::ids::Lsn;
 use kvstore::keyspace::{Growth, Keyspace};
-use kvstore::wire::Effect;
+use kvstore::wire::{Effect, Record};
 use rustix::time::{ClockId, clock_gettime};
+
+fn record(effect: Effect<'_>) -> Record<'_> {
+    Record { lsn: Lsn(1), effect }
+}
 
 const VALUE: [u8; 16] = [7; 16];
 
 fn put(keyspace: &mut Keyspace, number: u64) {
-    let _ = keyspace.apply(&Effect::Put { key: &number.to_be_bytes(), value: &VALUE });
+    let _ = keyspace.apply(&record(Effect::Put { key: &number.to_be_bytes(), value: &VALUE }));
 }
 
 #[test]
@@ -126,7 +131,7 @@ fn measure_averages() {
     });
     per_operation("put again, same size", KEYS, |number| put(&mut keyspace, number));
     per_operation("delete", KEYS, |number| {
-        assert!(keyspace.apply(&Effect::Delete { key: &number.to_be_bytes() }).existed);
+        assert!(keyspace.apply(&record(Effect::Delete { key: &number.to_be_bytes() })).existed);
     });
     println!("{:?}", keyspace.growth());
 }
@@ -140,11 +145,11 @@ fn measure_first_large_put_after_deletes() {
     (0..KEYS).for_each(|number| put(&mut keyspace, number));
     for deleted in [0u64, 100_000, 1_000_000] {
         for number in deleted..2 * deleted {
-            let _ = keyspace.apply(&Effect::Delete { key: &number.to_be_bytes() });
+            let _ = keyspace.apply(&record(Effect::Delete { key: &number.to_be_bytes() }));
         }
         let begun = thread_time();
-        let _ =
-            keyspace.apply(&Effect::Put { key: b"large", value: &vec![7; 2000 + deleted as usize / 1000] });
+        let _ = keyspace
+            .apply(&record(Effect::Put { key: b"large", value: &vec![7; 2000 + deleted as usize / 1000] }));
         println!("one large put after {deleted} deletes: {} us", (thread_time() - begun).as_micros());
     }
 }

@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use kvstore::ids::{Lsn, WriteNumber};
 use kvstore::keyspace::Keyspace;
 use kvstore::limits::{KEY_SIZE_MAX, VALUE_SIZE_MAX};
-use kvstore::wire::Effect;
+use kvstore::wire::{Effect, Record};
+
+fn record(effect: Effect<'_>) -> Record<'_> {
+    Record { lsn: Lsn(1), effect }
+}
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
 fn put(keyspace: &mut Keyspace, key: &[u8], value: &[u8]) -> bool {
-    keyspace.apply(&Effect::Put { key, value }).existed
+    keyspace.apply(&record(Effect::Put { key, value })).existed
 }
 
 fn delete(keyspace: &mut Keyspace, key: &[u8]) -> bool {
-    keyspace.apply(&Effect::Delete { key }).existed
+    keyspace.apply(&record(Effect::Delete { key })).existed
 }
 
 /// Numbers without order, the same in every run (Knuth's MMIX constants).
@@ -119,4 +124,49 @@ fn a_cleared_keyspace_is_as_new() {
     assert_eq!((keyspace.len(), keyspace.slot_count(), keyspace.state_hash()), (0, 0, 0));
     assert_eq!((keyspace.data_bytes(), keyspace.memory_bytes()), (0, memory_before));
     assert!(!put(&mut keyspace, &7u64.to_be_bytes(), b"again"));
+}
+
+#[test]
+fn what_numbered_writes_were_answered_is_part_of_the_state_hash() {
+    // The same entries in the end, from logs that differ in what they say of sessions.
+    let entries = [Effect::Put { key: b"k", value: b"v" }, Effect::Delete { key: b"gone" }];
+    let by = WriteNumber { session: Lsn(1), number: 1 };
+    let logs: [[Effect<'_>; 3]; 5] = [
+        [Effect::Delete { key: b"gone" }, entries[0], entries[1]],
+        [Effect::Session { nonce: 1 }, entries[0], entries[1]],
+        [Effect::Session { nonce: 2 }, entries[0], entries[1]],
+        [Effect::Session { nonce: 1 }, Effect::PutNumbered { key: b"k", value: b"v", by }, entries[1]],
+        [Effect::Session { nonce: 1 }, entries[0], Effect::DeleteNumbered { key: b"gone", by }],
+    ];
+    let states = logs.map(|log| {
+        let [one, other] = [[1, 2], [3, 4]].map(|seed| {
+            let mut keyspace = Keyspace::new(seed);
+            for (effect, lsn) in log.into_iter().zip(1..) {
+                let _existed = keyspace.apply(&Record { lsn: Lsn(lsn), effect });
+            }
+            keyspace.invariants();
+            assert_eq!((keyspace.len(), keyspace.recompute_hash()), (1, keyspace.state_hash()));
+            keyspace
+        });
+        assert_eq!(one.state_hash(), other.state_hash());
+        one.state_hash()
+    });
+    for (index, hash) in states.iter().enumerate() {
+        assert!(!states[..index].contains(hash), "log {index} leads to the hash of another");
+    }
+    let mut cleared = Keyspace::new([5, 6]);
+    let _existed = cleared.apply(&Record { lsn: Lsn(1), effect: Effect::Session { nonce: 1 } });
+    cleared.clear();
+    assert_eq!((cleared.state_hash(), cleared.sessions().is_empty()), (0, true));
+}
+
+/// The test before this one can fail.
+#[cfg(feature = "sabotage")]
+#[test]
+fn a_state_hash_without_the_sessions_is_caught() {
+    use kvstore::sabotage::{Variant, set};
+    set(Some(Variant::SessionsNotHashed));
+    let ended = std::panic::catch_unwind(what_numbered_writes_were_answered_is_part_of_the_state_hash);
+    set(None);
+    assert!(ended.is_err(), "{} escaped", Variant::SessionsNotHashed.name());
 }

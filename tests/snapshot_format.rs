@@ -174,7 +174,7 @@ fn blocks_are_full_and_no_larger_than_said() {
     let mut reader = SnapshotReader::open(&mut disk.clone(), &info.name, Some(CLUSTER)).unwrap();
     let mut sizes = Vec::new();
     while let Some(block) = reader.next_block(&mut disk.clone()).unwrap() {
-        sizes.push(block.data_bytes() as usize + 6 * block.len());
+        sizes.push(block.data_bytes() as usize + 6 * block.entry_count());
     }
     assert_eq!(reader.bytes_checked(), info.bytes);
     let (_, full) = sizes.split_last().expect("there are blocks");

@@ -8,19 +8,23 @@ mod snapshot_kit;
 use kvstore::ids::Lsn;
 use kvstore::keyspace::Keyspace;
 use kvstore::snapshot::{SnapshotReader, SnapshotWriter};
-use kvstore::wire::Effect;
+use kvstore::wire::{Effect, Record};
 use mem_disk::MemDisk;
 use proptest::prelude::*;
 use snapshot_kit::*;
+
+fn record(effect: Effect<'_>) -> Record<'_> {
+    Record { lsn: Lsn(1), effect }
+}
 
 /// A PUT, or a DELETE without a value.
 type Change = (Vec<u8>, Option<Vec<u8>>);
 
 fn apply(keyspace: &mut Keyspace, (key, value): &Change) {
-    let _ = keyspace.apply(&match value {
+    let _ = keyspace.apply(&record(match value {
         Some(value) => Effect::Put { key, value },
         None => Effect::Delete { key },
-    });
+    }));
 }
 
 fn change() -> impl Strategy<Value = Change> {

@@ -10,7 +10,11 @@ use kvstore::ids::{Chain, ClusterId, Lsn, NodeId};
 use kvstore::keyspace::Keyspace;
 use kvstore::replication::history::TermHistory;
 use kvstore::snapshot::{SnapshotReader, SnapshotWriter, Start};
-use kvstore::wire::Effect;
+use kvstore::wire::{Effect, Record};
+
+fn record(effect: Effect<'_>) -> Record<'_> {
+    Record { lsn: Lsn(1), effect }
+}
 
 const KEYS: u64 = 5_000_000;
 const VALUE: [u8; 64] = [7; 64];
@@ -39,7 +43,7 @@ fn filled() -> Keyspace {
     let begun = Instant::now();
     for number in 0..KEYS {
         let key = format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let _ = keyspace.apply(&Effect::Put { key: key.as_bytes(), value: &VALUE });
+        let _ = keyspace.apply(&record(Effect::Put { key: key.as_bytes(), value: &VALUE }));
     }
     since("filled by single puts", begun);
     memory("after single puts", &keyspace, resident_before);

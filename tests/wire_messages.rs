@@ -1,11 +1,11 @@
 //! Every message type with arbitrary contents: there and back, cut short, longer than known, and random.
 
-use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
+use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, SessionId, Term, WriteNumber};
 use kvstore::limits::{ADDRESS_SIZE_MAX, AUTH_SIZE_MAX, MEMBERS_MAX, PEERS_MAX, SNAPSHOT_CHUNK_SIZE_MAX};
 use kvstore::replication::election::ballot::{Ballot, BallotReply, Phase, Refusal};
 use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::replication::members::{Member, Members};
-use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status};
+use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status, WriteOp};
 use kvstore::wire::peer::{
     Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open,
     OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
@@ -100,8 +100,10 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 }
 
 fn request() -> impl Strategy<Value = Sample> {
-    (0..12_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), inspect()).prop_map(
-        |(kind, key, value, flag, address, inspect)| {
+    let numbered = (lsn(), any::<u64>(), any::<u64>());
+    (0..15_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), (inspect(), numbered)).prop_map(
+        |(kind, key, value, flag, address, (inspect, (lsn, nonce, number)))| {
+            let session = SessionId { lsn, nonce };
             let request = match kind {
                 0 => Request::Put { key: &key, value: &value },
                 1 => Request::Get { key: &key },
@@ -113,10 +115,20 @@ fn request() -> impl Strategy<Value = Sample> {
                 7 => Request::PutExplained { key: &key, value: &value },
                 8 => Request::Snapshot { wait: flag },
                 9 => Request::Backup(if flag { BackupStep::Begin } else { BackupStep::Next }),
-                10 => Request::Transfer { address: &address },
+                10 => Request::OpenSession,
+                11 => {
+                    let write = WriteOp::Put { key: &key, value: &value };
+                    Request::Numbered { session, number, write }
+                }
+                12 => Request::Numbered { session, number, write: WriteOp::Delete { key: &key } },
+                13 => Request::Transfer { address: &address },
                 _ => Request::Follow { address: &address, discard: flag },
             };
-            let trailer_size = if kind == 7 { EMPTY_TRAILER } else { 0 };
+            let trailer_size = match kind {
+                7 => EMPTY_TRAILER,
+                11 | 12 => EMPTY_TRAILER + 8 + 8 + 8,
+                _ => 0,
+            };
             let sample = Sample::new(trailer_size, |out| request.encode(out));
             assert_eq!(Request::decode(sample.message_type(), sample.body()), Ok(Some(request)));
             sample
@@ -301,7 +313,7 @@ fn state_news() -> impl Strategy<Value = StateNews> {
 
 fn append_entries() -> impl Strategy<Value = Sample> {
     let record =
-        (0..3_usize, lsn(), prop::collection::vec(any::<u8>(), 1..40), bytes(50_000), term(), node_id());
+        (0..6_usize, lsn(), prop::collection::vec(any::<u8>(), 1..40), bytes(50_000), term(), node_id());
     let tail = (any::<bool>(), lsn(), any::<u64>(), chain(), state_news());
     (prop::collection::vec(record, 0..20), tail).prop_map(|(records, tail)| {
         let mut encoded = Vec::new();
@@ -310,6 +322,13 @@ fn append_entries() -> impl Strategy<Value = Sample> {
             let effect = match kind {
                 0 => Effect::Put { key, value },
                 1 => Effect::Delete { key },
+                2 => Effect::Session { nonce: term.as_u64() },
+                3 => Effect::PutNumbered {
+                    key,
+                    value,
+                    by: WriteNumber { session: *lsn, number: term.as_u64() },
+                },
+                4 => Effect::DeleteNumbered { key, by: WriteNumber { session: *lsn, number: term.as_u64() } },
                 _ => Effect::Term { term: *term, leader: *leader },
             };
             let start = encoded.len();

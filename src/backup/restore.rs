@@ -261,6 +261,11 @@ fn write_snapshot(source: &mut Source, disk: &mut dyn Disk, ids: NewIds) -> Resu
                 writer.write_some(disk)?;
             }
         }
+        block.sessions().for_each(|session| writer.add_session(&session));
+        // Of sessions there is less in a block than makes a write due.
+        if writer.is_full() {
+            writer.write_some(disk)?;
+        }
     }
     reader.close(&mut source.disk);
     writer.finish(disk, id.e)?.publish(disk)?;

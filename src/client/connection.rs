@@ -214,6 +214,7 @@ fn owned_reply(frame: &Frame<'_>) -> Result<OwnedReply, Loss> {
 fn changes_something(request: &Request<'_>) -> bool {
     match request {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
+        Request::Numbered { .. } => true,
         Request::Promote { .. } | Request::Follow { .. } | Request::Transfer { .. } => true,
         Request::Snapshot { .. } => true,
         Request::Get { .. }
@@ -221,8 +222,8 @@ fn changes_something(request: &Request<'_>) -> bool {
         | Request::Ping
         | Request::Status
         | Request::Inspect(_) => false,
-        // At most a snapshot is made by it.
-        Request::Backup(_) => false,
+        // At most a snapshot is made by it, or a session that nobody uses.
+        Request::Backup(_) | Request::OpenSession => false,
     }
 }
 

@@ -301,6 +301,14 @@ fn words(status: Status) -> (&'static str, &'static str) {
         Status::Diverged => {
             ("has a state that is known to be wrong, and answers nothing from it", "Ask another node")
         }
+        Status::SessionExpired => (
+            "does not know the session of this numbered write",
+            "This request wrote nothing; whether an earlier one with its number did is not known any more",
+        ),
+        Status::NumberTooOld => {
+            ("has forgotten the answer to this number", "The write was executed, once, by an earlier request")
+        }
+        Status::NumberSkips => ("was asked for a number out of turn", "Nothing was written"),
     }
 }
 

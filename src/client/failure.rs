@@ -46,9 +46,9 @@ pub(super) fn exit_code(error: &ClientError) -> u8 {
         ClientError::Server { status, .. } => match status {
             Status::NotFound => EXIT_NOT_FOUND,
             Status::BadRequest | Status::TooLarge => EXIT_USAGE,
-            Status::ConditionFailed => EXIT_CONDITION_FAILED,
+            Status::ConditionFailed | Status::NumberTooOld | Status::NumberSkips => EXIT_CONDITION_FAILED,
             Status::NotLeader | Status::NotEnoughReplicas | Status::Refused => EXIT_NO_LEADER,
-            Status::OutcomeUnknown => EXIT_OUTCOME_UNKNOWN,
+            Status::OutcomeUnknown | Status::SessionExpired => EXIT_OUTCOME_UNKNOWN,
             Status::Ok | Status::Busy | Status::DiskFull | Status::ShuttingDown | Status::Diverged => {
                 EXIT_SERVER_ERROR
             }
@@ -88,6 +88,9 @@ pub(super) fn error_code(error: &ClientError) -> &'static str {
             Status::Loading => "loading",
             Status::Repairing => "repairing",
             Status::Diverged => "diverged",
+            Status::SessionExpired => "session_expired",
+            Status::NumberTooOld => "number_too_old",
+            Status::NumberSkips => "number_skips",
         },
     }
 }

@@ -49,7 +49,7 @@ impl Keyspace {
 
     /// Applies the n-th record of a group that this keyspace looked ahead for.
     pub fn apply_ahead(&mut self, ahead: &Ahead<'_>, index: usize) -> Applied {
-        self.apply_hashed(&ahead.records[index].effect, ahead.hashes[index])
+        self.apply_hashed(&ahead.records[index], ahead.hashes[index])
     }
 
     fn fetch(&self, hashes: &[KeyHash]) {

@@ -55,9 +55,10 @@ impl Check {
 }
 
 impl Keyspace {
-    /// Begins a check, in the place of one under way.
+    /// Begins a check, in the place of one under way. Of the entries: client sessions are few, and in a table of their
+    /// own.
     pub fn begin_check(&mut self) {
-        self.check = Check { next: 0, rest: self.state_hash() };
+        self.check = Check { next: 0, rest: self.totals.hash };
     }
 
     /// The slot to visit next; `None` if all were visited, or if no check is under way.
@@ -95,10 +96,15 @@ impl Keyspace {
 mod tests {
     use super::super::tests::numbers;
     use super::*;
-    use crate::wire::Effect;
+    use crate::ids::Lsn;
+    use crate::wire::{Effect, Record};
+
+    fn apply(keyspace: &mut Keyspace, effect: Effect<'_>) {
+        let _applied = keyspace.apply(&Record { lsn: Lsn(1), effect });
+    }
 
     fn put(keyspace: &mut Keyspace, key: u64, value: u64) {
-        let _existed = keyspace.apply(&Effect::Put { key: &key.to_be_bytes(), value: &value.to_be_bytes() });
+        apply(keyspace, Effect::Put { key: &key.to_be_bytes(), value: &value.to_be_bytes() });
     }
 
     fn filled(keys: u64) -> Keyspace {
@@ -127,7 +133,7 @@ mod tests {
                     let key = random(3_000) as u64;
                     match random(3) {
                         0 => {
-                            let _existed = keyspace.apply(&Effect::Delete { key: &key.to_be_bytes() });
+                            apply(keyspace, Effect::Delete { key: &key.to_be_bytes() });
                         }
                         _ => put(keyspace, key, random(1_000_000) as u64),
                     }

@@ -14,6 +14,8 @@
 //! several records to apply lets those waits overlap ([`Keyspace::look_ahead`]). Hashes are SipHash-1-3 under a
 //! secret seed, so nobody can choose keys that collide.
 //!
+//! Beside the entries stand the client sessions, a small table (see `sessions`).
+//!
 //! Left out on purpose: no expiry, no order of keys (nothing asks for ranges yet), and memory for slots, tables and
 //! small entries is kept for later keys after a mass deletion, until [`Keyspace::clear`].
 
@@ -24,15 +26,19 @@ mod bulk;
 mod check;
 mod entry;
 mod index;
+mod sessions;
 mod slab;
 mod table;
 
 pub use ahead::{AHEAD_MAX, Ahead};
 pub use index::Growth;
+pub use sessions::Sessions;
 
 use siphasher::sip::SipHasher13;
 
-use crate::wire::Effect;
+use crate::ids::{Lsn, SessionId};
+use crate::sabotage::{Variant, is};
+use crate::wire::{Answer, ClientSession, Effect, Record};
 use arena::PIECE_SIZE_MAX;
 use check::Check;
 use entry::Totals;
@@ -58,6 +64,7 @@ pub struct Keyspace {
     slab: Slab,
     totals: Totals,
     check: Check,
+    sessions: Sessions,
     table_places: usize,
 }
 
@@ -76,23 +83,43 @@ impl Keyspace {
             slab: Slab::new(),
             totals: Totals::default(),
             check: Check::default(),
+            sessions: Sessions::default(),
             table_places,
         }
     }
 
     /// Changes the state. Sizes were checked when the record was decoded or the request was taken.
-    pub fn apply(&mut self, effect: &Effect<'_>) -> Applied {
-        self.apply_hashed(effect, self.hash_of(effect))
+    pub fn apply(&mut self, record: &Record<'_>) -> Applied {
+        self.apply_hashed(record, self.hash_of(&record.effect))
     }
 
-    fn apply_hashed(&mut self, effect: &Effect<'_>, hash: KeyHash) -> Applied {
-        debug_assert_eq!(hash, self.hash_of(effect), "the hash of another effect's key");
-        let existed = match effect {
+    fn apply_hashed(&mut self, record: &Record<'_>, hash: KeyHash) -> Applied {
+        debug_assert_eq!(hash, self.hash_of(&record.effect), "the hash of another effect's key");
+        let existed = match record.effect {
             Effect::Put { key, value } => self.put(hash, key, value),
             Effect::Delete { key } => self.delete(hash, key),
             Effect::Term { .. } => false,
+            Effect::PutNumbered { key, value, by } => {
+                let existed = self.put(hash, key, value);
+                self.sessions.executed(by, Answer { lsn: record.lsn, found: true });
+                existed
+            }
+            Effect::DeleteNumbered { key, by } => {
+                let existed = self.delete(hash, key);
+                self.sessions.executed(by, Answer { lsn: record.lsn, found: existed });
+                existed
+            }
+            Effect::Session { nonce } => {
+                self.sessions.open(SessionId { lsn: record.lsn, nonce });
+                false
+            }
         };
         Applied { existed }
+    }
+
+    /// The client sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// The value of a key.
@@ -124,18 +151,22 @@ impl Keyspace {
     /// Bytes held for them and for keys to come: entries, slots, index, what malloc adds. Takes no time: it is kept,
     /// not counted.
     pub fn memory_bytes(&self) -> u64 {
-        self.slab.memory_bytes() + self.index.memory_bytes()
+        self.slab.memory_bytes() + self.index.memory_bytes() + self.sessions.memory_bytes()
     }
 
-    /// A hash of all entries: the wrapping sum of the XXH3-128 of each. Equal states have equal hashes on all
-    /// nodes; unequal ones differ but by a chance of 2^-128. (It finds faults, not forgers.)
+    /// A hash of all entries and client sessions: the wrapping sum of the XXH3-128 of each. Equal states have equal
+    /// hashes on all nodes; unequal ones differ but by a chance of 2^-128. (It finds faults, not forgers.)
     pub fn state_hash(&self) -> u128 {
-        self.totals.hash
+        self.with_sessions(self.totals.hash, self.sessions.hash())
     }
 
-    /// [`Keyspace::state_hash`], computed anew from every entry.
+    /// [`Keyspace::state_hash`], computed anew from every entry and session.
     pub fn recompute_hash(&self) -> u128 {
-        self.recompute_totals().hash
+        self.with_sessions(self.recompute_totals().hash, self.sessions.recompute_hash())
+    }
+
+    fn with_sessions(&self, entries: u128, sessions: u128) -> u128 {
+        if is(Variant::SessionsNotHashed) { entries } else { entries.wrapping_add(sessions) }
     }
 
     /// Slots there are. Entries stay where they are, so a scan of all slots that lets changes happen in between
@@ -172,12 +203,18 @@ impl Keyspace {
         }
     }
 
-    /// Forgets every entry, and gives its memory back, one by one: for rebuilds, not between requests.
+    /// Takes client sessions from a snapshot whose scan ended at `e`: they are as they were there.
+    pub fn load_sessions(&mut self, e: Lsn, sessions: impl Iterator<Item = ClientSession>) {
+        sessions.for_each(|session| self.sessions.load(e, session));
+    }
+
+    /// Forgets every entry and session, and gives its memory back, one by one: for rebuilds, not between requests.
     pub fn clear(&mut self) {
         self.index = Index::new(self.table_places);
         self.slab = Slab::new();
         self.totals = Totals::default();
         self.check = Check::default();
+        self.sessions = Sessions::default();
     }
 
     /// How the index grew and stands.
@@ -189,6 +226,7 @@ impl Keyspace {
     pub fn invariants(&self) {
         self.slab.invariants();
         self.index.invariants();
+        self.sessions.invariants();
         assert_eq!(self.totals, self.recompute_totals(), "totals kept and computed anew");
         let mut indexed = vec![false; self.slot_count() as usize];
         for (hash, slot) in self.index.elements() {
@@ -246,8 +284,11 @@ impl Keyspace {
     /// The hash of the key that an effect changes.
     fn hash_of(&self, effect: &Effect<'_>) -> KeyHash {
         match effect {
-            Effect::Put { key, .. } | Effect::Delete { key } => self.hash(key),
-            Effect::Term { .. } => KeyHash(0),
+            Effect::Put { key, .. }
+            | Effect::Delete { key }
+            | Effect::PutNumbered { key, .. }
+            | Effect::DeleteNumbered { key, .. } => self.hash(key),
+            Effect::Term { .. } | Effect::Session { .. } => KeyHash(0),
         }
     }
 

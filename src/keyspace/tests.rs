@@ -8,6 +8,10 @@ use super::*;
 use crate::ids::{Lsn, NodeId, Term};
 use crate::wire::Record;
 
+fn record(effect: Effect<'_>) -> Record<'_> {
+    Record { lsn: Lsn(1), effect }
+}
+
 #[derive(Clone, Debug)]
 enum Operation {
     Put(Vec<u8>, Vec<u8>),
@@ -39,11 +43,11 @@ fn operation() -> impl Strategy<Value = Operation> {
 fn step(keyspace: &mut Keyspace, model: &mut Model, operation: &Operation) {
     match operation {
         Operation::Put(key, value) => {
-            let applied = keyspace.apply(&Effect::Put { key, value });
+            let applied = keyspace.apply(&record(Effect::Put { key, value }));
             assert_eq!(applied.existed, model.insert(key.clone(), value.clone()).is_some());
         }
         Operation::Delete(key) => {
-            let applied = keyspace.apply(&Effect::Delete { key });
+            let applied = keyspace.apply(&record(Effect::Delete { key }));
             assert_eq!(applied.existed, model.remove(key).is_some());
         }
         Operation::Get(key) => {
@@ -51,7 +55,7 @@ fn step(keyspace: &mut Keyspace, model: &mut Model, operation: &Operation) {
         }
         Operation::Term => {
             let effect = Effect::Term { term: Term { promotion: 1, start: 2 }, leader: NodeId([3; 16]) };
-            assert!(!keyspace.apply(&effect).existed);
+            assert!(!keyspace.apply(&record(effect)).existed);
         }
         Operation::Clear => {
             keyspace.clear();
@@ -82,7 +86,7 @@ fn assert_equal(keyspace: &Keyspace, model: &Model) {
 fn rebuilt(model: &Model) -> Keyspace {
     let mut keyspace = Keyspace::new([77, 78]);
     for (key, value) in model.iter().rev() {
-        assert!(!keyspace.apply(&Effect::Put { key, value }).existed);
+        assert!(!keyspace.apply(&record(Effect::Put { key, value })).existed);
     }
     keyspace
 }
@@ -123,7 +127,7 @@ proptest! {
         for group in records.chunks(group_size) {
             let ahead = grouped.look_ahead(group);
             for (index, record) in group.iter().enumerate() {
-                prop_assert_eq!(grouped.apply_ahead(&ahead, index), alone.apply(&record.effect));
+                prop_assert_eq!(grouped.apply_ahead(&ahead, index), alone.apply(record));
             }
         }
         grouped.invariants();
@@ -146,7 +150,7 @@ fn effect(operation: &Operation) -> Option<Effect<'_>> {
 fn small_tables_go_through_every_step_of_growth() {
     let mut keyspace = Keyspace::with_table_places([1, 2], 8);
     for number in 0..2_000u32 {
-        let _ = keyspace.apply(&Effect::Put { key: &number.to_be_bytes(), value: b"" });
+        let _ = keyspace.apply(&record(Effect::Put { key: &number.to_be_bytes(), value: b"" }));
     }
     let growth = keyspace.growth();
     assert!(growth.splits > 0 && growth.doublings > 0 && growth.tables_grown > 0, "{growth:?}");
@@ -160,7 +164,7 @@ fn a_load_puts_like_single_puts_whatever_was_reserved() {
         .collect();
     let entries = || pairs.iter().map(|(key, value)| (&key[..], &value[..]));
     let mut one_by_one = Keyspace::new([1, 2]);
-    entries().for_each(|(key, value)| _ = one_by_one.apply(&Effect::Put { key, value }));
+    entries().for_each(|(key, value)| _ = one_by_one.apply(&record(Effect::Put { key, value })));
     for (reserved, table_places) in [(0, 8), (100, 8), (2_500, 64), (2_500, 2048), (1_000_000, 64)] {
         let mut loaded = Keyspace::with_table_places([3, 4], table_places);
         loaded.reserve(reserved, 20 * reserved);
@@ -179,7 +183,7 @@ fn an_index_with_room_does_not_grow() {
     let before = keyspace.growth();
     assert_eq!((before.tables, before.directory_size), (256, 256));
     for number in 0..200_000u32 {
-        let _ = keyspace.apply(&Effect::Put { key: &number.to_be_bytes(), value: b"" });
+        let _ = keyspace.apply(&record(Effect::Put { key: &number.to_be_bytes(), value: b"" }));
     }
     assert_eq!(Growth { moved_max: 0, ..keyspace.growth() }, before);
     keyspace.invariants();

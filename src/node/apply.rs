@@ -115,8 +115,11 @@ impl Node {
                 self.keep_hash();
             }
             if matches!(self.role, Role::Leader(_)) {
-                let found = existed || !matches!(record.effect, Effect::Delete { .. });
+                let found = existed || !record.effect.is_delete();
                 self.answer_write(io, record.lsn, found);
+                if !matches!(record.effect, Effect::Put { .. } | Effect::Delete { .. }) {
+                    self.session_record_applied(io, record, found);
+                }
                 // Now, and not after the loop: a write behind such a read may be applied in the same call.
                 self.release_barred_readers(io, record.lsn);
             }

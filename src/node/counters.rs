@@ -35,6 +35,8 @@ pub struct Counters {
     pub syncs: u64,
     /// Writes acknowledged.
     pub writes_acked: u64,
+    /// Numbered writes that were asked for again, and got their first answer.
+    pub repeats: u64,
     /// Reads answered.
     pub reads: u64,
     /// Connections refused for want of descriptors or slots.
@@ -62,6 +64,7 @@ impl Counters {
     pub(super) fn document(&self) -> Value {
         json!({
             "writes_acked": self.writes_acked,
+            "repeats": self.repeats,
             "reads": self.reads,
             "syncs": self.syncs,
             "snapshots_sent": self.snapshots_sent,

@@ -172,7 +172,9 @@ impl Node {
             && self.node_id().0[0].is_multiple_of(4)
             && record.lsn.0.is_multiple_of(16)
         {
-            let _existed = self.keyspace.apply(&Effect::Put { key, value: &[value, b"!"].concat() });
+            let value = [value, b"!"].concat();
+            let _existed =
+                self.keyspace.apply(&Record { effect: Effect::Put { key, value: &value }, ..*record });
         }
     }
 

@@ -171,6 +171,7 @@ impl Node {
         let Some(install) = &mut self.install else { return Ok(()) };
         while let Some(block) = install.file.next_block(self.disk.as_ref())? {
             self.keyspace.load(block.entries());
+            self.keyspace.load_sessions(install.tag.e, block.sessions());
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::client_sessions::UnderWay;
 use super::divergence::PeerState;
 use super::keep::Kept;
 use super::reads::Rounds;
@@ -33,6 +34,8 @@ pub struct Leader {
     pub writers: VecDeque<(Lsn, ConnId)>,
     /// Who waits for `term_lsn`.
     pub barred_readers: Vec<ConnId>,
+    /// What clients numbered and is not applied yet.
+    pub(super) under_way: UnderWay,
     /// Who waits for an echo.
     pub(super) rounds: Rounds,
     pub(super) round: u64,
@@ -68,6 +71,8 @@ pub struct Peer {
     /// Whether its hello says that it takes snapshots.
     pub(super) takes_snapshots: bool,
     pub(super) state: PeerState,
+    /// The record types that its last hello announced; 0: it has not said hello to this leader.
+    pub(super) cmd_types: u64,
     pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
     pub(super) down_told: bool,
@@ -139,6 +144,7 @@ impl Leader {
             term_lsn,
             writers: VecDeque::new(),
             barred_readers: Vec::new(),
+            under_way: UnderWay::default(),
             rounds: Rounds::default(),
             round: 0,
             committed: Lsn::ZERO,
@@ -204,6 +210,7 @@ impl Peer {
             damaged: None,
             takes_snapshots: false,
             state: PeerState::default(),
+            cmd_types: 0,
             backoff: Backoff::default(),
             down_told: false,
         }

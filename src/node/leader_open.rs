@@ -11,8 +11,8 @@ use crate::ids::Lsn;
 use crate::limits::HANDSHAKE_DEADLINE_MS;
 use crate::log_info;
 use crate::wal::Cursor;
-use crate::wire::CMD_TYPES_KNOWN;
 use crate::wire::peer::{FEATURE_SNAPSHOTS, Hello, Open, OpenReply, RefuseCode};
+use crate::wire::{CMD_TYPES_BASIC, CMD_TYPES_KNOWN};
 
 impl Peer {
     /// The follower answered, and there is something for it.
@@ -35,14 +35,18 @@ impl Node {
             self.refuse(io, conn, RefuseCode::Identity, why.clone());
             return self.peer_refused(io, index, &why);
         }
-        if hello.cmd_types & CMD_TYPES_KNOWN != CMD_TYPES_KNOWN {
+        leader.peers[index].cmd_types = hello.cmd_types;
+        // As long as no client session was opened, a node that cannot apply one lacks nothing.
+        let needed = if self.holds_sessions() { CMD_TYPES_KNOWN } else { CMD_TYPES_BASIC };
+        if hello.cmd_types & needed != needed {
             let why = format!(
-                "it can apply record types {:#x} and not all of {CMD_TYPES_KNOWN:#x}: update it first",
+                "it can apply record types {:#x} and not all of {needed:#x}: update it first",
                 hello.cmd_types
             );
             self.refuse(io, conn, RefuseCode::CmdType, why.clone());
             return self.peer_refused(io, index, &why);
         }
+        let Role::Leader(leader) = &mut self.role else { return };
         let peers = leader.voters().map(|peer| peer.address.clone()).collect();
         self.note_identity(index, hello);
         let Role::Leader(leader) = &mut self.role else { return };

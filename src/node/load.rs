@@ -112,8 +112,10 @@ impl Loader {
 
     fn load_block(&mut self, disk: &mut dyn Disk, keyspace: &mut Keyspace) -> Result<bool, LoadError> {
         let Phase::Snapshot(reader) = &mut self.phase else { unreachable!("only called for it") };
+        let e = reader.info().id.e;
         if let Some(block) = reader.next_block(disk).map_err(LoadError::Snapshot)? {
             keyspace.load(block.entries());
+            keyspace.load_sessions(e, block.sessions());
             self.done_bytes = reader.bytes_checked();
             return Ok(false);
         }
@@ -145,7 +147,7 @@ impl Loader {
             if taken >= step && taken > 0 {
                 return false;
             }
-            let _existed = keyspace.apply(&record.effect);
+            let _existed = keyspace.apply(record);
             *next = record.lsn.next();
             taken += crate::wire::record_size(&record.effect) as u64;
             true

@@ -24,6 +24,7 @@
 mod apply;
 mod archive;
 mod backup;
+mod client_sessions;
 mod config;
 mod conn_table;
 mod counters;
@@ -240,7 +241,8 @@ impl Node {
                 DialPurpose::Call(index) => self.call_failed(io, index, why)?,
             },
             Some(Conn::PeerIn(_)) => self.session_lost(conn, why),
-            Some(Conn::New(_) | Conn::Client(_)) | None => {}
+            Some(Conn::Client(_)) => self.forget_repeats(conn),
+            Some(Conn::New(_)) | None => {}
         }
         Ok(())
     }

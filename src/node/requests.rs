@@ -12,11 +12,11 @@ use super::flush::ReserveOutcome;
 use super::reads::Asked;
 use super::{Budgets, Conn, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
-use crate::ids::Lsn;
+use crate::ids::{Lsn, SessionId};
 use crate::limits::VALUE_SIZE_MAX;
 use crate::replication::election::reads::ReadVerdict;
-use crate::wire::client::{Reply, Request, Status};
-use crate::wire::{Effect, MessageType, Record, record_size};
+use crate::wire::client::{Reply, Request, Status, encode_session_id};
+use crate::wire::{Answer, Effect, MessageType, Record, record_size};
 
 /// A client's unanswered requests, oldest first.
 #[derive(Debug, Default)]
@@ -34,8 +34,15 @@ enum Waiting {
     Write {
         /// Which.
         lsn: Lsn,
-        /// Its reply carries its receipt.
-        explain: bool,
+        /// What its reply carries.
+        extra: Extra,
+    },
+    /// A numbered write again, whose answer is due when this LSN is applied.
+    Repeat {
+        /// Which.
+        until: Lsn,
+        /// The answer, where it is not that of the record there.
+        answer: Option<Answer>,
     },
     /// A read behind a write or behind the term's first record.
     Read {
@@ -50,6 +57,16 @@ enum Waiting {
     Command,
     /// An answer behind an unanswered request: its frame.
     Ready(Vec<u8>),
+}
+
+/// What the reply to a write carries besides its LSN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extra {
+    Nothing,
+    /// Where its time went.
+    Receipt,
+    /// The id of the client session that it opened: its LSN, and this nonce.
+    SessionId(u64),
 }
 
 impl ClientConn {
@@ -83,7 +100,7 @@ impl ClientConn {
 impl Waiting {
     fn owed_bytes(&self) -> usize {
         match self {
-            Waiting::Write { .. } | Waiting::Command => 0,
+            Waiting::Write { .. } | Waiting::Repeat { .. } | Waiting::Command => 0,
             Waiting::Read { value_size_max, .. } => *value_size_max,
             Waiting::Ready(frame) => frame.len(),
         }
@@ -119,11 +136,17 @@ impl Node {
         match request {
             Request::Get { key } => self.on_get(io, conn, key, None),
             Request::GetWith { key, reads } => self.on_get(io, conn, key, Some(reads)),
-            Request::Put { key, value } => return self.on_write(io, conn, Effect::Put { key, value }, false),
-            Request::PutExplained { key, value } => {
-                return self.on_write(io, conn, Effect::Put { key, value }, true);
+            Request::Put { key, value } => {
+                self.on_write(io, conn, Effect::Put { key, value }, Extra::Nothing)?;
             }
-            Request::Delete { key } => return self.on_write(io, conn, Effect::Delete { key }, false),
+            Request::PutExplained { key, value } => {
+                self.on_write(io, conn, Effect::Put { key, value }, Extra::Receipt)?;
+            }
+            Request::Delete { key } => _ = self.on_write(io, conn, Effect::Delete { key }, Extra::Nothing)?,
+            Request::Numbered { session, number, write } => {
+                return self.on_numbered(io, conn, (session, number), write);
+            }
+            Request::OpenSession => return self.on_open_session(io, conn),
             Request::Inspect(inspect) => {
                 let (status, text) = self.inspect(inspect);
                 self.reply(io, conn, status, text.as_bytes());
@@ -168,16 +191,17 @@ impl Node {
         }
     }
 
-    fn on_write(
+    /// Returns the effect's LSN, unless it is refused.
+    pub(super) fn on_write(
         &mut self,
         io: &mut dyn Io,
         conn: ConnId,
         effect: Effect<'_>,
-        explain: bool,
-    ) -> Result<(), Stop> {
+        extra: Extra,
+    ) -> Result<Option<Lsn>, Stop> {
         if let Some((status, message)) = self.write_refusal() {
             self.reply(io, conn, status, message.as_bytes());
-            return Ok(());
+            return Ok(None);
         }
         if self.is_stopped_by_pin() {
             self.counters.busy += 1;
@@ -186,7 +210,7 @@ impl Node {
                 "a follower gets a snapshot, and the log kept for it has reached --pin-log-bytes={bound}; try again"
             );
             self.reply(io, conn, Status::Busy, message.as_bytes());
-            return Ok(());
+            return Ok(None);
         }
         let size = record_size(&effect);
         if self.inflight.size() + size > self.budgets.in_flight_bytes {
@@ -194,7 +218,7 @@ impl Node {
             let message =
                 format!("{} bytes of writes wait for replicas or disk; try again", self.inflight.size());
             self.reply(io, conn, Status::Busy, message.as_bytes());
-            return Ok(());
+            return Ok(None);
         }
         match self.reserve(io, size) {
             Ok(()) => {}
@@ -204,13 +228,13 @@ impl Node {
             {
                 let (lsn, term) = (self.wal.last_lsn().next(), self.meta.get().term);
                 Reply { status: Status::Ok, lsn, term, payload: b"" }.encode(io.output(conn).bytes_mut());
-                return Ok(());
+                return Ok(None);
             }
             Err(ReserveOutcome::NoRoom(error)) => {
                 self.counters.disk_full += 1;
                 let message = format!("no room for a log segment in {}: {error}", self.disk.describe());
                 self.reply(io, conn, Status::DiskFull, message.as_bytes());
-                return Ok(());
+                return Ok(None);
             }
         }
         self.marks.put_received(self.wal.last_lsn().next(), &effect);
@@ -219,9 +243,9 @@ impl Node {
             leader.writers.push_back((lsn, conn));
         }
         if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
-            client.push(Waiting::Write { lsn, explain });
+            client.push(Waiting::Write { lsn, extra });
         }
-        Ok(())
+        Ok(Some(lsn))
     }
 
     /// Gives the effect the next LSN. Room for it must be reserved.
@@ -247,7 +271,7 @@ impl Node {
     #[cfg(not(feature = "sabotage"))]
     pub(super) fn append_again(&mut self) {}
 
-    fn write_refusal(&self) -> Option<(Status, String)> {
+    pub(super) fn write_refusal(&self) -> Option<(Status, String)> {
         if self.hands_over() || (self.shutdown.is_some() && self.is_member()) {
             return Some((Status::NotLeader, self.leader_address_for_clients()));
         }
@@ -279,15 +303,19 @@ impl Node {
         let (_, conn) = leader.writers.pop_front().expect("it was looked at");
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         let first = client.pop();
-        let Some(Waiting::Write { lsn: waiting, explain }) = first else {
+        let Some(Waiting::Write { lsn: waiting, extra }) = first else {
             panic!("LSN {lsn} was to be answered")
         };
         assert_eq!(waiting, lsn, "replies keep the order of requests");
         self.counters.writes_acked += 1;
         let status = if found { Status::Ok } else { Status::NotFound };
         let term = self.meta.get().term;
-        let receipt = if explain { self.receipt_text(lsn) } else { String::new() };
-        Reply { status, lsn, term, payload: receipt.as_bytes() }.encode(io.output(conn).bytes_mut());
+        let payload = match extra {
+            Extra::Nothing => Vec::new(),
+            Extra::Receipt => self.receipt_text(lsn).into_bytes(),
+            Extra::SessionId(nonce) => encode_session_id(SessionId { lsn, nonce }).to_vec(),
+        };
+        Reply { status, lsn, term, payload: &payload }.encode(io.output(conn).bytes_mut());
         self.drain_waiting(io, conn);
     }
 
@@ -296,7 +324,7 @@ impl Node {
         loop {
             let Some(Conn::Client(client)) = self.conns.get(conn) else { return };
             match client.waiting.front() {
-                None | Some(Waiting::Write { .. } | Waiting::Command) => return,
+                None | Some(Waiting::Write { .. } | Waiting::Repeat { .. } | Waiting::Command) => return,
                 Some(Waiting::Read { asked, .. }) => {
                     let asked = *asked;
                     match self.judge_read(asked) {
@@ -329,7 +357,7 @@ impl Node {
             let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { continue };
             for waiting in &mut client.waiting {
                 let (status, payload) = match waiting {
-                    Waiting::Write { .. } => (Status::OutcomeUnknown, why),
+                    Waiting::Write { .. } | Waiting::Repeat { .. } => (Status::OutcomeUnknown, why),
                     Waiting::Read { .. } if reads_end_too => (Status::NotLeader, ""),
                     _ => continue,
                 };
@@ -345,7 +373,11 @@ impl Node {
 
     /// Answers a request that needs no more waiting, behind those that do.
     pub(super) fn reply(&mut self, io: &mut dyn Io, conn: ConnId, status: Status, payload: &[u8]) {
-        let reply = Reply { status, lsn: self.applied, term: self.meta.get().term, payload };
+        self.reply_at(io, conn, Reply { status, lsn: self.applied, term: self.meta.get().term, payload });
+    }
+
+    /// Gives an answer behind those that are still to come.
+    pub(super) fn reply_at(&mut self, io: &mut dyn Io, conn: ConnId, reply: Reply<'_>) {
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
         if client.waiting.is_empty() {
             reply.encode(io.output(conn).bytes_mut());
@@ -354,6 +386,25 @@ impl Node {
             reply.encode(&mut frame);
             client.push(Waiting::Ready(frame));
         }
+    }
+
+    /// A numbered write is asked for again, and its answer is to come.
+    pub(super) fn push_repeat(&mut self, conn: ConnId, until: Lsn, answer: Option<Answer>) {
+        if let Some(Conn::Client(client)) = self.conns.get_mut(conn) {
+            client.push(Waiting::Repeat { until, answer });
+        }
+    }
+
+    /// Answers the first repeat that waits for this LSN, in its place: with `own` unless it has an answer already.
+    pub(super) fn answer_repeat(&mut self, io: &mut dyn Io, conn: ConnId, until: Lsn, own: Answer) {
+        let due = |waiting: &Waiting| match waiting {
+            Waiting::Repeat { until: waited, answer } if *waited == until => Some(answer.unwrap_or(own)),
+            _ => None,
+        };
+        let Some(Conn::Client(client)) = self.conns.get(conn) else { return };
+        let Some(answer) = client.waiting.iter().find_map(due) else { return };
+        let reply = self.reply_of(answer);
+        self.fill_in(io, conn, |waiting| due(waiting).is_some(), reply);
     }
 
     /// A request is refused before it is read, for want of memory.
@@ -376,10 +427,21 @@ impl Node {
     pub(super) fn finish_command(&mut self, io: &mut dyn Io, conn: ConnId, status: Status, payload: &str) {
         let reply =
             Reply { status, lsn: self.applied, term: self.meta.get().term, payload: payload.as_bytes() };
+        self.fill_in(io, conn, |waiting| matches!(waiting, Waiting::Command), reply);
+    }
+
+    /// Answers the first of this kind that waits, in its place, and what waits for nothing any more by that.
+    fn fill_in(
+        &mut self,
+        io: &mut dyn Io,
+        conn: ConnId,
+        is_meant: impl Fn(&Waiting) -> bool,
+        reply: Reply<'_>,
+    ) {
         let Some(Conn::Client(client)) = self.conns.get_mut(conn) else { return };
-        let mut frame = Vec::new();
-        reply.encode(&mut frame);
-        if let Some(waiting) = client.waiting.iter_mut().find(|waiting| matches!(waiting, Waiting::Command)) {
+        if let Some(waiting) = client.waiting.iter_mut().find(|waiting| is_meant(waiting)) {
+            let mut frame = Vec::new();
+            reply.encode(&mut frame);
             client.owed_bytes += frame.len();
             *waiting = Waiting::Ready(frame);
         }

@@ -27,8 +27,8 @@ use super::{FatalReason, Node};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::limits::{
-    LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS, SNAPSHOT_LOG_BYTES_MIN,
-    SNAPSHOT_RETRY_MS_MAX, SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS, SNAPSHOTS_KEPT,
+    LOAD_AT_ONCE_BYTES, RETAIN_LOG_BYTES_DEFAULT, SNAPSHOT_CHECK_MS, SNAPSHOT_RETRY_MS_MAX,
+    SNAPSHOT_RETRY_MS_MIN, SNAPSHOT_SETTLE_MS, SNAPSHOTS_KEPT,
 };
 use crate::snapshot::{self, Finished, SnapshotError, SnapshotId, SnapshotInfo, SnapshotWriter, Start};
 use crate::time::Time;
@@ -40,7 +40,7 @@ use crate::{log_info, log_warn};
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotConfig {
     /// Bytes of log since the last one after which the next is made; `None`: twice the size of the last one, at
-    /// least [`SNAPSHOT_LOG_BYTES_MIN`].
+    /// least [`crate::limits::SNAPSHOT_LOG_BYTES_MIN`].
     pub log_bytes: Option<u64>,
     /// Bytes of log kept for a connected follower, at most.
     pub retain_log_bytes: u64,
@@ -136,8 +136,7 @@ impl Node {
         let mut peers = meta.peers.clone();
         peers.truncate(crate::limits::PEERS_MAX);
         let start = Start { cluster_id: meta.cluster_id, maker: meta.node_id, s, chain, history, peers };
-        // Entries have six bytes beside their data, blocks twelve; and what is written meanwhile.
-        let estimate = self.keyspace.data_bytes() * 33 / 32 + self.keyspace.len() * 6 + (64 << 10);
+        let estimate = self.snapshot_bytes_expected();
         match SnapshotWriter::begin(self.disk.as_mut(), estimate, start) {
             Ok(writer) => {
                 let pace = Pace::new(self.now, self.last_work);
@@ -224,17 +223,6 @@ impl Node {
             let _noted = self.begin_snapshot()?;
         }
         Ok(())
-    }
-
-    /// Bytes of log that a restart would read.
-    pub(super) fn log_bytes_since_snapshot(&self) -> u64 {
-        let s = self.snapshots.kept.first().map_or(Lsn::ZERO, |newest| newest.id.s);
-        self.wal.log_bytes_from(s.next())
-    }
-
-    pub(super) fn log_bytes_wanted(&self) -> u64 {
-        let twice = self.snapshots.kept.first().map_or(0, |newest| 2 * newest.bytes);
-        self.config.snapshot.log_bytes.unwrap_or(twice.max(SNAPSHOT_LOG_BYTES_MIN))
     }
 
     fn finish_snapshot(&mut self, io: &mut dyn Io, scan: Scan, e: Lsn) -> Result<(), FatalReason> {

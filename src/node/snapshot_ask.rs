@@ -6,10 +6,29 @@ use super::snapshot::Phase;
 use super::{FatalReason, Node};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
+use crate::limits::{CLIENT_SESSION_SIZE_MAX, SNAPSHOT_LOG_BYTES_MIN};
 use crate::snapshot::SnapshotInfo;
 use crate::wire::client::Status;
 
 impl Node {
+    /// Bytes of log that a restart would read.
+    pub(super) fn log_bytes_since_snapshot(&self) -> u64 {
+        let s = self.snapshots.kept().first().map_or(Lsn::ZERO, |newest| newest.id.s);
+        self.wal.log_bytes_from(s.next())
+    }
+
+    pub(super) fn log_bytes_wanted(&self) -> u64 {
+        let twice = self.snapshots.kept().first().map_or(0, |newest| 2 * newest.bytes);
+        self.config.snapshot.log_bytes.unwrap_or(twice.max(SNAPSHOT_LOG_BYTES_MIN))
+    }
+
+    /// Bytes that a snapshot of what is here now will have, about.
+    pub(super) fn snapshot_bytes_expected(&self) -> u64 {
+        let sessions = (self.keyspace.sessions().len() * CLIENT_SESSION_SIZE_MAX) as u64;
+        // Entries have six bytes beside their data, blocks twelve; and what is written meanwhile.
+        self.keyspace.data_bytes() * 33 / 32 + self.keyspace.len() * 6 + sessions + (64 << 10)
+    }
+
     /// The operator asks for one.
     pub(super) fn on_snapshot(
         &mut self,

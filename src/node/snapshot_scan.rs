@@ -51,6 +51,9 @@ impl Node {
             self.scan_slots(&mut scan);
             at = self.clock.now();
         }
+        if self.keyspace.next_to_check().is_none() && result.is_ok() {
+            result = self.add_client_sessions(&mut scan);
+        }
         scan.pace.used_ns(self.now, self.clock.now().since(begin));
         if let Err(error) = result {
             scan.writer.abandon(self.disk.as_mut());

@@ -177,6 +177,7 @@ impl Node {
         let next = self.wal.last_lsn().next();
         self.trace =
             self.config.receipts.then(|| Trace::new(self.leader().map_or(0, |l| l.peers.len()), next));
+        self.note_unapplied()?;
         self.append_term_record(term)
     }
 }

@@ -130,6 +130,7 @@ impl Node {
         });
         let state = json!({
             "keys": self.keyspace.len(),
+            "client_sessions": self.keyspace.sessions().len(),
             "data_bytes": self.keyspace.data_bytes(),
             "memory_bytes": self.keyspace.memory_bytes(),
             "overhead_bytes": self.keyspace.memory_bytes().saturating_sub(self.keyspace.data_bytes()),

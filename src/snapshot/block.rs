@@ -1,7 +1,7 @@
-//! Blocks of entries; the layout stands at the top of the module.
+//! Blocks of entries, and of client sessions; the layout stands at the top of the module.
 
 use crate::limits::{KEY_SIZE_MAX, KEY_SIZE_MIN, SNAPSHOT_BLOCK_SIZE, VALUE_SIZE_MAX};
-use crate::wire::Writer;
+use crate::wire::{ClientSession, Reader, Writer};
 
 use super::error::Fault;
 
@@ -16,6 +16,9 @@ const ENTRY_SIZE_MAX: usize = ENTRY_OVERHEAD + KEY_SIZE_MAX + VALUE_SIZE_MAX;
 pub(super) const PAYLOAD_SIZE_MAX: usize =
     if ENTRY_SIZE_MAX > SNAPSHOT_BLOCK_SIZE { ENTRY_SIZE_MAX } else { SNAPSHOT_BLOCK_SIZE };
 
+/// Set in the count of a block that holds client sessions.
+const HOLDS_SESSIONS: u32 = 1 << 31;
+
 const _: () = assert!(KEY_SIZE_MAX <= u16::MAX as usize, "the length of every key fits into an entry");
 
 /// Bytes that an entry takes.
@@ -29,11 +32,19 @@ pub(super) fn put_entry(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     out.put_bytes32(value);
 }
 
-/// Fills in the header of a block whose entries stand behind it.
-pub(super) fn seal(block: &mut [u8], count: u32, identity_crc: u32, offset: u64) {
+/// What stands in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Entries,
+    Sessions,
+}
+
+/// Fills in the header of a block whose content stands behind it.
+pub(super) fn seal(block: &mut [u8], kind: Kind, count: u32, identity_crc: u32, offset: u64) {
     let size = (block.len() - BLOCK_HEADER_SIZE) as u32;
+    let flag = if kind == Kind::Sessions { HOLDS_SESSIONS } else { 0 };
     block[4..8].copy_from_slice(&size.to_be_bytes());
-    block[8..12].copy_from_slice(&count.to_be_bytes());
+    block[8..12].copy_from_slice(&(count | flag).to_be_bytes());
     let crc = crc_of(block, identity_crc, offset);
     block[..4].copy_from_slice(&crc.to_be_bytes());
 }
@@ -56,61 +67,97 @@ pub(super) fn size_of_block(header: [u8; BLOCK_HEADER_SIZE], offset: u64, room: 
     Ok(size)
 }
 
-/// A block whose checksum and entries hold.
+/// A block whose checksum and content hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    entries: &'a [u8],
-    count: u32,
-    data_bytes: u64,
+    content: &'a [u8],
+    held: Held,
+}
+
+/// How much a block holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub entries: u32,
+    /// Bytes of their keys and values.
+    pub data_bytes: u64,
+    pub sessions: u32,
 }
 
 impl<'a> Block<'a> {
-    /// Checks a whole block that stands at `offset` of its file.
-    pub(super) fn check(bytes: &'a [u8], identity_crc: u32, offset: u64) -> Result<Block<'a>, Fault> {
+    /// Checks a whole block that stands at `offset` of its file. Returns how much it holds.
+    pub(super) fn check(bytes: &[u8], identity_crc: u32, offset: u64) -> Result<Held, Fault> {
         if crc_of(bytes, identity_crc, offset) != word(bytes, 0) {
             return Err(Fault::Damaged { offset, what: "the checksum of the block does not hold" });
         }
-        let (mut at, mut count, mut data_bytes) = (BLOCK_HEADER_SIZE, 0, 0);
-        while at < bytes.len() {
-            let Some((key, value)) = split_entry(&bytes[at..]) else {
-                let what = "the block's checksum holds, and this is no entry";
-                return Err(Fault::Damaged { offset: offset + at as u64, what });
-            };
-            at += entry_size(key, value);
-            data_bytes += (key.len() + value.len()) as u64;
-            count += 1;
-        }
-        if count != word(bytes, 8) {
+        let held = match word(bytes, 8) & HOLDS_SESSIONS {
+            0 => check_entries(bytes, offset)?,
+            _ => check_sessions(bytes, offset)?,
+        };
+        if held.entries | held.sessions != word(bytes, 8) & !HOLDS_SESSIONS {
             let what = "the block has another number of entries than its header says";
             return Err(Fault::Damaged { offset, what });
         }
-        Ok(Block::new(bytes, count, data_bytes))
+        Ok(held)
     }
 
     /// A whole block that was checked.
-    pub(super) fn new(bytes: &'a [u8], count: u32, data_bytes: u64) -> Block<'a> {
-        Block { entries: &bytes[BLOCK_HEADER_SIZE..], count, data_bytes }
+    pub(super) fn new(bytes: &'a [u8], held: Held) -> Block<'a> {
+        Block { content: &bytes[BLOCK_HEADER_SIZE..], held }
     }
 
-    /// Entries in it, at least one.
-    pub fn len(&self) -> usize {
-        self.count as usize
+    /// Entries in it.
+    pub fn entry_count(&self) -> usize {
+        self.held.entries as usize
     }
 
-    /// Never: a block has an entry.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Bytes of its keys and values.
+    /// Bytes of their keys and values.
     pub fn data_bytes(&self) -> u64 {
-        self.data_bytes
+        self.held.data_bytes
+    }
+
+    /// Client sessions in it; a block holds entries or these, at least one.
+    pub fn session_count(&self) -> usize {
+        self.held.sessions as usize
     }
 
     /// Keys and values, in the order of the file.
     pub fn entries(&self) -> Entries<'a> {
-        Entries { left: self.entries }
+        Entries { left: if self.held.entries > 0 { self.content } else { &[] } }
     }
+
+    /// Client sessions, in the order they were opened in.
+    pub fn sessions(&self) -> impl Iterator<Item = ClientSession> + use<'a> {
+        let mut reader = Reader::new(self.content);
+        (0..self.held.sessions)
+            .map(move |_| ClientSession::decode(&mut reader).expect("the block was checked"))
+    }
+}
+
+fn check_entries(bytes: &[u8], offset: u64) -> Result<Held, Fault> {
+    let (mut at, mut held) = (BLOCK_HEADER_SIZE, Held::default());
+    while at < bytes.len() {
+        let Some((key, value)) = split_entry(&bytes[at..]) else {
+            let what = "the block's checksum holds, and this is no entry";
+            return Err(Fault::Damaged { offset: offset + at as u64, what });
+        };
+        at += entry_size(key, value);
+        held.data_bytes += (key.len() + value.len()) as u64;
+        held.entries += 1;
+    }
+    Ok(held)
+}
+
+fn check_sessions(bytes: &[u8], offset: u64) -> Result<Held, Fault> {
+    let (mut reader, mut held) = (Reader::new(&bytes[BLOCK_HEADER_SIZE..]), Held::default());
+    while reader.left() > 0 {
+        let at = offset + (BLOCK_HEADER_SIZE + reader.position()) as u64;
+        if ClientSession::decode(&mut reader).is_err() {
+            let what = "the block's checksum holds, and this is no client session";
+            return Err(Fault::Damaged { offset: at, what });
+        }
+        held.sessions += 1;
+    }
+    Ok(held)
 }
 
 /// Keys and values of a checked block.

@@ -197,7 +197,7 @@ impl fmt::Display for ReadError {
             ),
             ReadError::Version { file, found } => write!(
                 f,
-                "{file} has format version {found}, this program reads {FORMAT_VERSION}; use the version of the \
+                "{file} has format version {found}, this program reads up to {FORMAT_VERSION}; use the version of the \
                  program that wrote it"
             ),
             ReadError::OtherCluster { file, found, expected } => write!(

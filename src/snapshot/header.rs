@@ -8,8 +8,10 @@ use crate::wire::{DecodeError, Reader, Writer};
 use super::error::Fault;
 use super::{SnapshotId, SnapshotInfo, Start};
 
-/// The version of snapshot files this program writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version of snapshot files that this program writes and reads: with client sessions.
+pub const FORMAT_VERSION: u32 = 2;
+/// The version of a file without any, which older programs read too.
+pub const FORMAT_VERSION_PLAIN: u32 = 1;
 /// Bytes of the footer.
 pub const FOOTER_SIZE: usize = 8 + 3 * 8 + 3 * 4;
 
@@ -28,6 +30,8 @@ const FOOTER_MAGIC: [u8; 8] = *b"KVSTSEND";
 /// What a header says: what the snapshot began with, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
+    /// Whether there are blocks of client sessions: which version it is.
+    pub has_sessions: bool,
     pub start: Start,
     pub e: Lsn,
     /// Bytes of the file up to the end of the footer.
@@ -74,7 +78,7 @@ pub(super) fn header_size_of(fixed: &[u8; FIXED_SIZE]) -> Result<usize, Fault> {
     if crc32fast::hash(&fixed[..12]) != reader.u32("prefix crc").map_err(damaged_field)? {
         return Err(damaged("the checksum of magic and version does not hold"));
     }
-    if version != FORMAT_VERSION {
+    if !(FORMAT_VERSION_PLAIN..=FORMAT_VERSION).contains(&version) {
         return Err(Fault::Version(version));
     }
     let size = u32::from_be_bytes([fixed[68], fixed[69], fixed[70], fixed[71]]) as usize;
@@ -91,7 +95,7 @@ impl Header {
         let size = header_size(&self.start);
         let mut out = Vec::with_capacity(size);
         out.extend_from_slice(&MAGIC);
-        out.put_u32(FORMAT_VERSION);
+        out.put_u32(if self.has_sessions { FORMAT_VERSION } else { FORMAT_VERSION_PLAIN });
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
         out.extend_from_slice(&cluster_id.0);
@@ -123,7 +127,7 @@ impl Header {
         if crc.to_be_bytes() != stored {
             return Err(damaged("the checksum of the header does not hold"));
         }
-        let header = Self::fields(&mut Reader::new(&covered[16..])).map_err(damaged_field)?;
+        let header = Self::fields(&mut Reader::new(covered)).map_err(damaged_field)?;
         let header = header.ok_or_else(|| damaged("the header contradicts itself"))?;
         match expected {
             Some(expected) if header.start.cluster_id != expected => {
@@ -135,6 +139,9 @@ impl Header {
 
     /// Its fields; `None` if their values cannot be.
     fn fields(reader: &mut Reader<'_>) -> Result<Option<Header>, DecodeError> {
+        let _checked_magic: [u8; 8] = reader.array("magic")?;
+        let has_sessions = reader.u32("version")? > FORMAT_VERSION_PLAIN;
+        let _checked_prefix_crc = reader.u32("prefix crc")?;
         let cluster_id = ClusterId(reader.array("cluster id")?);
         let maker = NodeId(reader.array("maker")?);
         let (s, e) = (Lsn(reader.u64("S")?), Lsn(reader.u64("E")?));
@@ -154,7 +161,7 @@ impl Header {
         let is_below_s = history.last().is_none_or(|last| last.first_lsn <= s);
         let has_footer = bytes >= u64::from(size) + FOOTER_SIZE as u64;
         let start = Start { cluster_id, maker, s, chain, history, peers };
-        Ok((s <= e && is_below_s && has_footer).then_some(Header { start, e, bytes }))
+        Ok((s <= e && is_below_s && has_footer).then_some(Header { has_sessions, start, e, bytes }))
     }
 
     pub fn id(&self) -> SnapshotId {

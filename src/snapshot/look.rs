@@ -48,7 +48,7 @@ fn read_part(disk: &mut dyn Disk, file: FileId, name: &str) -> Result<PartLook, 
             look.whole_bytes = parser.offset();
         }
         match step {
-            Ok(Step::Block(checked)) => look.entries += parser.block(&checked).len() as u64,
+            Ok(Step::Block(checked)) => look.entries += parser.block(&checked).entry_count() as u64,
             Ok(Step::Done) => break None,
             Err(fault) => break Some(in_words(fault, disk, name)),
             Ok(Step::Needs(size)) if parser.end() + size as u64 > length => {

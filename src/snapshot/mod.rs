@@ -2,7 +2,8 @@
 //!
 //! A snapshot is *fuzzy*: the keyspace is scanned a slice at a time while writes go on. S is the LSN applied when
 //! the scan began, E the one applied when it ended, and an entry in between may be met before or after a change to
-//! it. Effects are idempotent at their LSN, so the state is exact once the records S+1..E are applied over it. An
+//! it. Effects are idempotent at their LSN, so the state is exact once the records S+1..E are applied over it. Client
+//! sessions are not scanned: the file has them as they are at E, and records up to there leave them alone. An
 //! entry may stand in the file twice (deleted and put again during the scan, in a slot further behind): a reader
 //! puts, in the order of the file, and does not rely on keys being new.
 //!
@@ -27,7 +28,7 @@
 //! ```text
 //! header, a multiple of 4096 bytes, written last: a crash while the file is written leaves zeros here
 //!    0  magic                 "KVSTSNAP"
-//!    8  format version        u32
+//!    8  format version        u32   2; a file without client sessions has 1, which older programs read
 //!   12  crc32 of bytes 0..12, so that a flipped bit is not taken for another version
 //!   16  cluster id            16 bytes
 //!   32  node id of the maker  16 bytes
@@ -45,13 +46,14 @@
 //! block, one after the other up to the footer
 //!    0  crc32                 of the block's offset u64 and its bytes from 4 on, begun with the identity's (below)
 //!    4  bytes of the entries  u32   about 64 KiB; an entry larger than that is alone in its block
-//!    8  entries               u32   how many, at least one
+//!    8  entries               u32   how many, at least one; bit 31: they are client sessions (version 2)
 //!   12  entries: [key_len u16][key][value_len u32][value]
+//!    .  or sessions, in the last blocks of all: see `wire/client_session.rs`
 //!
 //! footer, 44 bytes
 //!    0  magic                 "KVSTSEND"
 //!    8  blocks                u64
-//!   16  entries               u64
+//!   16  entries               u64   client sessions are none
 //!   24  data bytes            u64   of all keys and values
 //!   32  crc32 of all bytes between header and footer
 //!   36  crc32 of the header, as it stands there
@@ -88,7 +90,7 @@ pub use error::{ReadError, ReceiveError, SnapshotError};
 pub use files::{
     Listed, NEW_NAME, RECEIVED_NAME, list, parse_snapshot_name, remove, remove_leftovers, set_aside,
 };
-pub use header::{FOOTER_SIZE, FORMAT_VERSION};
+pub use header::{FOOTER_SIZE, FORMAT_VERSION, FORMAT_VERSION_PLAIN};
 pub use look::{PartLook, look_at_part};
 pub use reader::SnapshotReader;
 pub use received::{Offer, ReceivedFile};

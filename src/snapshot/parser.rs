@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::ids::ClusterId;
 
-use super::block::{BLOCK_HEADER_SIZE, Block, size_of_block};
+use super::block::{BLOCK_HEADER_SIZE, Block, Held, size_of_block};
 use super::error::Fault;
 use super::header::{FIXED_SIZE, FOOTER_SIZE, Footer, Header, header_size_of, identity_crc};
 
@@ -46,8 +46,7 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Checked {
     bytes: Range<usize>,
-    count: u32,
-    data_bytes: u64,
+    held: Held,
 }
 
 /// Invariants: `buffer[from..to]` are the bytes of the file from `offset` on, not judged yet.
@@ -158,20 +157,25 @@ impl Parser {
 
     /// The block that the last step found.
     pub fn block(&self, checked: &Checked) -> Block<'_> {
-        Block::new(&self.buffer[checked.bytes.clone()], checked.count, checked.data_bytes)
+        Block::new(&self.buffer[checked.bytes.clone()], checked.held)
     }
 
     /// Checks the block in this part of the buffer, which stands at `offset` of the file.
     fn check(&mut self, bytes: Range<usize>, offset: u64) -> Result<Checked, Fault> {
         let Stage::Body(body) = &mut self.stage else { unreachable!("blocks follow the header") };
-        match Block::check(&self.buffer[bytes.clone()], body.identity_crc, offset) {
-            Ok(block) => {
-                let (count, data_bytes) = (block.len() as u32, block.data_bytes());
+        let checked = match Block::check(&self.buffer[bytes.clone()], body.identity_crc, offset) {
+            Ok(held) if held.sessions > 0 && !body.header.has_sessions => {
+                Err(Fault::Damaged { offset, what: "client sessions in a file of a version that has none" })
+            }
+            checked => checked,
+        };
+        match checked {
+            Ok(held) => {
                 body.crc.update(&self.buffer[bytes.clone()]);
                 body.blocks += 1;
-                body.entries += u64::from(count);
-                body.data_bytes += data_bytes;
-                Ok(Checked { bytes, count, data_bytes })
+                body.entries += u64::from(held.entries);
+                body.data_bytes += held.data_bytes;
+                Ok(Checked { bytes, held })
             }
             Err(fault) => {
                 self.stage = Stage::Invalid(fault);

@@ -7,11 +7,12 @@
 use crate::disk::{Disk, FileId};
 use crate::ids::Lsn;
 use crate::limits::{
-    ADDRESS_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, PEERS_MAX, SNAPSHOT_BLOCK_SIZE, SNAPSHOT_BUFFER_SIZE_MAX,
-    SNAPSHOT_WRITE_SIZE, VALUE_SIZE_MAX,
+    ADDRESS_SIZE_MAX, CLIENT_SESSION_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, PEERS_MAX, SNAPSHOT_BLOCK_SIZE,
+    SNAPSHOT_BUFFER_SIZE_MAX, SNAPSHOT_WRITE_SIZE, VALUE_SIZE_MAX,
 };
+use crate::wire::ClientSession;
 
-use super::block::{BLOCK_HEADER_SIZE, entry_size, put_entry, seal};
+use super::block::{BLOCK_HEADER_SIZE, Kind, entry_size, put_entry, seal};
 use super::error::{SnapshotError, sync_dir};
 use super::files::{NEW_NAME, remove_if_there};
 use super::header::{FOOTER_SIZE, Footer, Header, header_size, identity_crc};
@@ -20,7 +21,7 @@ use super::{SnapshotInfo, Start};
 /// A snapshot on its way to the disk. There is one at a time: all are written under [`NEW_NAME`].
 ///
 /// Invariants: `buffer[..sealed]` are whole blocks, `buffer[sealed..]` is the open one (a header to be filled in, and
-/// entries) or nothing.
+/// entries or sessions) or nothing.
 #[derive(Debug)]
 pub struct SnapshotWriter {
     start: Start,
@@ -30,12 +31,13 @@ pub struct SnapshotWriter {
     offset: u64,
     buffer: Vec<u8>,
     sealed: usize,
-    /// Entries of the open block.
-    open_entries: u32,
+    /// What the open block holds, and how much of it.
+    open: (Kind, u32),
     crc: crc32fast::Hasher,
     blocks: u64,
     entries: u64,
     data_bytes: u64,
+    sessions: u64,
     /// A write failed: all that is left to do is [`SnapshotWriter::abandon`].
     failed: bool,
 }
@@ -65,11 +67,12 @@ impl SnapshotWriter {
             offset,
             buffer: Vec::with_capacity(SNAPSHOT_WRITE_SIZE + 2 * SNAPSHOT_BLOCK_SIZE),
             sealed: 0,
-            open_entries: 0,
+            open: (Kind::Entries, 0),
             crc: crc32fast::Hasher::new(),
             blocks: 0,
             entries: 0,
             data_bytes: 0,
+            sessions: 0,
             failed: false,
         })
     }
@@ -78,21 +81,34 @@ impl SnapshotWriter {
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
         assert!(self.buffered() <= SNAPSHOT_BUFFER_SIZE_MAX, "what waits is written before more is added");
         assert!((KEY_SIZE_MIN..=KEY_SIZE_MAX).contains(&key.len()) && value.len() <= VALUE_SIZE_MAX);
-        let payload = (self.buffer.len() - self.sealed).saturating_sub(BLOCK_HEADER_SIZE);
-        if payload > 0 && payload + entry_size(key, value) > SNAPSHOT_BLOCK_SIZE {
-            self.seal();
-        }
-        if self.open_entries == 0 {
-            self.buffer.extend_from_slice(&[0; BLOCK_HEADER_SIZE]);
-        }
+        self.open_block(Kind::Entries, entry_size(key, value));
         put_entry(&mut self.buffer, key, value);
-        self.open_entries += 1;
         self.entries += 1;
         self.data_bytes += (key.len() + value.len()) as u64;
         // A large entry need not wait for the next one to be written.
         if self.buffer.len() - self.sealed >= SNAPSHOT_BLOCK_SIZE {
             self.seal();
         }
+    }
+
+    /// Adds a client session as it is at E: when the last entry was added, and before a record is applied.
+    pub fn add_session(&mut self, session: &ClientSession) {
+        assert!(self.buffered() <= SNAPSHOT_BUFFER_SIZE_MAX, "what waits is written before more is added");
+        self.open_block(Kind::Sessions, CLIENT_SESSION_SIZE_MAX);
+        session.encode(&mut self.buffer);
+        self.sessions += 1;
+    }
+
+    /// Makes sure that a block of this kind is open, with room for `size` bytes unless they are the first.
+    fn open_block(&mut self, kind: Kind, size: usize) {
+        let payload = (self.buffer.len() - self.sealed).saturating_sub(BLOCK_HEADER_SIZE);
+        if kind != self.open.0 || payload > 0 && payload + size > SNAPSHOT_BLOCK_SIZE {
+            self.seal();
+        }
+        if self.open.1 == 0 {
+            self.buffer.extend_from_slice(&[0; BLOCK_HEADER_SIZE]);
+        }
+        self.open = (kind, self.open.1 + 1);
     }
 
     /// Bytes that wait in memory.
@@ -170,7 +186,8 @@ impl SnapshotWriter {
         self.write_some(disk)?;
         let failed = |disk: &mut dyn Disk, op, at, source| SnapshotError::new(disk, op, NEW_NAME, at, source);
         let footer_at = self.offset;
-        let header = Header { start: self.start.clone(), e, bytes: footer_at + FOOTER_SIZE as u64 };
+        let (has_sessions, start) = (self.sessions > 0, self.start.clone());
+        let header = Header { has_sessions, start, e, bytes: footer_at + FOOTER_SIZE as u64 };
         let header_bytes = header.encode();
         let header_crc = header_bytes.last_chunk().expect("a header ends with its checksum");
         let footer = Footer {
@@ -190,16 +207,17 @@ impl SnapshotWriter {
 
     /// Ends the open block, if there is one.
     fn seal(&mut self) {
-        if self.open_entries == 0 {
+        let (kind, count) = self.open;
+        if count == 0 {
             return;
         }
         let offset = self.offset + self.sealed as u64;
         let block = &mut self.buffer[self.sealed..];
-        seal(block, self.open_entries, self.identity_crc, offset);
+        seal(block, kind, count, self.identity_crc, offset);
         self.crc.update(block);
         self.blocks += 1;
         self.sealed = self.buffer.len();
-        self.open_entries = 0;
+        self.open.1 = 0;
     }
 }
 

@@ -12,20 +12,25 @@
 //! TRANSFER = [address_len u16][address] options      no address: to the follower that holds most
 //! SNAPSHOT = [wait u8] options
 //! BACKUP  = [step u8] options      0: begin, 1: begin with the newest snapshot, 2: the next part
+//! OPEN_SESSION = options
 //! REPLY   = [status u8][lsn u64][term u64][payload_len u32][payload] trailer
 //! ```
 //!
 //! The LSN of a reply is where it was served: a write's own, for a read the last one applied.
 //! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
 //! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
+//! Of a PUT or DELETE: flag bit 1 says that it is numbered (see `numbered`).
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, TRANSFER, SNAPSHOT, the begin of a
-//! BACKUP, a PUT with its receipt), bytes of the file (the parts of a BACKUP; none: that was all), an address
-//! (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
+//! BACKUP, a PUT with its receipt), a session's id (OPEN_SESSION), bytes of the file (the parts of a BACKUP; none: that
+//! was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
 use super::message_type::MessageType;
-use crate::ids::{Lsn, Term};
+use super::numbered::{NUMBERED, decode_numbered, encode_numbered};
+pub use super::numbered::{WriteOp, decode_session_id, encode_session_id};
+pub use super::status::Status;
+use crate::ids::{Lsn, SessionId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, FRAME_SIZE_MAX, KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX};
 pub use crate::replication::election::reads::ReadMode;
 
@@ -94,6 +99,17 @@ pub enum Request<'a> {
     },
     /// Make a backup, or send a part of the one that this connection has begun.
     Backup(BackupStep),
+    /// Begin a session in which writes are numbered.
+    OpenSession,
+    /// A write that is executed once, however often it is asked for.
+    Numbered {
+        /// In which session.
+        session: SessionId,
+        /// Which of its writes: 1, 2, 3, ...
+        number: u64,
+        /// What to do.
+        write: WriteOp<'a>,
+    },
 }
 
 /// What a BACKUP asks for.
@@ -171,69 +187,6 @@ impl BackupStep {
     }
 }
 
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Status {
-    /// Done.
-    Ok = 0,
-    /// The key is (GET) or was (DELETE) absent.
-    NotFound = 1,
-    /// The request makes no sense; payload says why.
-    BadRequest = 2,
-    /// A key or value is beyond its limit; payload says which. Nothing was written.
-    TooLarge = 3,
-    /// A condition did not hold. Nothing was written.
-    ConditionFailed = 4,
-    /// This node does not lead. Payload: the leader's address, or empty. Nothing was written.
-    NotLeader = 5,
-    /// Not enough replicas to accept it. Nothing was written.
-    NotEnoughReplicas = 6,
-    /// A memory budget is used up; try again. Nothing was written.
-    Busy = 7,
-    /// No room on disk. Nothing was written.
-    DiskFull = 8,
-    /// The write was begun and its outcome is not known here.
-    OutcomeUnknown = 9,
-    /// An operator's command was refused; payload says why and what to do.
-    Refused = 10,
-    /// The node is about to end. Nothing was written.
-    ShuttingDown = 11,
-    /// The node's state is not complete yet; payload says how far it is. Nothing was written.
-    Loading = 12,
-    /// The node held more than it holds now and fetches the rest from its leader: it answers no reads. The payload says
-    /// how far it is.
-    Repairing = 13,
-    /// The node's state is known to be wrong, so it answers nothing from it and takes no writes. The payload says since
-    /// when, and what to do. Nothing was written.
-    Diverged = 14,
-}
-
-impl Status {
-    /// Every status.
-    pub const ALL: [Status; 15] = [
-        Status::Ok,
-        Status::NotFound,
-        Status::BadRequest,
-        Status::TooLarge,
-        Status::ConditionFailed,
-        Status::NotLeader,
-        Status::NotEnoughReplicas,
-        Status::Busy,
-        Status::DiskFull,
-        Status::OutcomeUnknown,
-        Status::Refused,
-        Status::ShuttingDown,
-        Status::Loading,
-        Status::Repairing,
-        Status::Diverged,
-    ];
-
-    fn from_u8(raw: u8) -> Option<Status> {
-        Status::ALL.get(usize::from(raw)).copied()
-    }
-}
-
 /// A node's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply<'a> {
@@ -287,12 +240,19 @@ impl<'a> Request<'a> {
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
             MessageType::Backup => Request::Backup(BackupStep::decode(&mut reader)?),
+            MessageType::OpenSession => Request::OpenSession,
             _ => return Ok(None),
         };
         // A client of a later version may send options that are not known here.
-        let flags = reader.trailer()?.map_or(0, |(flags, _)| flags);
+        let (flags, mut fields) = reader.trailer()?.unwrap_or((0, Reader::new(&[])));
         reader.finish()?;
         Ok(Some(match request {
+            Request::Put { key, value } if flags & NUMBERED != 0 => {
+                decode_numbered(&mut fields, WriteOp::Put { key, value })?
+            }
+            Request::Delete { key } if flags & NUMBERED != 0 => {
+                decode_numbered(&mut fields, WriteOp::Delete { key })?
+            }
             Request::Get { key } => match GET_READS.iter().find(|(flag, _)| flags & flag != 0) {
                 Some((_, reads)) => Request::GetWith { key, reads: *reads },
                 None => request,
@@ -326,7 +286,10 @@ impl<'a> Request<'a> {
                 out.put_u8(what);
                 out.put_u64(argument);
             }
-            Request::Ping | Request::Status => {}
+            Request::Ping | Request::Status | Request::OpenSession => {}
+            Request::Numbered { session, number, write } => {
+                encode_numbered(out, *session, *number, write);
+            }
             Request::Backup(step) => out.put_u8(*step as u8),
             Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
             Request::Transfer { address } => out.put_bytes16(address.as_bytes()),
@@ -341,8 +304,13 @@ impl<'a> Request<'a> {
     /// The key or value that is beyond its limits, if one is.
     pub fn size_problem(&self) -> Option<SizeProblem> {
         let (key, value): (&[u8], &[u8]) = match self {
-            Request::Put { key, value } | Request::PutExplained { key, value } => (key, value),
-            Request::Get { key } | Request::GetWith { key, .. } | Request::Delete { key } => (key, &[]),
+            Request::Put { key, value }
+            | Request::PutExplained { key, value }
+            | Request::Numbered { write: WriteOp::Put { key, value }, .. } => (key, value),
+            Request::Get { key }
+            | Request::GetWith { key, .. }
+            | Request::Delete { key }
+            | Request::Numbered { write: WriteOp::Delete { key }, .. } => (key, &[]),
             _ => return None,
         };
         if !(KEY_SIZE_MIN..=KEY_SIZE_MAX).contains(&key.len()) {
@@ -353,10 +321,15 @@ impl<'a> Request<'a> {
 
     fn message_type(&self) -> MessageType {
         match self {
-            Request::Put { .. } | Request::PutExplained { .. } => MessageType::Put,
+            Request::Put { .. }
+            | Request::PutExplained { .. }
+            | Request::Numbered { write: WriteOp::Put { .. }, .. } => MessageType::Put,
             Request::Inspect(_) => MessageType::Inspect,
             Request::Get { .. } | Request::GetWith { .. } => MessageType::Get,
-            Request::Delete { .. } => MessageType::Delete,
+            Request::Delete { .. } | Request::Numbered { write: WriteOp::Delete { .. }, .. } => {
+                MessageType::Delete
+            }
+            Request::OpenSession => MessageType::OpenSession,
             Request::Ping => MessageType::Ping,
             Request::Status => MessageType::Status,
             Request::Promote { .. } => MessageType::Promote,

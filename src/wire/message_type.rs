@@ -61,6 +61,8 @@ message_types! {
     Snapshot = 0x0b, Operator;
     /// Request: make a backup, or send the next part of it.
     Backup = 0x0c, Operator;
+    /// Request: begin a session in which writes are numbered.
+    OpenSession = 0x0d, Client;
     /// Request: move leadership to a follower.
     Transfer = 0x0e, Operator;
     /// The dialling node introduces itself.

@@ -12,13 +12,19 @@
 //! records carries the log's chain checksum), no text protocol.
 
 pub mod client;
+mod client_session;
 mod codec;
 mod frame;
 mod message_type;
+mod numbered;
 pub mod peer;
 mod record;
+mod status;
 
+pub use client_session::{Answer, ClientSession};
 pub use codec::{DecodeError, DecodeProblem, Reader, Writer};
 pub use frame::{Frame, FrameBuffer, FrameError, begin_frame, end_frame};
 pub use message_type::{Authority, MESSAGE_TYPES, MessageType};
-pub use record::{CMD_TYPES_KNOWN, Effect, Record, RecordError, record_size};
+pub use record::{
+    CMD_TYPES_BASIC, CMD_TYPES_KNOWN, CMD_TYPES_SESSIONS, Effect, Record, RecordError, record_size,
+};

@@ -3,17 +3,37 @@
 //!
 //! The log holds effects. Applying a record never reads state to decide anything, so applying it again at
 //! its LSN is harmless.
+//!
+//! ```text
+//! cmd_type        key      value
+//! 1 PUT           key      value
+//! 2 DELETE        key      -
+//! 3 TERM          -        [term u64][leader id 16]
+//! 4 SESSION       -        [nonce u64]                                    a client session begins
+//! 5 PUT, numbered key      [LSN of the session u64][number u64][value]
+//! 6 DELETE, numbered key   [LSN of the session u64][number u64]
+//! ```
+//!
+//! A numbered write is a write, and says besides whose it is. That it is written once was decided by the leader before
+//! it was appended.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
-use crate::ids::{Lsn, NodeId, Term};
-use crate::limits::{KEY_SIZE_MAX, KEY_SIZE_MIN, RECORD_OVERHEAD, VALUE_SIZE_MAX};
+use crate::ids::{Lsn, NodeId, SessionId, Term, WriteNumber};
+use crate::limits::{KEY_SIZE_MAX, KEY_SIZE_MIN, RECORD_OVERHEAD, VALUE_SIZE_MAX, WRITE_NUMBER_SIZE};
 
 const CMD_PUT: u8 = 1;
 const CMD_DELETE: u8 = 2;
 const CMD_TERM: u8 = 3;
+const CMD_SESSION: u8 = 4;
+const CMD_PUT_NUMBERED: u8 = 5;
+const CMD_DELETE_NUMBERED: u8 = 6;
 
-/// The command types this version can apply, as a bit mask (bit n = `cmd_type` n), as announced in a hello.
-pub const CMD_TYPES_KNOWN: u64 = (1 << CMD_PUT) | (1 << CMD_DELETE) | (1 << CMD_TERM);
+/// The command types that every log may hold, as a bit mask (bit n = `cmd_type` n).
+pub const CMD_TYPES_BASIC: u64 = (1 << CMD_PUT) | (1 << CMD_DELETE) | (1 << CMD_TERM);
+/// Those of a log in which a client session was opened.
+pub const CMD_TYPES_SESSIONS: u64 = (1 << CMD_SESSION) | (1 << CMD_PUT_NUMBERED) | (1 << CMD_DELETE_NUMBERED);
+/// Those that this version can apply, as announced in a hello.
+pub const CMD_TYPES_KNOWN: u64 = CMD_TYPES_BASIC | CMD_TYPES_SESSIONS;
 
 /// What a record does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +57,42 @@ pub enum Effect<'a> {
         /// Who leads in it.
         leader: NodeId,
     },
+    /// A client session begins; the record's LSN and this are its id.
+    Session {
+        /// Drawn by the leader.
+        nonce: u64,
+    },
+    /// As PUT; and this write of that session was executed here.
+    PutNumbered {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+        /// 0 to 8 MiB.
+        value: &'a [u8],
+        /// Which write of which session.
+        by: WriteNumber,
+    },
+    /// As DELETE; and this write of that session was executed here.
+    DeleteNumbered {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+        /// Which write of which session.
+        by: WriteNumber,
+    },
+}
+
+impl Effect<'_> {
+    /// Whether the answer to it says if the key was there.
+    pub fn is_delete(&self) -> bool {
+        matches!(self, Effect::Delete { .. } | Effect::DeleteNumbered { .. })
+    }
+
+    /// Which write of which session it is, if it is numbered.
+    pub fn number(&self) -> Option<WriteNumber> {
+        match self {
+            Effect::PutNumbered { by, .. } | Effect::DeleteNumbered { by, .. } => Some(*by),
+            _ => None,
+        }
+    }
 }
 
 /// One record of the log.
@@ -58,6 +114,9 @@ pub fn record_size(effect: &Effect<'_>) -> usize {
             Effect::Put { key, value } => key.len() + value.len(),
             Effect::Delete { key } => key.len(),
             Effect::Term { .. } => 8 + 16,
+            Effect::Session { .. } => 8,
+            Effect::PutNumbered { key, value, .. } => key.len() + WRITE_NUMBER_SIZE + value.len(),
+            Effect::DeleteNumbered { key, .. } => key.len() + WRITE_NUMBER_SIZE,
         }
 }
 
@@ -84,6 +143,22 @@ impl<'a> Record<'a> {
                 out.put_u64(term.as_u64());
                 out.extend_from_slice(&leader.0);
             }
+            Effect::Session { nonce } => {
+                out.put_u8(CMD_SESSION);
+                out.put_bytes32(&[]);
+                out.put_u32(8);
+                out.put_u64(nonce);
+            }
+            Effect::PutNumbered { key, value, by } => encode_numbered(out, CMD_PUT_NUMBERED, key, value, by),
+            Effect::DeleteNumbered { key, by } => encode_numbered(out, CMD_DELETE_NUMBERED, key, &[], by),
+        }
+    }
+
+    /// The client session that this record opens.
+    pub fn opened_session(&self) -> Option<SessionId> {
+        match self.effect {
+            Effect::Session { nonce } => Some(SessionId { lsn: self.lsn, nonce }),
+            _ => None,
         }
     }
 
@@ -107,9 +182,13 @@ impl<'a> Record<'a> {
         let key_error = reader.error("record key", DecodeProblem::Invalid(0));
         let key = reader.bytes32("record key", KEY_SIZE_MAX)?;
         let value_error = reader.error("record value", DecodeProblem::Truncated);
-        let value = reader.bytes32("record value", VALUE_SIZE_MAX)?;
+        let is_numbered = matches!(cmd_type, CMD_PUT_NUMBERED | CMD_DELETE_NUMBERED);
+        let value_size_max = VALUE_SIZE_MAX + if is_numbered { WRITE_NUMBER_SIZE } else { 0 };
+        let value = reader.bytes32("record value", value_size_max)?;
         let effect = match cmd_type {
-            CMD_PUT | CMD_DELETE if key.len() < KEY_SIZE_MIN => return Err(key_error),
+            CMD_PUT | CMD_DELETE | CMD_PUT_NUMBERED | CMD_DELETE_NUMBERED if key.len() < KEY_SIZE_MIN => {
+                return Err(key_error);
+            }
             CMD_PUT => Effect::Put { key, value },
             CMD_DELETE if value.is_empty() => Effect::Delete { key },
             CMD_TERM if key.is_empty() && value.len() == 8 + 16 => {
@@ -117,7 +196,17 @@ impl<'a> Record<'a> {
                 let term = Term::from_u64(fields.u64("record term")?);
                 Effect::Term { term, leader: NodeId(fields.array("record leader id")?) }
             }
-            CMD_DELETE | CMD_TERM => {
+            CMD_SESSION if key.is_empty() && value.len() == 8 => {
+                Effect::Session { nonce: Reader::new(value).u64("record nonce")? }
+            }
+            CMD_PUT_NUMBERED if value.len() >= WRITE_NUMBER_SIZE => {
+                let (by, value) = split_number(value)?;
+                Effect::PutNumbered { key, value, by }
+            }
+            CMD_DELETE_NUMBERED if value.len() == WRITE_NUMBER_SIZE => {
+                Effect::DeleteNumbered { key, by: split_number(value)?.0 }
+            }
+            CMD_DELETE | CMD_TERM | CMD_SESSION | CMD_PUT_NUMBERED | CMD_DELETE_NUMBERED => {
                 let problem = DecodeProblem::Invalid(value.len() as u64);
                 return Err(DecodeError { problem, ..value_error });
             }
@@ -130,6 +219,22 @@ impl<'a> Record<'a> {
     }
 }
 
+fn encode_numbered(out: &mut Vec<u8>, cmd_type: u8, key: &[u8], value: &[u8], by: WriteNumber) {
+    out.put_u8(cmd_type);
+    out.put_bytes32(key);
+    out.put_u32((WRITE_NUMBER_SIZE + value.len()) as u32);
+    out.put_u64(by.session.0);
+    out.put_u64(by.number);
+    out.extend_from_slice(value);
+}
+
+fn split_number(value: &[u8]) -> Result<(WriteNumber, &[u8]), DecodeError> {
+    let mut fields = Reader::new(value);
+    let by =
+        WriteNumber { session: Lsn(fields.u64("record session")?), number: fields.u64("record number")? };
+    Ok((by, &value[WRITE_NUMBER_SIZE..]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,11 +242,16 @@ mod tests {
     #[test]
     fn records_survive_the_round_trip_and_have_the_size_they_promise() {
         let term = Term { promotion: 1, start: 2 };
+        let by = WriteNumber { session: Lsn(3), number: 4 };
         let effects = [
             Effect::Put { key: b"k", value: b"" },
             Effect::Put { key: b"\x00\xff", value: b"value" },
             Effect::Delete { key: b"k" },
             Effect::Term { term, leader: NodeId([7; 16]) },
+            Effect::Session { nonce: 11 },
+            Effect::PutNumbered { key: b"k", value: b"value", by },
+            Effect::PutNumbered { key: b"k", value: b"", by },
+            Effect::DeleteNumbered { key: b"k", by },
         ];
         for effect in effects {
             let record = Record { lsn: Lsn(9), effect };
@@ -159,6 +269,20 @@ mod tests {
         let mut bytes = Vec::new();
         Record { lsn: Lsn(0x0102), effect: Effect::Put { key: b"k", value: b"vv" } }.encode(&mut bytes);
         assert_eq!(bytes, b"\x00\x00\x00\x00\x00\x00\x01\x02\x01\x00\x00\x00\x01k\x00\x00\x00\x02vv");
+    }
+
+    #[test]
+    fn a_numbered_write_of_the_largest_size_is_a_record_and_one_byte_more_is_none() {
+        let by = WriteNumber { session: Lsn(3), number: 4 };
+        let (key, value) = (vec![1; KEY_SIZE_MAX], vec![2; VALUE_SIZE_MAX + 1]);
+        let decoded = |value| {
+            let mut bytes = Vec::new();
+            Record { lsn: Lsn(1), effect: Effect::PutNumbered { key: &key, value, by } }.encode(&mut bytes);
+            assert!(bytes.len() <= crate::limits::RECORD_SIZE_MAX + 1);
+            Record::decode(&mut Reader::new(&bytes)).is_ok()
+        };
+        assert!(decoded(&value[1..]));
+        assert!(!decoded(&value));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use kvstore::ids::{Lsn, Term};
-use kvstore::wire::client::{BackupStep, Inspect, ReadMode, Reply, Request, Status};
+use kvstore::ids::{Lsn, SessionId, Term};
+use kvstore::wire::client::{BackupStep, Inspect, ReadMode, Reply, Request, Status, WriteOp};
 use kvstore::wire::{FrameBuffer, MessageType};
 
 /// The term in every reply: 0.3.
@@ -46,6 +46,9 @@ pub enum Seen {
     Snapshot(bool),
     Backup(BackupStep),
     Follow(String, bool),
+    OpenSession,
+    NumberedPut(SessionId, u64, Vec<u8>, Vec<u8>),
+    NumberedDelete(SessionId, u64, Vec<u8>),
     Transfer(String),
 }
 
@@ -132,6 +135,13 @@ fn owned(request: &Request<'_>) -> Seen {
         Request::Promote { force } => Seen::Promote(force),
         Request::Snapshot { wait } => Seen::Snapshot(wait),
         Request::Backup(step) => Seen::Backup(step),
+        Request::OpenSession => Seen::OpenSession,
+        Request::Numbered { session, number, write: WriteOp::Put { key, value } } => {
+            Seen::NumberedPut(session, number, key.to_vec(), value.to_vec())
+        }
+        Request::Numbered { session, number, write: WriteOp::Delete { key } } => {
+            Seen::NumberedDelete(session, number, key.to_vec())
+        }
         Request::Transfer { address } => Seen::Transfer(address.to_owned()),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
     }

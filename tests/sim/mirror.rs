@@ -19,6 +19,7 @@ pub enum Kind {
     Put { key: Vec<u8>, id: u64 },
     Delete { key: Vec<u8> },
     Term,
+    Session { nonce: u64 },
 }
 
 /// A record of some log.
@@ -144,7 +145,7 @@ impl Mirror {
         let mut term = before.map_or(Term::ZERO, |entry| entry.term);
         let mut leader = before.map_or(NodeId::NONE, |entry| entry.leader);
         let kind = match record.effect {
-            Effect::Put { key, value } => {
+            Effect::Put { key, value } | Effect::PutNumbered { key, value, .. } => {
                 let id = value_id(value).unwrap_or(0);
                 if let Some(other) = self.ids.insert(id, lsn) {
                     panic!("write {id} is in one log at LSN {other} and again at LSN {lsn}");
@@ -152,7 +153,7 @@ impl Mirror {
                 self.keys.entry(key.to_vec()).or_default().push((lsn, Some(id)));
                 Kind::Put { key: key.to_vec(), id }
             }
-            Effect::Delete { key } => {
+            Effect::Delete { key } | Effect::DeleteNumbered { key, .. } => {
                 self.keys.entry(key.to_vec()).or_default().push((lsn, None));
                 Kind::Delete { key: key.to_vec() }
             }
@@ -161,6 +162,7 @@ impl Mirror {
                 self.terms += 1;
                 Kind::Term
             }
+            Effect::Session { nonce } => Kind::Session { nonce },
         };
         let chain_before = before.map_or(0, |entry| entry.chain.0);
         let mut hasher = crc32fast::Hasher::new_with_initial(chain_before);
@@ -210,7 +212,7 @@ impl Mirror {
                 Kind::Delete { key } => {
                     self.keys.entry(key.clone()).or_default().push((entry.lsn, None));
                 }
-                Kind::Term => {}
+                Kind::Term | Kind::Session { .. } => {}
             }
             self.entries.push(entry);
             self.file_of.push(file);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use kvstore::ids::{ClusterId, NodeId};
-use kvstore::wire::client::{Reply, Request};
+use kvstore::wire::client::{Reply, Request, WriteOp};
 use kvstore::wire::peer::{
     Ack, AppendEntries, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open, OpenReply, Refuse,
     SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
@@ -183,6 +183,20 @@ fn record_text(names: &Names, record: &Record<'_>) -> String {
         Effect::Put { key, value } => format!("{} PUT {}={}", record.lsn, text(key), text(value)),
         Effect::Delete { key } => format!("{} DELETE {}", record.lsn, text(key)),
         Effect::Term { term, leader } => format!("{} TERM {term} of {}", record.lsn, name(names, leader)),
+        Effect::Session { .. } => format!("{} SESSION", record.lsn),
+        Effect::PutNumbered { key, value, by } => {
+            format!(
+                "{} PUT {}={}, {} of session {}",
+                record.lsn,
+                text(key),
+                text(value),
+                by.number,
+                by.session
+            )
+        }
+        Effect::DeleteNumbered { key, by } => {
+            format!("{} DELETE {}, {} of session {}", record.lsn, text(key), by.number, by.session)
+        }
     }
 }
 
@@ -195,6 +209,13 @@ fn request_text(request: Request<'_>) -> String {
         Request::Get { key } | Request::Delete { key } => text(key).into_owned(),
         Request::GetWith { key, reads } => format!("{}, {}", text(key), reads.name()),
         Request::Ping | Request::Status => String::new(),
+        Request::OpenSession => String::new(),
+        Request::Numbered { session, number, write: WriteOp::Put { key, value } } => {
+            format!("{}={}, {number} of session {}", text(key), text(value), session.lsn)
+        }
+        Request::Numbered { session, number, write: WriteOp::Delete { key } } => {
+            format!("{}, {number} of session {}", text(key), session.lsn)
+        }
         Request::Backup(step) => format!("{step:?}"),
         Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),

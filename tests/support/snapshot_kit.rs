@@ -74,7 +74,7 @@ pub fn read(disk: &mut dyn Disk, name: &str) -> Result<Entries, ReadError> {
         match reader.next_block(disk) {
             Ok(Some(block)) => {
                 let count = block.entries().count();
-                assert_eq!(count, block.len());
+                assert_eq!(count, block.entry_count());
                 entries.extend(block.entries().map(|(key, value)| (key.to_vec(), value.to_vec())));
             }
             Ok(None) => break Ok(entries),

@@ -56,6 +56,7 @@ impl Node {
         if let Some(member) = self.member_mut() {
             member.campaigns = 0;
         }
+        self.note_unapplied()?;
         self.append_term_record(ballot.term)
     }
 

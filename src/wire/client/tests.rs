@@ -30,6 +30,11 @@ fn requests_survive_the_round_trip() {
     through_the_wire(Request::Promote { force: true });
     through_the_wire(Request::Snapshot { wait: true });
     through_the_wire(Request::Backup(BackupStep::BeginNewest));
+    through_the_wire(Request::OpenSession);
+    let session = SessionId { lsn: Lsn(7), nonce: 8 };
+    let put = WriteOp::Put { key: b"k", value: b"v" };
+    through_the_wire(Request::Numbered { session, number: 9, write: put });
+    through_the_wire(Request::Numbered { session, number: 9, write: WriteOp::Delete { key: b"k" } });
     through_the_wire(Request::Follow { address: "127.0.0.1:9001", discard: false });
 }
 
@@ -39,6 +44,15 @@ fn options_of_a_later_version_are_skipped() {
     body.put_bytes32(b"k");
     body.put_trailer(0x8000, |fields| fields.put_u64(1));
     assert_eq!(Request::decode(MessageType::Get, &body), Ok(Some(Request::Get { key: b"k" })));
+}
+
+#[test]
+fn a_write_that_says_it_is_numbered_and_not_how_is_broken_and_not_executed_unnumbered() {
+    let mut body = Vec::new();
+    body.put_bytes32(b"k");
+    body.put_trailer(NUMBERED, |fields| fields.put_u64(1));
+    let error = Request::decode(MessageType::Delete, &body).unwrap_err();
+    assert_eq!((error.field, error.problem), ("session nonce", DecodeProblem::Truncated));
 }
 
 #[test]

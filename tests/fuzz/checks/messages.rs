@@ -23,7 +23,8 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
         | Type::Transfer
         | Type::Inspect
         | Type::Snapshot
-        | Type::Backup => {
+        | Type::Backup
+        | Type::OpenSession => {
             let request = Request::decode(message_type, body)?.expect("the type is a request's");
             // Whatever it says about sizes, it says so without a panic.
             let _problem = request.size_problem().map(|problem| problem.to_string());
