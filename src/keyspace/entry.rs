@@ -73,6 +73,7 @@ pub(super) struct Totals {
 
 impl Totals {
     /// Returns what was added to the hash.
+    #[inline]
     pub(super) fn add(&mut self, entry: &[u8]) -> u128 {
         let hash = xxh3_128(entry);
         self.entries += 1;
@@ -82,6 +83,7 @@ impl Totals {
     }
 
     /// Returns what was taken from the hash.
+    #[inline]
     pub(super) fn take_away(&mut self, entry: &[u8]) -> u128 {
         let hash = xxh3_128(entry);
         self.entries -= 1;

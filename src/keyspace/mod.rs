@@ -261,12 +261,14 @@ impl Keyspace {
     }
 
     /// The entry that has just been written into a slot counts from now on.
+    #[inline]
     fn count_in(&mut self, slot: u32) {
         let hash = self.totals.add(self.slab.used(slot));
         self.check.on_added(slot, hash);
     }
 
     /// The entry in a slot, as it lies there now, counts no longer.
+    #[inline]
     fn count_out(&mut self, slot: u32) {
         let hash = self.totals.take_away(self.slab.used(slot));
         self.check.on_taken(slot, hash);
