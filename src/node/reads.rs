@@ -13,8 +13,9 @@
 //! before it is in it; what stalls after it does no harm, since at that moment, after they came, this node led, and
 //! knew all that had been acknowledged.
 //!
-//! What was asked behind an unanswered read on its connection waits for it, and a write is answered as it is applied. So
-//! reads are released before a commit is applied: it is of records that left behind them, and proves as much as an echo.
+//! What was asked behind an unanswered read on its connection waits for it, and a write is answered as it is applied.
+//! So reads are released before a commit is applied: it is of records that left behind them, and proves as much as an
+//! echo.
 //!
 //! A round is a heartbeat that does not wait for its time. Per follower one is under way at most, and what comes
 //! meanwhile is served by the next: a thousand reads cost as many rounds as fit into the time they take, and a frame
@@ -124,7 +125,7 @@ impl Node {
                 let leader = leader?;
                 let positions = (leader.term_lsn, self.applied);
                 let verdict = judge(mode, (arrived, arrived), leader.quorum.as_ref()?, positions);
-                // A majority holds a record of this term that left after the read came: that is an echo, and needs no clock.
+                // A majority holds a record of this term that left after the read came: an echo that needs no clock.
                 let by_commit = verdict == ReadVerdict::AfterRound && self.commit > log_end;
                 Some(if by_commit { ReadVerdict::Now } else { verdict })
             }

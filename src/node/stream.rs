@@ -160,8 +160,8 @@ impl Node {
         if let Some(answer) = ack.state {
             self.on_state_answer(index, answer);
         }
-        // What it commits is applied in [`Node::finish_turn`], when this turn's batch is on its way to all disks. A read
-        // that is answered before shows all that anybody was told.
+        // What it commits is applied in [`Node::finish_turn`], when this turn's batch is on its way to all disks. A
+        // read that is answered before shows all that anybody was told.
         self.echoed(io, index, ack.round);
         Ok(())
     }

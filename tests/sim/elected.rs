@@ -95,6 +95,8 @@ impl Knobs {
             (false, mishaps.slow_site.filter(|site| *site < self.hosts));
         (mishaps.misdirect, mishaps.rot_leader, mishaps.roll_back, mishaps.twin) = (0, 0, 0, 0);
         mishaps.rot_snapshot = 0;
+        // Who is outvoted stays without a state until its operator restarts it: nobody does here.
+        mishaps.flip_memory = 0;
     }
 
     /// Whether leaders are elected in this run.
