@@ -21,6 +21,8 @@ use kvstore::replication::election::ballot::Phase;
 use kvstore::replication::election::reads::ReadMode;
 use kvstore::replication::election::timing::ElectionTiming;
 use kvstore::rng::Rng;
+#[cfg(feature = "sabotage")]
+use kvstore::sabotage::Variant;
 use kvstore::wire::MessageType;
 use kvstore::wire::peer::{Vote, VoteReply};
 
@@ -59,6 +61,16 @@ pub const EXPECTED: &[&str] = &[
     "second phase: some stay broken",
     "snapshot: segments removed",
     "transfer: installed",
+];
+
+/// Variants of elections that a few hundred seeds catch. The others need a second fault at the right moment:
+/// `tests/election_model.rs` and the tests beside it break them on purpose.
+#[cfg(feature = "sabotage")]
+pub const CAUGHT: &[Variant] = &[
+    Variant::VoteNotDurable,
+    Variant::NoPreVote,
+    Variant::ReadBeforeTermRecord,
+    Variant::FollowerAppliesUncommitted,
 ];
 
 /// The knobs that only such a cluster has.
