@@ -25,7 +25,7 @@ impl Node {
         let why = format!(
             "the node at {address} has the id {}, and the member of cluster {} there is node {expected}: its data \
              directory was wiped, or is another one. It is no member and does not vote. Start it with the directory it \
-             had; if that is lost for good, bring it in with `kv_client replace`",
+             had; if that is lost for good, stop it: members cannot be replaced yet, and the others go on without it",
             hello.node_id,
             self.meta.get().cluster_id
         );
