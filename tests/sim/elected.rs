@@ -87,7 +87,8 @@ impl Knobs {
         self.hosts = pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5]) as usize;
         self.ack = AckPolicy::Majority;
         self.min_insync = 1;
-        // A timeout shorter than some round trips of the run, or than a record takes on its links, elects nobody for long.
+        // A timeout shorter than some round trips of the run, or than a record takes on its links, elects nobody for
+        // long.
         let narrow = self.socket_buffer <= 512 || self.chunk_max <= 64;
         let slow = narrow || self.net_delay_max_ns > 5_000_000 || self.sync_ns > 1_000_000;
         self.large_ppm *= u64::from(!slow);
