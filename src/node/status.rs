@@ -209,14 +209,15 @@ impl Node {
             "votes": peer.votes,
             "in_sync": peer.progress.in_sync(),
             "match_lsn": match_lsn.0,
-            "state_check": peer.state.document(),
             "repair_until_lsn": peer.progress.repairs_until().map(|until| until.0),
             "lag": last.0.saturating_sub(match_lsn.0),
             "lag_bytes": Value::Null,
             "buffered_bytes": buffered_bytes,
             "last_ack_ms_ago": peer.last_ack.map(|time| self.now.since(time) / 1_000_000),
             "last_error": peer.last_error,
+            // Objects come last: the scripts of this project read fields up to the first brace.
             "snapshot": snapshot,
+            "state_check": peer.state.document(),
         })
     }
 }
