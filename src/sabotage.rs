@@ -93,7 +93,7 @@ variants! {
     FollowerAppliesUncommitted = "follower-applies-uncommitted";
     /// A leader judges its lease by the time its turn began.
     StaleReadAfterPause = "stale-read-after-pause";
-    /// A lease that is given up before leadership is handed over goes on.
+    /// A leader that hands over leads on, with its lease, until it meets the next one.
     LeaseKeptDuringTransfer = "lease-kept-during-transfer";
 }
 

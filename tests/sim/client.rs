@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use kvstore::wire::FrameBuffer;
-use kvstore::wire::client::{Inspect, Reply, Request, Status};
+use kvstore::wire::client::{Inspect, ReadMode, Reply, Request, Status};
 
 use crate::core::{Core, MS};
 
@@ -16,9 +16,12 @@ const INSPECT_PPM: u64 = 20_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     Put { key: Vec<u8>, id: u64, size: usize },
-    Get { key: Vec<u8> },
+    /// `local`: from what the node has, where leaders are elected.
+    Get { key: Vec<u8>, local: bool },
     Delete { key: Vec<u8>, id: u64 },
     Promote { force: bool },
+    /// An elected leader hands over, to this host or to any.
+    Transfer { to: Option<usize> },
     Follow { site: usize, discard: bool },
     Inspect(Inspect),
     Snapshot,
@@ -105,7 +108,8 @@ impl Client {
         }
         let key = format!("{}{}", if hot { "hot" } else { "cold" }, core.rng.below(keys)).into_bytes();
         if core.chance_of(|knobs| knobs.read_ppm) {
-            return Ask::Get { key };
+            let local = core.knobs.is_elected() && core.chance_of(|knobs| knobs.local_read_ppm);
+            return Ask::Get { key, local };
         }
         self.next_id += 1;
         if core.chance_of(|knobs| knobs.delete_ppm) {
@@ -133,9 +137,15 @@ impl Client {
                     false => Request::Put { key, value: &value }.encode(&mut out),
                 }
             }
-            Ask::Get { key } => Request::Get { key }.encode(&mut out),
+            Ask::Get { key, local: false } => Request::Get { key }.encode(&mut out),
+            Ask::Get { key, local: true } => {
+                Request::GetWith { key, reads: ReadMode::Local }.encode(&mut out);
+            }
             Ask::Delete { key, .. } => Request::Delete { key }.encode(&mut out),
             Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
+            Ask::Transfer { to } => {
+                Request::Transfer { address: &to.map_or_else(String::new, address) }.encode(&mut out);
+            }
             Ask::Inspect(inspect) => Request::Inspect(*inspect).encode(&mut out),
             Ask::Snapshot => Request::Snapshot { wait: false }.encode(&mut out),
             Ask::Follow { site, discard } => {

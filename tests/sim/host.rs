@@ -40,6 +40,9 @@ pub struct Told {
     pub read_lsn: u64,
     /// As above, with this turn: connections are looked at one after the other, not in the order of their reads.
     pub read_newest: u64,
+    /// The same two of reads that may be stale, by this process.
+    pub local_lsn: u64,
+    pub local_newest: u64,
     /// The commit LSN in the last synced mark.
     pub mark_commit: u64,
 }
@@ -63,6 +66,12 @@ pub struct Host {
     pub dialled: Vec<(DialId, Result<usize, String>)>,
     pub busy_until: u64,
     pub paused: bool,
+    /// Its process stops for so long in the middle of a turn, before it reads what has come.
+    pub stops_in_turn: Option<u64>,
+    /// What is left of a turn in whose middle its process has stopped: the time of the turn, and the sockets to read.
+    pub stopped: Option<(Time, Vec<ConnId>)>,
+    /// When its last turn began.
+    pub turn_began: u64,
     pub token: u64,
     pub next_turn: Option<u64>,
     pub seen: Option<Observed>,
@@ -111,6 +120,8 @@ pub struct Host {
 /// How a turn ended.
 pub enum TurnEnd {
     GoesOn,
+    /// It has not: the process was stopped in its middle, for so long.
+    Stopped(u64),
     /// The crash point of the disk was reached.
     Crashed,
     Fatal(FatalReason),
@@ -154,6 +165,7 @@ impl Host {
         self.load_checked = false;
         self.installs = 0;
         (self.flip, self.state_fault) = (None, None);
+        (self.told.local_lsn, self.told.local_newest) = (0, 0);
         if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
             node.set_budgets(small.of_node());
         }
@@ -169,6 +181,7 @@ impl Host {
         );
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
         self.busy_until = now + self.ahead.get();
+        (self.stops_in_turn, self.stopped) = (None, None);
         self.cuts = 0;
         self.ending = false;
         Ok(())
@@ -213,12 +226,20 @@ impl Host {
         match result {
             Err(reason) => TurnEnd::Fatal(reason),
             Ok(true) => TurnEnd::Ended,
-            Ok(false) => TurnEnd::GoesOn,
+            Ok(false) => match self.stops_in_turn.take_if(|_| self.stopped.is_some()) {
+                Some(for_ns) => TurnEnd::Stopped(for_ns),
+                None => TurnEnd::GoesOn,
+            },
         }
     }
 
+    /// True: the process has ended in order.
     fn run_turn(&mut self) -> Result<bool, FatalReason> {
+        if let Some((now, todo)) = self.stopped.take() {
+            return self.rest_of_turn(now, todo);
+        }
         let now = self.clock.now();
+        self.turn_began = self.core.borrow().now;
         let Some(process) = &mut self.process else { return Ok(false) };
         process.socks.now = now;
         process.node.begin_turn(now);
@@ -238,7 +259,18 @@ impl Host {
         if self.mem.has_crashed() {
             return Ok(false);
         }
-        let input_left = process.take_input(now)?;
+        let todo = process.has_input();
+        // The poll has told of something to read; what comes while it stands still is read with that.
+        if self.stops_in_turn.is_some() && todo.iter().any(|id| !process.node.is_peer(*id)) {
+            self.stopped = Some((now, todo));
+            return Ok(false);
+        }
+        self.rest_of_turn(now, todo)
+    }
+
+    fn rest_of_turn(&mut self, now: Time, todo: Vec<ConnId>) -> Result<bool, FatalReason> {
+        let Some(process) = &mut self.process else { return Ok(false) };
+        let input_left = process.take_input(now, todo)?;
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
@@ -293,12 +325,15 @@ impl Process {
         self.socks.slots.iter().flatten().any(|sock| sock.phase == Phase::Open && !sock.output.is_empty())
     }
 
-    fn take_input(&mut self, now: Time) -> Result<bool, FatalReason> {
+    /// The sockets that the poll tells of, and those with something left.
+    fn has_input(&self) -> Vec<ConnId> {
+        let busy = |sock: &&Sock| sock.readable || sock.intake.has_frame() || !sock.output.is_empty();
+        self.socks.slots.iter().flatten().filter(busy).map(|sock| sock.id).collect()
+    }
+
+    fn take_input(&mut self, now: Time, todo: Vec<ConnId>) -> Result<bool, FatalReason> {
         let mut input_left = false;
         self.backlog.clear();
-        let busy = |sock: &Sock| sock.readable || sock.intake.has_frame() || !sock.output.is_empty();
-        let todo: Vec<ConnId> =
-            self.socks.slots.iter().flatten().filter(|sock| busy(sock)).map(|sock| sock.id).collect();
         for id in todo {
             let Some(sock) = self.socks.get_mut(id) else { continue };
             match sock.phase {
