@@ -1,5 +1,5 @@
-//! Numbered writes across an election (C5): what the next leader has in its log and not yet in its state counts, so that a
-//! number is executed once, whoever leads when it is asked for again. Whole nodes together, with virtual time.
+//! Numbered writes across an election (C5): what the next leader has in its log and not yet in its state counts, so
+//! that a number is executed once, whoever leads when it is asked for again. Whole nodes together, with virtual time.
 
 use kvstore::ids::SessionId;
 use kvstore::node::RoleFlag;

@@ -102,7 +102,8 @@ enum Command {
         /// 0 to 8388608 bytes, any bytes; `-` reads them from stdin, to its end and unchanged.
         #[arg(allow_negative_numbers = true)]
         value: OsString,
-        /// Print the receipt of this write: where its time went, on the leader and on every follower. It is not numbered.
+        /// Print the receipt of this write: where its time went, on the leader and on every follower. It is not
+        /// numbered.
         #[arg(long, conflicts_with_all = ["retry", "again"])]
         explain: bool,
         #[command(flatten)]

@@ -83,8 +83,8 @@ pub enum ClientError {
         /// How long that took: the time of the call.
         waited: Duration,
     },
-    /// A numbered write was asked for until the deadline, and whether it was executed is not known. It was once or not at
-    /// all, and asking with its number again tells ([`Session::resolve`]).
+    /// A numbered write was asked for until the deadline, and whether it was executed is not known. It was once or not
+    /// at all, and asking with its number again tells ([`Session::resolve`]).
     ///
     /// [`Session::resolve`]: super::Session::resolve
     Unresolved {
@@ -108,8 +108,8 @@ pub struct Asked {
     pub said: Answer,
 }
 
-/// What a node that did not serve a request said. It did nothing, unless its answer to a numbered write was lost, or was
-/// that it cannot say.
+/// What a node that did not serve a request said. It did nothing, unless its answer to a numbered write was lost, or
+/// was that it cannot say.
 #[derive(Debug)]
 pub enum Answer {
     /// No connection could be made.
@@ -381,8 +381,8 @@ fn fmt_unresolved(
 ) -> fmt::Result {
     write!(
         f,
-        "the outcome of write {write} is UNKNOWN after {} ms, sent {tries} time{}: it was executed once, or not, or may \
-         still be. Do not repeat it as another one. Ask again with its number, which executes it at most once and \
+        "the outcome of write {write} is UNKNOWN after {} ms, sent {tries} time{}: it was executed once, or not, or \
+         may still be. Do not repeat it as another one. Ask again with its number, which executes it at most once and \
          answers as the first time: the same command with --again {write}. What each said last:",
         waited.as_millis(),
         if tries == 1 { "" } else { "s" }

@@ -11,8 +11,8 @@
 //!
 //! A [`Session`] numbers its writes: an answer that is lost is asked for again, and each write is executed once.
 //!
-//! What is left out: no pool, no threads, no retry of a lost answer to a write that is not numbered. A caller that wants
-//! those knows better which of its writes may be repeated.
+//! What is left out: no pool, no threads, no retry of a lost answer to a write that is not numbered. A caller that
+//! wants those knows better which of its writes may be repeated.
 
 #![allow(clippy::disallowed_methods, reason = "a blocking client waits by the clock of its machine")]
 

@@ -29,8 +29,8 @@ pub(super) struct Place {
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// The nodes of a cluster, in place of --host and --port: PORT, HOST:PORT or [IPV6]:PORT, with commas between.
-    /// put, get and delete go to whoever leads, until --timeout-ms, and writes are numbered, so that one whose answer is
-    /// lost is asked for again; status shows all of them.
+    /// put, get and delete go to whoever leads, until --timeout-ms, and writes are numbered, so that one whose answer
+    /// is lost is asked for again; status shows all of them.
     #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_ENDPOINTS", value_name = "ADDR,...")]
     #[arg(value_delimiter = ',', value_parser = parse_address)]
     endpoints: Vec<String>,
@@ -77,7 +77,8 @@ impl Place {
         timeout: Duration,
     ) -> Result<Client, Misplaced> {
         if self.no_follow && needs_to_follow {
-            let words = "--no-follow shows what one node answers, and --retry and --again ask on: give one or the other";
+            let words =
+                "--no-follow shows what one node answers; --retry and --again ask on: give one or the other";
             return Err(Misplaced::Several(words.to_owned()));
         }
         if let Some(nodes) = self.several() {

@@ -14,10 +14,11 @@
 //! What is never done: a plain write that left, and may have been executed, is not sent again. Only an answer that says
 //! that nothing was done, or a connection that was never made, leads to another node. A read is asked again.
 //!
-//! A write that is *numbered* (`session.rs`) is asked again as well, with the same number, however its answer was lost:
-//! whoever executed it answers as the first time. It searches in rounds like a client of several nodes, though it be of
-//! one. From the moment its outcome is unknown, an answer that only says "not now" (BUSY, DISK_FULL) settles nothing: the
-//! first request may still arrive. So it is asked until there is the answer to that number, or the deadline passes.
+//! A write that is *numbered* (`session.rs`) is asked again as well, with the same number, however its answer was
+//! lost: whoever executed it answers as the first time. It searches in rounds like a client of several nodes, though
+//! it be of one. From the moment its outcome is unknown, an answer that only says "not now" (BUSY, DISK_FULL) settles
+//! nothing: the first request may still arrive. So it is asked until there is the answer to that number, or the
+//! deadline passes.
 
 use std::thread;
 use std::time::Duration;

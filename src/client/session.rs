@@ -6,12 +6,12 @@
 //! answers it each time as the first time. What is decided there is in `node/client_sessions.rs`, whom to ask next in
 //! `route.rs`.
 //!
-//! - A number is used for one write alone, until that is surely executed or surely not. So a write that was given up keeps
-//!   its number: [`Session::resolve`] asks for it again. The next write begins another session; the one that was given up
-//!   may be executed before it, after it, or never.
-//! - A session that the cluster has forgotten (4,096 are kept; the one used longest ago goes) is replaced by another one
-//!   where nothing is in doubt: the write was sent once, and that request was refused. Else the call fails, and says that
-//!   the outcome is unknown.
+//! - A number is used for one write alone, until that is surely executed or surely not. So a write that was given up
+//!   keeps its number: [`Session::resolve`] asks for it again. The next write begins another session; the one that was
+//!   given up may be executed before it, after it, or never.
+//! - A session that the cluster has forgotten (4,096 are kept; the one used longest ago goes) is replaced by another
+//!   one where nothing is in doubt: the write was sent once, and that request was refused. Else the call fails, and
+//!   says that the outcome is unknown.
 //! - A cluster in which not every node can apply sessions, or was heard by its leader, refuses the first one
 //!   ([`Status::Refused`]). Nothing is written then, and nothing is sent without a number in its place: who called must
 //!   decide.
@@ -66,15 +66,15 @@ struct OwnedWrite {
 }
 
 impl Session {
-    /// Writes of this client from now on. The first one opens the session, within its own deadline. The client goes where
-    /// leaders are, also one that was told not to.
+    /// Writes of this client from now on. The first one opens the session, within its own deadline. The client goes
+    /// where leaders are, also one that was told not to.
     pub fn new(mut client: Client) -> Session {
         client.follow_leader = true;
         Session { client, id: None, last_number: 0, unresolved: None, last_write: None }
     }
 
-    /// The session of a write that was given up, by this process or another one. [`Session::resolve`] asks for it again,
-    /// with this key and value, which must be those of then.
+    /// The session of a write that was given up, by this process or another one. [`Session::resolve`] asks for it
+    /// again, with this key and value, which must be those of then.
     pub fn of_unresolved(client: Client, write: WriteId, op: &WriteOp<'_>) -> Session {
         let unresolved = Some(OwnedWrite::of(op));
         let (id, last_number) = (Some(write.session), write.number.saturating_sub(1));
@@ -117,8 +117,9 @@ impl Session {
         }
     }
 
-    /// Asks again for the write that the last call gave up ([`ClientError::Unresolved`]), under a deadline of its own. The
-    /// answer is the first one; if it was not executed before, it is now. `None`: the outcome of each write is known.
+    /// Asks again for the write that the last call gave up ([`ClientError::Unresolved`]), under a deadline of its own.
+    /// The answer is the first one; if it was not executed before, it is now. `None`: the outcome of each write is
+    /// known.
     pub fn resolve(&mut self) -> Option<Result<Served<bool>, ClientError>> {
         let write = self.unresolved.take()?;
         let deadline = Deadline::after(self.client.timeout);
