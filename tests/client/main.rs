@@ -6,5 +6,6 @@ mod endpoints;
 mod failures;
 mod library;
 mod receipts;
+mod sessions;
 mod status;
 mod support;

@@ -7,6 +7,8 @@ mod cluster;
 mod elected;
 #[path = "../support/numbered.rs"]
 mod numbered;
+#[path = "../support/proxy.rs"]
+mod proxy;
 #[path = "../support/strace.rs"]
 mod strace;
 #[path = "../support/writers.rs"]
@@ -30,6 +32,7 @@ mod process;
 mod progress;
 mod promotion;
 mod replication;
+mod sessions;
 mod snapshot;
 mod strangers;
 mod transfer;

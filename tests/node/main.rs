@@ -24,6 +24,7 @@ mod backup_node;
 mod flush_beside;
 mod inspect_start;
 mod read_replica;
+mod sessions_elected;
 mod sessions_leader;
 mod snapshot_cut;
 mod snapshot_node;

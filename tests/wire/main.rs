@@ -8,8 +8,6 @@ mod check_messages;
 mod check_wal;
 #[path = "../support/lone_node.rs"]
 mod lone_node;
-#[path = "../support/mem_disk.rs"]
-mod mem_disk;
 #[path = "../support/node_io.rs"]
 mod node_io;
 
@@ -17,3 +15,6 @@ mod authority;
 mod frames;
 mod fuzz_corpus;
 mod messages;
+
+// The fuzz targets are built with one file of checks each, so that file brings the disk.
+use check_wal::mem_disk;

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvstore::ids::{Lsn, SessionId, Term};
-use kvstore::wire::client::{BackupStep, Inspect, ReadMode, Reply, Request, Status, WriteOp};
+use kvstore::wire::client::{
+    BackupStep, Inspect, ReadMode, Reply, Request, Status, WriteOp, encode_session_id,
+};
 use kvstore::wire::{FrameBuffer, MessageType};
 
 /// The term in every reply: 0.3.
@@ -29,6 +31,16 @@ pub enum Answer {
 
 pub fn reply(status: Status, payload: impl Into<Vec<u8>>) -> Answer {
     Answer::Reply(status, 7, payload.into())
+}
+
+/// The session that scripted nodes open: the `n`-th.
+pub fn session(n: u64) -> SessionId {
+    SessionId { lsn: Lsn(7), nonce: n }
+}
+
+/// The answer to an OPEN_SESSION.
+pub fn opened(n: u64) -> Answer {
+    reply(Status::Ok, encode_session_id(session(n)))
 }
 
 /// A request as the node saw it.
