@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{ClientError, Loss};
+use super::{Asked, ClientError, Loss};
 use crate::wire::client::Status;
 
 /// Exit code: done.
@@ -32,7 +32,7 @@ pub(super) fn exit_code(error: &ClientError) -> u8 {
     match error {
         ClientError::Address(_) | ClientError::TooLarge(_) => EXIT_USAGE,
         ClientError::Connect { .. } | ClientError::NotSent { .. } => EXIT_CANNOT_CONNECT,
-        ClientError::OutcomeUnknown { .. } => EXIT_OUTCOME_UNKNOWN,
+        ClientError::OutcomeUnknown { .. } | ClientError::Unresolved { .. } => EXIT_OUTCOME_UNKNOWN,
         ClientError::ReadLost { why: Loss::TimedOut(_) | Loss::Closed | Loss::Io(_), .. } => {
             EXIT_OUTCOME_UNKNOWN
         }
@@ -64,7 +64,7 @@ pub(super) fn error_code(error: &ClientError) -> &'static str {
         ClientError::TooLarge(_) => "too_large",
         ClientError::Connect { .. } => "cannot_connect",
         ClientError::NotSent { .. } => "not_sent",
-        ClientError::OutcomeUnknown { .. } => "outcome_unknown",
+        ClientError::OutcomeUnknown { .. } | ClientError::Unresolved { .. } => "outcome_unknown",
         ClientError::ReadLost { .. } => "no_answer",
         ClientError::NoLeader { .. } => "no_leader",
         ClientError::NotServed { .. } => match error.status() {
@@ -119,11 +119,21 @@ pub(super) fn error_fields(error: &ClientError) -> Map<String, Value> {
             fields.insert("leader".to_owned(), named.as_str().into());
         }
         ClientError::NotServed { asked, rounds, .. } => {
-            let said = asked.iter().map(|asked| (asked.address.clone(), asked.said.to_string().into()));
-            fields.insert("said".to_owned(), Value::Object(said.collect()));
+            fields.insert("said".to_owned(), said_by_each(asked));
             fields.insert("rounds".to_owned(), (*rounds).into());
+        }
+        ClientError::Unresolved { write, asked, tries, .. } => {
+            fields.insert("session".to_owned(), write.session.to_string().into());
+            fields.insert("number".to_owned(), write.number.into());
+            fields.insert("tries".to_owned(), (*tries).into());
+            fields.insert("again".to_owned(), write.to_string().into());
+            fields.insert("said".to_owned(), said_by_each(asked));
         }
         ClientError::Address(_) | ClientError::TooLarge(_) => {}
     }
     fields
+}
+
+fn said_by_each(asked: &[Asked]) -> Value {
+    asked.iter().map(|asked| (asked.address.clone(), Value::from(asked.said.to_string()))).collect()
 }
