@@ -6,7 +6,7 @@
 //! |---|---|
 //! | the end of a lease | the leader's clock is as slow as is borne and the others' as fast; it hears nobody any more |
 //! | a restart | a candidate that does not hear the leader; the member that did is started anew, and does not hear it any more |
-//! | a stalled read | the leader stands still for longer than a timeout, between the poll and the read of a socket |
+//! | a stalled read | the leader stands still for longer than a timeout, between two sockets that it reads in one turn |
 //! | a hand-over | the leader that hands over hears nobody any more, and the next one leads |
 //! | an older term's records | a leader alone with its last writes; the next one dies with its first record on its own disk; the first one is back |
 //!
@@ -23,6 +23,7 @@ use kvstore::replication::election::timing::{CLOCK_RATE_ERROR_PERCENT, ElectionT
 use crate::client::Ask;
 use crate::core::{Event, MS};
 use crate::elected::Elected;
+use crate::host::Stop;
 use crate::knobs::{FaultWeights, Knobs};
 use crate::mirror::Kind;
 use crate::mishaps::Mishaps;
@@ -64,6 +65,8 @@ pub struct Encounter {
     /// Links that are cut, by direction.
     cuts: BTreeSet<(usize, usize)>,
     probes_until: u64,
+    /// No probe writes on this host.
+    only_read: Option<usize>,
 }
 
 /// What comes next, and the leader of the beginning.
@@ -99,6 +102,10 @@ impl Knobs {
         self.feed = FeedLimits { frame_bytes: 200, high_water: 1_000, low_water: 400 };
         self.snapshot = SnapshotConfig { log_bytes: Some(u64::MAX), ..self.snapshot };
         (self.removal, self.transfers) = (false, false);
+        if aim == Aim::Restart {
+            // The candidate's log must not fall behind while it hears nobody.
+            self.read_ppm = 1_000_000;
+        }
         if aim == Aim::LeaseEnd {
             self.clock_rate_spread_ppm = 2 * CLOCK_RATE_ERROR_PERCENT * 10_000;
         }
@@ -141,6 +148,7 @@ impl World {
             self.command(leader, Ask::Transfer { to: Some(SLOW_SITE) });
             return 10;
         }
+        self.encounter.only_read = None;
         let name = AIMS.iter().find(|(one, _)| *one == aim).expect("each has a name").1;
         self.core.borrow_mut().stats.count(name);
         self.encounter.number += 1;
@@ -156,12 +164,14 @@ impl World {
             }
             Aim::Restart => {
                 self.cut_both(leader, others[any]);
+                self.encounter.only_read = Some(leader);
                 self.stage(Stage::RestartOf { leader, voter: others[1 - any] }, 16 + later)
             }
             Aim::StalledRead => {
                 let timeout_ns = self.timeout_ns();
                 let mut core = self.core.borrow_mut();
-                self.hosts[leader].stops_in_turn = Some(core.between(timeout_ns * 3 / 2, timeout_ns * 5 / 2));
+                let for_ns = core.between(timeout_ns * 3 / 2, timeout_ns * 5 / 2);
+                self.hosts[leader].stops_in_turn = Some(Stop { for_ns, behind: 1 });
                 drop(core);
                 self.stage(Stage::Over, 35)
             }
@@ -275,7 +285,7 @@ impl World {
         let key = format!("aim{}", self.encounter.number).into_bytes();
         for site in 0..MEMBERS {
             self.probe_with(site, site, Ask::Get { key: key.clone(), local: false });
-            if self.leads(site) {
+            if self.leads(site) && self.encounter.only_read != Some(site) {
                 let writer = &mut self.clients[MEMBERS + site];
                 writer.next_id += 1;
                 let ask = Ask::Put { key: key.clone(), id: writer.next_id, size: 100 };

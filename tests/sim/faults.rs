@@ -2,6 +2,7 @@
 
 use crate::client::Ask;
 use crate::core::{Event, MS};
+use crate::host::Stop;
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
 
@@ -79,7 +80,8 @@ impl World {
         let for_ns = if long { core.between(MS, 10_000 * MS) } else { core.between(MS, 500 * MS) };
         // With fixed roles nothing depends on the clock that a turn began with.
         if core.knobs.is_elected() && core.chance(500_000) {
-            self.hosts[site].stops_in_turn = Some(for_ns);
+            let behind = core.rng.below(2) as usize;
+            self.hosts[site].stops_in_turn = Some(Stop { for_ns, behind });
             return;
         }
         drop(core);

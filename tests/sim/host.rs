@@ -2,6 +2,7 @@
 //! `net` step by step, over simulated streams.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
@@ -66,12 +67,14 @@ pub struct Host {
     pub dialled: Vec<(DialId, Result<usize, String>)>,
     pub busy_until: u64,
     pub paused: bool,
-    /// Its process stops for so long in the middle of a turn, before it reads what has come.
-    pub stops_in_turn: Option<u64>,
-    /// What is left of a turn in whose middle its process has stopped: the time of the turn, and the sockets to read.
-    pub stopped: Option<(Time, Vec<ConnId>)>,
+    /// Its process is about to stop in the middle of a turn.
+    pub stops_in_turn: Option<Stop>,
+    /// The turn in whose middle its process has stopped.
+    pub stopped: Option<Turn>,
     /// When its last turn began.
     pub turn_began: u64,
+    /// Turns in whose middle the process stood still: when each began and when it went on.
+    pub stops: Vec<(u64, u64)>,
     pub token: u64,
     pub next_turn: Option<u64>,
     pub seen: Option<Observed>,
@@ -115,6 +118,22 @@ pub struct Host {
     pub flip: Option<crate::flips::Flip>,
     /// What it last said of its state.
     pub state_fault: Option<kvstore::replication::divergence::Fault>,
+}
+
+/// A process stops for so long before it reads a client's socket, when it has read so many others in this turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    pub for_ns: u64,
+    pub behind: usize,
+}
+
+/// The part of a turn that reads sockets.
+pub struct Turn {
+    now: Time,
+    /// What the poll has told of, and is still to be read: with what comes meanwhile.
+    todo: VecDeque<ConnId>,
+    done: usize,
+    input_left: bool,
 }
 
 /// How a turn ended.
@@ -227,7 +246,7 @@ impl Host {
             Err(reason) => TurnEnd::Fatal(reason),
             Ok(true) => TurnEnd::Ended,
             Ok(false) => match self.stops_in_turn.take_if(|_| self.stopped.is_some()) {
-                Some(for_ns) => TurnEnd::Stopped(for_ns),
+                Some(stop) => TurnEnd::Stopped(stop.for_ns),
                 None => TurnEnd::GoesOn,
             },
         }
@@ -235,8 +254,9 @@ impl Host {
 
     /// True: the process has ended in order.
     fn run_turn(&mut self) -> Result<bool, FatalReason> {
-        if let Some((now, todo)) = self.stopped.take() {
-            return self.rest_of_turn(now, todo);
+        if let Some(turn) = self.stopped.take() {
+            self.stops.push((self.turn_began, self.core.borrow().now));
+            return self.rest_of_turn(turn);
         }
         let now = self.clock.now();
         self.turn_began = self.core.borrow().now;
@@ -260,17 +280,22 @@ impl Host {
             return Ok(false);
         }
         let todo = process.has_input();
-        // The poll has told of something to read; what comes while it stands still is read with that.
-        if self.stops_in_turn.is_some() && todo.iter().any(|id| !process.node.is_peer(*id)) {
-            self.stopped = Some((now, todo));
-            return Ok(false);
-        }
-        self.rest_of_turn(now, todo)
+        process.backlog.clear();
+        self.rest_of_turn(Turn { now, todo, done: 0, input_left: false })
     }
 
-    fn rest_of_turn(&mut self, now: Time, todo: Vec<ConnId>) -> Result<bool, FatalReason> {
+    fn rest_of_turn(&mut self, mut turn: Turn) -> Result<bool, FatalReason> {
         let Some(process) = &mut self.process else { return Ok(false) };
-        let input_left = process.take_input(now, todo)?;
+        while let Some(id) = turn.todo.pop_front() {
+            let stops = |stop: Stop| turn.done >= stop.behind && !process.node.is_peer(id);
+            if self.stops_in_turn.is_some_and(stops) {
+                turn.todo.push_front(id);
+                self.stopped = Some(turn);
+                return Ok(false);
+            }
+            process.take_input_of(id, &mut turn)?;
+        }
+        let Turn { now, input_left, .. } = turn;
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
@@ -326,39 +351,36 @@ impl Process {
     }
 
     /// The sockets that the poll tells of, and those with something left.
-    fn has_input(&self) -> Vec<ConnId> {
+    fn has_input(&self) -> VecDeque<ConnId> {
         let busy = |sock: &&Sock| sock.readable || sock.intake.has_frame() || !sock.output.is_empty();
         self.socks.slots.iter().flatten().filter(busy).map(|sock| sock.id).collect()
     }
 
-    fn take_input(&mut self, now: Time, todo: Vec<ConnId>) -> Result<bool, FatalReason> {
-        let mut input_left = false;
-        self.backlog.clear();
-        for id in todo {
-            let Some(sock) = self.socks.get_mut(id) else { continue };
-            match sock.phase {
-                Phase::Open => {
-                    if !sock.output.is_empty()
-                        && !sock.write_blocked
-                        && let Some(why) = self.socks.flush_one(id)
-                    {
-                        self.over(id, &why)?;
-                    }
-                    self.read_and_deliver(id, now)?;
+    fn take_input_of(&mut self, id: ConnId, turn: &mut Turn) -> Result<(), FatalReason> {
+        let Some(sock) = self.socks.get_mut(id) else { return Ok(()) };
+        turn.done += usize::from(sock.readable);
+        match sock.phase {
+            Phase::Open => {
+                if !sock.output.is_empty()
+                    && !sock.write_blocked
+                    && let Some(why) = self.socks.flush_one(id)
+                {
+                    self.over(id, &why)?;
                 }
-                Phase::Draining(_) => {
-                    self.socks.flush_one(id);
-                }
-                Phase::Doomed => {}
+                self.read_and_deliver(id, turn.now)?;
             }
-            let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
-            if self.socks.get(id).is_some_and(left) {
-                self.backlog.push(id);
-                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
-                input_left |= self.node.is_peer(id) && !throttled;
+            Phase::Draining(_) => {
+                self.socks.flush_one(id);
             }
+            Phase::Doomed => {}
         }
-        Ok(input_left)
+        let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
+        if self.socks.get(id).is_some_and(left) {
+            self.backlog.push(id);
+            let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+            turn.input_left |= self.node.is_peer(id) && !throttled;
+        }
+        Ok(())
     }
 
     fn read_and_deliver(&mut self, id: ConnId, now: Time) -> Result<(), FatalReason> {

@@ -40,7 +40,9 @@ impl Oracle {
         sent.by_leader = by_leader && !excused;
         let sent = sent.clone();
         let host = &hosts[site];
-        let asked_ns = core.now + host.ahead.get() - sent.at;
+        // What came while the process stood still, behind a poll, was under way since that poll, as it sees it.
+        let stop = host.stops.iter().find(|(from, to)| (*from..=*to).contains(&sent.at));
+        let asked_ns = core.now + host.ahead.get() - stop.map_or(sent.at, |(from, _)| *from);
         let host_ns = u128::from(asked_ns) * u128::from(host.clock.rate_ppm) / 1_000_000;
         crate::receipts::check(core, site, &sent, reply, host_ns as u64);
         core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));

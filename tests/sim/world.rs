@@ -507,6 +507,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         stops_in_turn: None,
         stopped: None,
         turn_began: 0,
+        stops: Vec::new(),
         token: 0,
         next_turn: None,
         seen: None,
