@@ -144,6 +144,18 @@ enum Command {
         #[arg(value_name = "ADDR", value_parser = parse_address)]
         address: Option<String>,
     },
+    /// Change who votes, where leaders are elected, or list who does; the leader is found by itself.
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Have a new node take a member's place: it learns and is added, then the old one is removed.
+    Replace {
+        /// The member that goes: PORT, HOST:PORT or [IPV6]:PORT. It need not run.
+        #[arg(value_name = "OLD", value_parser = parse_address)]
+        old: String,
+        /// The node that comes, started with --role=auto --join; the same address for a member whose data is lost.
+        #[arg(value_name = "NEW", value_parser = parse_address)]
+        new: String,
+    },
     /// Make a snapshot, so that the log before it can go; done when it is durable.
     Snapshot {
         /// Only begin it; `status` shows how it goes on.
@@ -201,6 +213,25 @@ enum Command {
     },
 }
 
+/// `member`.
+#[derive(Clone, Debug, Subcommand)]
+enum MemberCommand {
+    /// Bring a node in: it learns first, then votes. Answers when that is committed.
+    Add {
+        /// Where the members reach it; started with --role=auto --join and an empty --data-dir.
+        #[arg(value_name = "ADDR", value_parser = parse_address)]
+        address: String,
+    },
+    /// Take a member's vote. If it leads, it hands over first. Stop its process afterwards.
+    Remove {
+        /// As `member list` shows it. It need not run, if the others are a majority of those left.
+        #[arg(value_name = "ADDR", value_parser = parse_address)]
+        address: String,
+    },
+    /// List who votes.
+    List,
+}
+
 impl Arguments {
     /// The arguments of this process. Ends it where they make no sense.
     pub fn of_process() -> Arguments {
@@ -221,6 +252,7 @@ impl Command {
         Some(match self {
             Command::Put { .. } | Command::Get { .. } | Command::Delete { .. } => return None,
             Command::Status | Command::Doctor { .. } => return None,
+            Command::Member(_) | Command::Replace { .. } => return None,
             Command::Ping => "ping",
             Command::Promote { .. } => "promote",
             Command::Follow { .. } => "follow",
@@ -335,6 +367,14 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Transfer { address } => {
             output::account(&client.transfer(address.as_deref().unwrap_or_default())?, format)
         }
+        Command::Member(MemberCommand::Add { address }) => {
+            output::account(&client.add_member(&address)?, format)
+        }
+        Command::Member(MemberCommand::Remove { address }) => {
+            output::account(&client.remove_member(&address)?, format)
+        }
+        Command::Member(MemberCommand::List) => output::members(&client.members()?, format),
+        Command::Replace { old, new } => output::account(&client.replace_member(&old, &new)?, format),
         Command::Snapshot { no_wait } => {
             if !no_wait {
                 client.set_timeout(SNAPSHOT_TIMEOUT.max(timeout));

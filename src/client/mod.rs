@@ -20,6 +20,7 @@ mod doctor;
 mod election_text;
 mod error;
 mod failure;
+mod members;
 mod place;
 mod progress;
 mod route;
@@ -48,6 +49,7 @@ pub use backup::{Fetch, FetchError};
 pub use connection::OwnedReply;
 use connection::{Connection, Deadline};
 pub use error::{Answer, Asked, ClientError, DeadEnd, Loss};
+pub use members::ListedMember;
 use route::{is_for_the_leader, points_elsewhere};
 pub use survey::{Surveyed, survey};
 

@@ -15,7 +15,7 @@ use super::failure::{
 };
 use super::measured_text::Ledger;
 use super::table::micros;
-use super::{ClientError, Explained, Pong, Read, Served, Surveyed};
+use super::{ClientError, Explained, ListedMember, Pong, Read, Served, Surveyed};
 use super::{cluster_text, measured_text, receipt_text, status_text, watch};
 
 /// Characters of a key shown in a message.
@@ -178,6 +178,36 @@ pub fn account(served: &Served<Value>, format: Format) -> Printed {
             document.entry("lsn").or_insert_with(|| served.lsn.0.into());
             document.entry("term").or_insert_with(|| served.term.as_u64().into());
             Printed::json(&Value::Object(document))
+        }
+    }
+}
+
+/// Who votes.
+pub fn members(served: &Served<(Vec<ListedMember>, u64)>, format: Format) -> Printed {
+    let (members, lsn) = &served.value;
+    match format {
+        Format::Text => {
+            let line = |member: &ListedMember| {
+                format!("{}  node {}", printable(&member.address), printable(&member.node_id))
+            };
+            let lines: Vec<String> = members.iter().map(line).collect();
+            let since = match lsn {
+                0 => "since the cluster was formed".to_owned(),
+                lsn => format!("since LSN {lsn}"),
+            };
+            let count = members.len();
+            Printed::text(format!("{}\n({count} member(s), {since}; majority {})", lines.join("\n"), count / 2 + 1))
+        }
+        Format::Json => {
+            let member = |member: &ListedMember| json!({"address": member.address, "node_id": member.node_id});
+            Printed::json(&json!({
+                "ok": true,
+                "members": members.iter().map(member).collect::<Vec<_>>(),
+                "members_lsn": lsn,
+                "majority": members.len() / 2 + 1,
+                "lsn": served.lsn.0,
+                "term": served.term.as_u64(),
+            }))
         }
     }
 }

@@ -240,7 +240,8 @@ pub(super) fn is_for_the_leader(request: &Request<'_>) -> bool {
         | Request::PutExplained { .. }
         | Request::Delete { .. }
         | Request::Get { .. }
-        | Request::Transfer { .. } => true,
+        | Request::Transfer { .. }
+        | Request::ChangeMembers { .. } => true,
         Request::GetWith { reads, .. } => *reads != ReadMode::Local,
         _ => false,
     }

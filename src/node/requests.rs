@@ -163,6 +163,9 @@ impl Node {
             Request::Snapshot { wait } => return Ok(self.on_snapshot(io, conn, wait)?),
             Request::Backup(step) => return Ok(self.on_backup(io, conn, step)?),
             Request::Transfer { address } => return Ok(self.on_transfer(io, conn, address)?),
+            Request::ChangeMembers { add, address } => {
+                return Ok(self.on_change_members(io, conn, add, address)?);
+            }
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
         }
         Ok(())
