@@ -3,7 +3,7 @@
 use kvstore::ids::{ClusterId, Lsn, NodeId, Term};
 use kvstore::limits::{ADDRESS_SIZE_MAX, MEMBERS_MAX};
 use kvstore::meta::{Meta, MetaError, MetaStore, StoredRole};
-use kvstore::replication::members::{Member, Members};
+use kvstore::replication::members::{Member, Members, Membership};
 
 #[path = "support/mem_disk.rs"]
 mod mem_disk;
@@ -283,7 +283,8 @@ fn member(id: usize, address: &str) -> Member {
 fn become_member(meta: &mut Meta) {
     meta.cluster_id = ClusterId([2; 16]);
     meta.role = StoredRole::Elected;
-    meta.members = Members::new(vec![member(1, "a:1"), member(2, "b:1"), member(3, "c:1")]).unwrap();
+    let members = Members::new(vec![member(1, "a:1"), member(2, "b:1"), member(3, "c:1")]).unwrap();
+    meta.members = Membership::settled(members, Lsn::ZERO);
 }
 
 #[test]
@@ -291,6 +292,9 @@ fn the_most_members_with_the_longest_addresses_have_room_and_come_back_in_order(
     let (disk, mut store) = with_record();
     let long = |id: usize| member(id, &format!("{}:{id:03}", "h".repeat(ADDRESS_SIZE_MAX - 4)));
     let members = Members::new((1..=MEMBERS_MAX).rev().map(long).collect()).unwrap();
+    let fewer = Members::new((1..MEMBERS_MAX).map(long).collect()).unwrap();
+    let members = Membership::settled(fewer, Lsn(u64::MAX - 1)).changed(Lsn(u64::MAX), members);
+    assert!(members.step().is_some(), "the largest record remembers the step");
     let address = "o".repeat(ADDRESS_SIZE_MAX);
     store
         .update(&mut disk.clone(), |meta| {
@@ -307,12 +311,28 @@ fn the_most_members_with_the_longest_addresses_have_room_and_come_back_in_order(
 }
 
 #[test]
-#[should_panic(expected = "the members of an elected cluster are fixed when it is formed")]
-fn other_members_are_a_bug() {
+#[should_panic(expected = "the list of members of LSN 0 does not become that of LSN 0")]
+fn other_members_without_a_record_are_a_bug() {
     let (disk, mut store) = with_record();
     store.update(&mut disk.clone(), become_member).unwrap();
     let other = Members::new(vec![member(1, "a:1"), member(2, "b:2")]).unwrap();
-    let _ = store.update(&mut disk.clone(), |meta| meta.members = other);
+    let _ = store.update(&mut disk.clone(), |meta| meta.members = Membership::settled(other, Lsn::ZERO));
+}
+
+#[test]
+fn a_list_of_members_comes_with_a_record_and_goes_with_it() {
+    let (disk, mut store) = with_record();
+    store.update(&mut disk.clone(), become_member).unwrap();
+    let formed = store.get().members.clone();
+    let fewer = Members::new(vec![member(1, "a:1"), member(2, "b:1")]).unwrap();
+    let changed = formed.changed(Lsn(7), fewer);
+    for members in [changed, formed.clone()] {
+        store.update(&mut disk.clone(), |meta| meta.members = members.clone()).unwrap();
+        disk.crash(Keep::None);
+        store = load(&disk).unwrap().unwrap();
+        assert_eq!(store.get().members, members);
+        assert_eq!(members.at(Lsn(6)), formed);
+    }
 }
 
 #[test]
@@ -329,15 +349,6 @@ fn a_node_of_fixed_roles_that_becomes_a_member_is_a_bug() {
     let (disk, mut store) = with_record();
     store.update(&mut disk.clone(), |meta| meta.role = StoredRole::FollowerByFlags).unwrap();
     let _ = store.update(&mut disk.clone(), become_member);
-}
-
-#[test]
-#[should_panic(expected = "is a member of its cluster")]
-fn members_without_this_node_are_a_bug() {
-    update(|meta| {
-        become_member(meta);
-        meta.members = Members::new(vec![member(2, "b:1"), member(3, "c:1")]).unwrap();
-    });
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub struct Leader {
 pub struct Peer {
     /// As `HOST:PORT`.
     pub address: String,
-    pub(super) standing: Standing,
+    pub(super) kind: PeerKind,
     /// Its identity, once it said hello.
     pub node_id: Option<NodeId>,
     /// The connection to it.
@@ -79,7 +79,7 @@ pub struct Peer {
 
 /// What a follower is to its leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum PeerKind {
     /// Its disk counts.
     Member,
     /// It gets the log, and is to be a member once it has it. Its disk does not count.
@@ -169,7 +169,7 @@ impl Leader {
     /// Read replicas, behind the members: they are sent what those are, and have no say.
     pub(super) fn add_replicas(&mut self, addresses: &[String], now: Time) {
         let replica = |address: &String| {
-            let mut peer = Peer { standing: Standing::Replica, ..Peer::new(address.clone(), now) };
+            let mut peer = Peer { kind: PeerKind::Replica, ..Peer::new(address.clone(), now) };
             peer.progress.leave();
             peer
         };
@@ -178,9 +178,9 @@ impl Leader {
 
     /// One more follower, which has no vote yet. Its place is one that another one left, or a new one at the end.
     pub(super) fn add_learner(&mut self, address: &str, now: Time) -> usize {
-        let mut peer = Peer { standing: Standing::Learner, ..Peer::new(address.to_owned(), now) };
+        let mut peer = Peer { kind: PeerKind::Learner, ..Peer::new(address.to_owned(), now) };
         peer.progress.leave();
-        let index = self.peers.iter().position(|peer| peer.standing == Standing::Gone);
+        let index = self.peers.iter().position(|peer| peer.kind == PeerKind::Gone);
         match index {
             Some(index) => self.peers[index] = peer,
             None => self.peers.push(peer),
@@ -229,7 +229,7 @@ impl Peer {
     fn new(address: String, now: Time) -> Peer {
         Peer {
             address,
-            standing: Standing::Member,
+            kind: PeerKind::Member,
             node_id: None,
             link: Link::Down { retry_at: now, refused: false },
             progress: Progress::new(),
@@ -247,13 +247,14 @@ impl Peer {
 
     /// Whether its disk counts.
     pub(super) fn votes(&self) -> bool {
-        self.standing == Standing::Member
+        self.kind == PeerKind::Member
     }
 
     /// Nothing is to do with it any more. Returns the connection that is to be closed.
     pub(super) fn send_away(&mut self) -> Option<ConnId> {
         let conn = self.conn();
-        self.standing = Standing::Gone;
+        self.kind = PeerKind::Gone;
+        self.progress.leave();
         // Never dialled again; see `add_learner` for what becomes of the place.
         self.link = Link::Down { retry_at: Time(u64::MAX), refused: false };
         conn

@@ -84,6 +84,7 @@ mod writer;
 
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::replication::history::TermHistory;
+use crate::replication::members::Membership;
 
 pub use block::{BLOCK_HEADER_SIZE, Block, Entries};
 pub use error::{ReadError, ReceiveError, SnapshotError};

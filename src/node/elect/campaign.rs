@@ -184,9 +184,8 @@ impl Node {
     ) -> Result<(), Stop> {
         let VoteReply(reply) = VoteReply::decode(body).map_err(malformed("VOTE_REPLY"))?;
         let own = self.node_id();
-        let Some(canvass) = self.member_mut().and_then(|member| member.canvass.as_mut()) else {
-            return Ok(());
-        };
+        let Elect::Member(member) = &mut self.elect else { return Ok(()) };
+        let Some(canvass) = &mut member.canvass else { return Ok(()) };
         let Some((_, _, from)) = canvass.calls.open().find(|(_, open, _)| *open == conn) else {
             return fence("VOTE_REPLY that was not asked for");
         };

@@ -23,7 +23,7 @@
 //! - *Never below a quorum.* After the change a majority must be there of those who are heard now; so a newcomer that
 //!   cannot be reached, or does not catch up, never has a vote that others have to wait for.
 
-use super::super::leader::{Leader, Link, Standing};
+use super::super::leader::{Leader, Link, PeerKind};
 use super::super::{DialPurpose, FatalReason, Node};
 use crate::address::parse_address;
 use crate::conn::{Close, ConnId, Io};
@@ -107,7 +107,7 @@ impl Node {
         }
         let now = self.now;
         let Some(leader) = self.leader_mut() else { return Ok(()) };
-        if leader.peers.iter().any(|peer| peer.standing != Standing::Gone && peer.address == address) {
+        if leader.peers.iter().any(|peer| peer.kind != PeerKind::Gone && peer.address == address) {
             return Err(format!("--replicas names {address}: take it out there first; a node votes, or it does not"));
         }
         let (known, index) = (leader.peers.len(), leader.add_learner(&address, now));
@@ -207,7 +207,7 @@ impl Node {
         let leader = self.leader()?;
         let is_heard = |member: &Listed| {
             let index = leader.peers.iter().position(|peer| {
-                peer.standing != Standing::Gone && peer.node_id == Some(member.node_id)
+                peer.kind != PeerKind::Gone && peer.node_id == Some(member.node_id)
             });
             let echoed = index.and_then(|index| leader.quorum.as_ref()?.echoed_sent_at(index));
             member.node_id == self.node_id() || echoed.is_some_and(|sent_at| sent_at >= heard_since)
@@ -352,7 +352,7 @@ impl Node {
         // No client waits for the record: it has no receipt.
         self.frames.first_lsn = lsn.next();
         let Some(leader) = self.leader_mut() else { return Ok(()) };
-        leader.peers[index].standing = Standing::Member;
+        leader.peers[index].kind = PeerKind::Member;
         if let Some(quorum) = &mut leader.quorum {
             quorum.set_vote(index, true);
         }
@@ -372,7 +372,7 @@ impl Node {
     fn send_away(&mut self, io: &mut dyn Io, address: &str) {
         let Some(leader) = self.leader() else { return };
         let present = |peer: &super::super::leader::Peer| {
-            peer.standing != Standing::Gone && peer.standing != Standing::Replica && peer.address == address
+            peer.kind != PeerKind::Gone && peer.kind != PeerKind::Replica && peer.address == address
         };
         let Some(index) = leader.peers.iter().position(present) else { return };
         self.keep_nothing_for(index);
@@ -380,7 +380,7 @@ impl Node {
         let Some(leader) = self.leader_mut() else { return };
         let conn = match is(Variant::RemovedMemberCampaigns) && leader.peers[index].votes() {
             true => {
-                leader.peers[index].standing = Standing::Replica;
+                leader.peers[index].kind = PeerKind::Replica;
                 None
             }
             false => leader.peers[index].send_away(),

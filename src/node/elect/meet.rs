@@ -1,6 +1,6 @@
 //! Members meet: who is at the other end of a connection, and which leader is followed.
 
-use super::super::leader::{Link, Standing};
+use super::super::leader::{Link, PeerKind};
 use super::super::session_open::Refusal;
 use super::super::{DialPurpose, FatalReason, Node};
 use super::Elect;
@@ -46,12 +46,12 @@ impl Node {
             return true;
         }
         let Some(leader) = self.leader() else { return false };
-        let (standing, address) = (leader.peers[index].standing, leader.peers[index].address.clone());
-        match standing {
-            Standing::Replica => return self.replica_greeted(io, conn, index, hello),
-            Standing::Learner => return self.learner_greeted(io, conn, index, hello),
-            Standing::Gone => return false,
-            Standing::Member => {}
+        let (kind, address) = (leader.peers[index].kind, leader.peers[index].address.clone());
+        match kind {
+            PeerKind::Replica => return self.replica_greeted(io, conn, index, hello),
+            PeerKind::Learner => return self.learner_greeted(io, conn, index, hello),
+            PeerKind::Gone => return false,
+            PeerKind::Member => {}
         }
         if !self.member_greeted(io, conn, &address, hello) {
             self.peer_refused(io, index, "it is not the member that it should be");
