@@ -43,10 +43,7 @@ fn member_disk() -> MemDisk {
         node_id: id(1),
         cluster_id: ClusterId([0xcc; 16]),
         role: StoredRole::Elected,
-        members: Membership::settled(
-            Members::new(all.map(member).to_vec()).expect("they differ"),
-            Lsn::ZERO,
-        ),
+        members: Membership::settled(Members::new(all.map(member).to_vec()).expect("they differ"), Lsn::ZERO),
         log_generation: 1,
         ..Meta::default()
     };

@@ -97,7 +97,8 @@ impl Changed {
     /// Who votes, by what this node goes by.
     fn members(&self, name: &str) -> String {
         let (_, members) = self.cluster.node(name).cluster();
-        let mut names: Vec<&str> = members.iter().map(|member| member.address.trim_end_matches(":1")).collect();
+        let mut names: Vec<&str> =
+            members.iter().map(|member| member.address.trim_end_matches(":1")).collect();
         names.sort_unstable();
         names.concat()
     }
@@ -160,7 +161,10 @@ fn a_newcomer_that_lacks_the_log_gets_a_snapshot_that_names_the_members() {
     assert!(answer.contains("Ok"), "{answer}");
     assert_eq!(changed.cluster.node("e").keyspace().get(b"0-0"), Some(&[7; 4_096][..]));
     changed.expect_members(&["a", "b", "c", "d", "e"], "abcde");
-    assert!(changed.cluster.disk("e").op_log().iter().any(|op| op.name.starts_with("snap-in")), "there was no snapshot");
+    assert!(
+        changed.cluster.disk("e").op_log().iter().any(|op| op.name.starts_with("snap-in")),
+        "there was no snapshot"
+    );
 }
 
 #[test]
@@ -322,13 +326,11 @@ fn a_change_that_was_not_committed_is_taken_back_with_its_record() {
 #[test]
 fn a_change_that_was_not_committed_survives_if_a_leader_is_elected_with_it() {
     let (mut changed, old) = uncommitted();
-    let friend = ["a", "b", "c"].into_iter().find(|other| *other != old).expect("three");
     changed.cluster.kill(old, true);
     // Three of four, among them the newcomer: only with its log one of them can be elected.
     for other in ["a", "b", "c"].into_iter().filter(|other| *other != old) {
         changed.cluster.unblock(other, "d");
     }
-    let _ = friend;
     changed.cluster.wait(3 * ELECTION_MS, true);
     let leader = changed.leader();
     changed.expect_put("key");
@@ -337,7 +339,8 @@ fn a_change_that_was_not_committed_survives_if_a_leader_is_elected_with_it() {
     changed.expect_members(&up, &members);
 }
 
-/// `name` crashes before one operation of its disk while `d` is added, and comes back. False: the change was over before.
+/// A node crashes before one operation of its disk while `d` is added, and comes back. False: the change was over
+/// before that.
 fn change_with_crash(role: &str, op: u64) -> bool {
     let mut changed = Changed::formed(&["a", "b", "c"]);
     changed.newcomer("d");

@@ -126,8 +126,8 @@ fn a_record_of_format_1_is_read_and_has_nothing_to_repair() {
     assert!(loaded.notices().is_empty() && !loaded.get().repair.is_due());
     assert_eq!(
         disk.raw("META.a").unwrap()[8..12],
-        3_u32.to_be_bytes(),
-        "it is written as format 3 from now on"
+        4_u32.to_be_bytes(),
+        "it is written as format 4 from now on"
     );
 }
 
@@ -151,14 +151,14 @@ fn a_newer_format_is_refused_naming_both_versions_and_left_alone() {
         bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
         disk.put_raw(name, &bytes);
         let error = refusal(&disk);
-        let expected = format!("memory/{name} has format version 7, this program knows versions up to 3");
+        let expected = format!("memory/{name} has format version 7, this program knows versions up to 4");
         assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
 fn a_record_of_a_format_before_is_read_and_has_neither_base_nor_members() {
-    for format in [1, 2_u32] {
+    for format in [1, 2, 3_u32] {
         let (disk, store) = with_record();
         for name in ["META.a", "META.b"] {
             let mut bytes = disk.raw(name).unwrap();
@@ -170,7 +170,7 @@ fn a_record_of_a_format_before_is_read_and_has_neither_base_nor_members() {
         let loaded = load(&disk).unwrap().unwrap();
         assert_eq!((loaded.get(), loaded.get().base_lsn), (store.get(), Lsn::ZERO));
         assert!(loaded.get().members.is_empty());
-        assert_eq!(disk.raw("META.a").unwrap()[8..12], 3u32.to_be_bytes());
+        assert_eq!(disk.raw("META.a").unwrap()[8..12], 4u32.to_be_bytes());
     }
 }
 

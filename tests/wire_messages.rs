@@ -7,9 +7,9 @@ use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::replication::members::{Member, Members};
 use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status, WriteOp};
 use kvstore::wire::peer::{
-    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormKind, FormReply, HandOver, Hello, Open,
-    OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
-    StateAt, StateNews, Vote, VoteReply,
+    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormKind, FormReply, HandOver,
+    Hello, Open, OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer,
+    SnapshotTag, StateAt, StateNews, Vote, VoteReply,
 };
 use kvstore::wire::{Effect, MESSAGE_TYPES, MessageType, Record};
 use proptest::prelude::*;

@@ -15,6 +15,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, Value
 use serde_json::Value;
 
 use super::doctor::examine;
+use super::member_commands::MemberCommand;
 use super::output::{self, Printed};
 use super::place::{Misplaced, Place};
 use super::survey::survey;
@@ -213,25 +214,6 @@ enum Command {
     },
 }
 
-/// `member`.
-#[derive(Clone, Debug, Subcommand)]
-enum MemberCommand {
-    /// Bring a node in: it learns first, then votes. Answers when that is committed.
-    Add {
-        /// Where the members reach it; started with --role=auto --join and an empty --data-dir.
-        #[arg(value_name = "ADDR", value_parser = parse_address)]
-        address: String,
-    },
-    /// Take a member's vote. If it leads, it hands over first. Stop its process afterwards.
-    Remove {
-        /// As `member list` shows it. It need not run, if the others are a majority of those left.
-        #[arg(value_name = "ADDR", value_parser = parse_address)]
-        address: String,
-    },
-    /// List who votes.
-    List,
-}
-
 impl Arguments {
     /// The arguments of this process. Ends it where they make no sense.
     pub fn of_process() -> Arguments {
@@ -367,13 +349,7 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Transfer { address } => {
             output::account(&client.transfer(address.as_deref().unwrap_or_default())?, format)
         }
-        Command::Member(MemberCommand::Add { address }) => {
-            output::account(&client.add_member(&address)?, format)
-        }
-        Command::Member(MemberCommand::Remove { address }) => {
-            output::account(&client.remove_member(&address)?, format)
-        }
-        Command::Member(MemberCommand::List) => output::members(&client.members()?, format),
+        Command::Member(command) => command.run(&mut client, format)?,
         Command::Replace { old, new } => output::account(&client.replace_member(&old, &new)?, format),
         Command::Snapshot { no_wait } => {
             if !no_wait {

@@ -1,8 +1,8 @@
 //! Who votes, as an operator changes it: what one request does not do alone.
 //!
 //! - The leader does not remove itself. Asked for that, the client has leadership moved first, and asks its successor.
-//! - Replacing is two changes: the new node learns and is added, then the old one is removed. Where both have one address
-//!   the old one goes first, for an address is that of one member.
+//! - Replacing is two changes: the new node learns and is added, then the old one is removed. Where both have one
+//!   address the old one goes first, for an address is that of one member.
 //! - Each step looks at what is there already, so that a replacement that was interrupted can be given again.
 //!
 //! Finding the leader has the client's timeout. The answer of a node that is added comes when it has learnt, which
@@ -20,6 +20,10 @@ use crate::wire::client::{ReadMode, Request, Status};
 const LEARN_TIMEOUT: Duration = Duration::from_secs(24 * 3_600);
 /// A request that the leader alone answers, and that changes nothing.
 const TO_THE_LEADER: Request<'static> = Request::GetWith { key: b"-", reads: ReadMode::Lease };
+
+/// Where leaders are not elected, that request is no request, and there is nothing to change.
+const FIXED: &str =
+    "roles are fixed here: there are no members, and the flag --peers of the leader says who follows it";
 
 /// A member, as a node lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ impl Client {
             node_id: text(&listed["node_id"]),
         };
         let Some(listed) = election["members"].as_array() else {
-            return Err(self.refused("roles are fixed here: there are no members"));
+            return Err(self.refused(FIXED));
         };
         let members = listed.iter().map(member).collect();
         let lsn = election["members_lsn"].as_u64().unwrap_or_default();
@@ -103,7 +107,8 @@ impl Client {
         match steps.last() {
             Some(last) => {
                 let (lsn, term) = (last.lsn, last.term);
-                let text = |step: &Served<Value>| step.value["message"].as_str().unwrap_or_default().to_owned();
+                let text =
+                    |step: &Served<Value>| step.value["message"].as_str().unwrap_or_default().to_owned();
                 let message = steps.iter().map(text).collect::<Vec<_>>().join("\n");
                 let value = json!({ "members": last.value["members"], "message": message });
                 Ok(Served { value, lsn, term })
@@ -133,6 +138,9 @@ impl Client {
     /// Goes to the leader, within the client's timeout.
     fn find_leader(&mut self) -> Result<(), ClientError> {
         let reply = self.call(&TO_THE_LEADER)?;
+        if reply.status == Status::BadRequest {
+            return Err(self.refused(FIXED));
+        }
         self.expect(&[Status::Ok, Status::NotFound], &reply)
     }
 

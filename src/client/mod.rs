@@ -20,6 +20,7 @@ mod doctor;
 mod election_text;
 mod error;
 mod failure;
+mod member_commands;
 mod members;
 mod place;
 mod progress;

@@ -196,10 +196,15 @@ pub fn members(served: &Served<(Vec<ListedMember>, u64)>, format: Format) -> Pri
                 lsn => format!("since LSN {lsn}"),
             };
             let count = members.len();
-            Printed::text(format!("{}\n({count} member(s), {since}; majority {})", lines.join("\n"), count / 2 + 1))
+            Printed::text(format!(
+                "{}\n({count} member(s), {since}; majority {})",
+                lines.join("\n"),
+                count / 2 + 1
+            ))
         }
         Format::Json => {
-            let member = |member: &ListedMember| json!({"address": member.address, "node_id": member.node_id});
+            let member =
+                |member: &ListedMember| json!({"address": member.address, "node_id": member.node_id});
             Printed::json(&json!({
                 "ok": true,
                 "members": members.iter().map(member).collect::<Vec<_>>(),

@@ -32,8 +32,8 @@ pub struct ElectionFlags {
         help_heading = "Replication"
     )]
     pub replicas: Vec<String>,
-    /// With --role=auto and an empty data directory: form no cluster, and wait until `kv_client member add` or `replace`
-    /// brings this node into one that is there. Without effect once it belongs to one
+    /// With --role=auto and an empty data directory: form no cluster, and wait until `kv_client member add` or
+    /// `kv_client replace` brings this node into one that is there. Without effect once it belongs to one
     #[arg(long, env = "KVSTORE_JOIN", help_heading = "Replication")]
     pub join: bool,
 }

@@ -16,7 +16,7 @@
 //!               base: [LSN u64][chain u32]; repair: [until LSN u64][term u64][commit LSN u64]. Zeros in format 1,
 //!               which knew neither: they mean that there is none
 //!               members: [count u8], then as many [node id 16][size u16][address]. Zero before format 3
-//!               the record that made the list: [LSN u64]; the change that it was: [what u8: 0 none, 1 added, 2 removed],
+//!               the record that made the list: [LSN u64]; the change that it was: [u8: 0 none, 1 added, 2 removed],
 //!               and unless none [LSN of the list before u64][node id 16][size u16][address]. Zeros before format 4
 //!               zeros
 //!   8188     4  CRC-32 of all bytes before it
@@ -50,7 +50,8 @@ const FIXED_SIZE: usize = 110;
 const APPENDED_SIZE: usize = 8 + 4 + REPAIR_SIZE;
 const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
 /// The two addresses of a record with neither peers nor members, and the counts of those.
-const LISTLESS_SIZE_MAX: usize = FIXED_SIZE + 2 * ADDRESS_FIELD_SIZE_MAX + 1 + APPENDED_SIZE + 1 + STEP_SIZE_MAX;
+const LISTLESS_SIZE_MAX: usize =
+    FIXED_SIZE + 2 * ADDRESS_FIELD_SIZE_MAX + 1 + APPENDED_SIZE + 1 + STEP_SIZE_MAX;
 /// How the list of members came about.
 const STEP_SIZE_MAX: usize = 8 + 1 + 8 + NODE_ID_SIZE + ADDRESS_FIELD_SIZE_MAX;
 

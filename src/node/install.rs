@@ -25,7 +25,9 @@ use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
 use crate::limits::TRANSFER_RESUME_MS;
 use crate::replication::members::Membership;
-use crate::snapshot::{Offer, ReadError, ReceiveError, ReceivedFile, SnapshotError, SnapshotId, SnapshotInfo};
+use crate::snapshot::{
+    Offer, ReadError, ReceiveError, ReceivedFile, SnapshotError, SnapshotId, SnapshotInfo,
+};
 use crate::time::Time;
 use crate::wal::Base;
 use crate::wire::peer::{RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};

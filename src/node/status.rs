@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::leader::{PeerKind, Link, Peer};
+use super::leader::{Link, Peer, PeerKind};
 use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::{Lsn, Term};

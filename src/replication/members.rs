@@ -120,18 +120,17 @@ impl Membership {
 
     /// The same with the step that led to it; `None` if it contradicts the list.
     pub fn with_step(list: Members, lsn: Lsn, step: Option<Step>) -> Option<Membership> {
-        let fits = step.as_ref().is_none_or(|step| {
-            step.before_lsn < lsn && list.contains(step.member.node_id) == step.added
-        });
+        let fits = step
+            .as_ref()
+            .is_none_or(|step| step.before_lsn < lsn && list.contains(step.member.node_id) == step.added);
         let membership = Membership { list, lsn, step: step.map(Box::new) };
         (fits && (membership.step.is_none() || membership.before().is_some())).then_some(membership)
     }
 
     /// The record at `lsn` says that this list counts.
     pub fn changed(&self, lsn: Lsn, list: Members) -> Membership {
-        let step = difference(&self.list, &list).map(|(added, member)| {
-            Box::new(Step { before_lsn: self.lsn, added, member: member.clone() })
-        });
+        let step = difference(&self.list, &list)
+            .map(|(added, member)| Box::new(Step { before_lsn: self.lsn, added, member: member.clone() }));
         Membership { list, lsn, step }
     }
 

@@ -23,9 +23,12 @@ pub(super) const HEADER_ALIGN: usize = 4096;
 /// Bytes in front of the peers; they say how long the header is.
 pub(super) const FIXED_SIZE: usize = 88;
 /// Bytes of a header, at most.
-pub(super) const HEADER_SIZE_MAX: usize =
-    (FIXED_SIZE + PEERS_MAX * (2 + ADDRESS_SIZE_MAX) + TERM_HISTORY_MAX * TERM_HISTORY_ENTRY_SIZE + TAIL_SIZE_MAX + 4)
-        .next_multiple_of(HEADER_ALIGN);
+pub(super) const HEADER_SIZE_MAX: usize = (FIXED_SIZE
+    + PEERS_MAX * (2 + ADDRESS_SIZE_MAX)
+    + TERM_HISTORY_MAX * TERM_HISTORY_ENTRY_SIZE
+    + TAIL_SIZE_MAX
+    + 4)
+.next_multiple_of(HEADER_ALIGN);
 /// What stands behind the terms where there are members: whether there are sessions, the LSN of the list, the list.
 const TAIL_SIZE_MAX: usize = 1 + 8 + MEMBERS_SIZE_MAX;
 

@@ -22,8 +22,9 @@
 //! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
 //! Of a PUT or DELETE: flag bit 1 says that it is numbered (see `numbered`).
 //! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, TRANSFER, CHANGE_MEMBERS, SNAPSHOT, the
-//! begin of a BACKUP, a PUT with its receipt), a session's id (OPEN_SESSION), bytes of the file (the parts of a BACKUP; none: that
-//! was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
+//! begin of a BACKUP, a PUT with its receipt), a session's id (OPEN_SESSION), bytes of the file (the parts of a BACKUP;
+//! none: that was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer
+//! to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};

@@ -312,7 +312,8 @@ mod tests {
         let decoded = |list: &[u8]| {
             let mut bytes = Vec::new();
             Record { lsn: Lsn(1), effect: Effect::Members { list } }.encode(&mut bytes);
-            Record::decode(&mut Reader::new(&bytes)).map(|record| record.members().expect("it has some").len())
+            Record::decode(&mut Reader::new(&bytes))
+                .map(|record| record.members().expect("it has some").len())
         };
         let list = members_list(3);
         assert_eq!(decoded(&list), Ok(3));

@@ -6,8 +6,8 @@ use std::fmt::Write;
 use kvstore::ids::{ClusterId, NodeId};
 use kvstore::wire::client::{Reply, Request, WriteOp};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, Fence, FenceReply, Form, FormKind, FormReply, HandOver, Hello, Open, OpenReply, Refuse,
-    SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
+    Ack, AppendEntries, Fence, FenceReply, Form, FormKind, FormReply, HandOver, Hello, Open, OpenReply,
+    Refuse, SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
 };
 use kvstore::wire::{Effect, Frame, MessageType, Record};
 

@@ -113,7 +113,9 @@ impl Node {
         }
         let lsn = self.meta.get().members.lsn();
         (!self.has_vote()).then(|| {
-            format!("it is none of the members by the list of LSN {lsn}: it was not added yet, or was removed")
+            format!(
+                "it is none of the members by the list of LSN {lsn}: it was not added yet, or was removed"
+            )
         })
     }
 

@@ -42,8 +42,8 @@ use crate::{log_info, log_warn};
 /// A node on the way to become a member.
 #[derive(Default)]
 pub(in super::super) struct Forming {
-    /// All nodes of the cluster to be, this one among them, in order. The first is the founder. None: it founds nothing,
-    /// and waits to be added to a cluster.
+    /// All nodes of the cluster to be, this one among them, in order. The first is the founder. None: it founds
+    /// nothing, and waits to be added to a cluster.
     addresses: Vec<String>,
     /// Of the founder: to all others.
     pub(super) calls: Calls,
@@ -61,7 +61,8 @@ impl Forming {
     /// What is waited for, for an operator.
     pub(super) fn text(&self) -> String {
         let Some(founder) = self.addresses.first() else {
-            return "no cluster yet: waits for `kv_client member add`, to be run against one that is there".to_owned();
+            return "no cluster yet: waits for `kv_client member add`, to be run against one that is there"
+                .to_owned();
         };
         let nodes = self.addresses.join(", ");
         let missing = if self.told.is_empty() { String::new() } else { format!("; {}", self.told) };
@@ -234,7 +235,8 @@ impl Node {
         if !forming.calls.0.iter().all(|call| call.answered) {
             return Ok(());
         }
-        let form = Form { kind: FormKind::Found, ..forming.proposed.take().expect("they agreed to something") };
+        let form =
+            Form { kind: FormKind::Found, ..forming.proposed.take().expect("they agreed to something") };
         let calls = std::mem::take(&mut forming.calls);
         let _first: MetaDurable = self.join(&form)?;
         for (_, conn, _) in calls.open() {

@@ -19,15 +19,17 @@ impl Node {
         hello: &Hello,
     ) -> bool {
         let meta = self.meta.get();
-        let Some(expected) = meta.members.at_address(address).map(|member| member.node_id) else { return false };
+        let Some(expected) = meta.members.at_address(address).map(|member| member.node_id) else {
+            return false;
+        };
         if hello.node_id == expected {
             return true;
         }
         let why = format!(
             "the node at {address} has the id {}, and the member of cluster {} there is node {expected}: its data \
              directory was wiped, or is another one. It is no member and does not vote. Start it with the directory it \
-             had; if that is lost for good, `kv_client replace {address} NEW` has a node at NEW, or this one at the same \
-             address, learn and take its place",
+             had; if that is lost for good, `kv_client replace {address} NEW` has a node at NEW, or this one at the \
+             same address, learn and take its place",
             hello.node_id, meta.cluster_id
         );
         self.refuse_called(io, conn, RefuseCode::Identity, why);
@@ -91,8 +93,7 @@ impl Node {
             None if !hello.cluster_id.is_none() => return true,
             None => {
                 let (members, members_lsn) = (meta.members.list().clone(), meta.members.lsn());
-                let form =
-                    Form { cluster_id: meta.cluster_id, members, members_lsn, kind: FormKind::Learn };
+                let form = Form { cluster_id: meta.cluster_id, members, members_lsn, kind: FormKind::Learn };
                 form.encode(io.output(conn).bytes_mut());
                 return false;
             }
@@ -145,7 +146,7 @@ impl Node {
             let why = format!("term {} is known here", meta.term);
             return Ok(Err(Refusal(RefuseCode::StaleTerm, why)));
         }
-        // Who leads, and with whom, is not compared with the list here: that one may be older, or newer and not to stay.
+        // Who leads, and with whom, is not compared with the list here: it may be older, or newer and not to stay.
         if open.term == meta.term && !meta.leader_id.is_none() && meta.leader_id != open.leader {
             let why = format!(
                 "term {} is led by node {}, and node {} says that it leads in it: two leaders in one term cannot be \

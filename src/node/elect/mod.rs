@@ -7,7 +7,7 @@
 //! calls     connections to the other members, for forming and for campaigns (`calls`)
 //! campaign  no leader heard: pre-votes, votes (`campaign`); the other side of that (`vote`)
 //! office    leading begins and ends; a leader that is met (`office`, `meet`); leadership is moved (`handover`)
-//! change    a member is added or removed (`change`)
+//! change    a member is added or removed (`change`, `learner`); which list counts (`list`)
 //! ```
 //!
 //! Records go over the same sessions as with fixed roles: the leader dials, opens, streams. What differs is who leads,
@@ -28,6 +28,8 @@ mod campaign;
 mod change;
 mod form;
 mod handover;
+mod learner;
+mod list;
 mod meet;
 mod office;
 mod status;

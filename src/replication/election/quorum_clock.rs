@@ -96,9 +96,9 @@ impl QuorumClock {
     /// Whether only a new frame can tell that this follower still heard the leader at `from`: none is watched whose
     /// echo is to come, and what it has echoed was sent before.
     pub fn wants_frame(&self, follower: usize, from: Time) -> bool {
-        self.followers
-            .get(follower)
-            .is_some_and(|watch| watch.votes && watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from))
+        self.followers.get(follower).is_some_and(|watch| {
+            watch.votes && watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from)
+        })
     }
 
     /// When the newest frame was sent that this follower has echoed.
@@ -250,7 +250,11 @@ mod tests {
         echo(&mut clock, 0, 1, 1_100);
         assert_eq!(clock.majority_since(ms(1_200)), Some(ms(1_200)), "alone");
         clock.set_vote(0, true);
-        assert_eq!(clock.majority_since(ms(1_200)), Some(ms(1_100)), "what it echoed as a learner counts now");
+        assert_eq!(
+            clock.majority_since(ms(1_200)),
+            Some(ms(1_100)),
+            "what it echoed as a learner counts now"
+        );
         clock.set_vote(1, true);
         clock.set_vote(2, true);
         assert_eq!(clock.majority_since(ms(1_200)), None, "two of four");

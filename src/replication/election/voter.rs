@@ -95,8 +95,8 @@ fn skips_refusal_time(ballot: &Ballot, voter: &VoterView) -> bool {
         && (next_after_mine || ballot.term == voter.term)
 }
 
-/// Who refuses because of a leader, or because the candidate was removed, stays in its term: that is what keeps a leader in
-/// office whom the candidate alone does not hear.
+/// Who refuses because of a leader, or because the candidate was removed, stays in its term: that is what keeps a
+/// leader in office whom the candidate alone does not hear.
 fn term_to_adopt(reason: Refusal, ballot: &Ballot, voter: &VoterView) -> Option<Term> {
     let stays = matches!(reason, Refusal::NotMember | Refusal::HearsLeader);
     (!stays && ballot.phase != Phase::Pre && ballot.term > voter.term).then_some(ballot.term)
