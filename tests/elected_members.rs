@@ -393,3 +393,77 @@ fn a_change_survives_a_crash_of_the_newcomer_at_every_operation_of_its_disk() {
     let points = (0..).take_while(|op| change_with_crash("newcomer", *op)).count();
     assert!(points > 10, "{points} operations");
 }
+
+/// A leader that hears a majority, and whose first record is on none: the only follower that is up is far behind, and
+/// is fed from the log.
+fn no_change_before_the_first_commit() {
+    let mut changed = Changed::formed(&["a", "b", "c"]);
+    let leader = changed.leader();
+    let [behind, gone] = changed.others()[..] else { panic!("two others") };
+    changed.cluster.kill(behind, true);
+    for number in 0..40 {
+        changed.cluster.send(leader, &Request::Put { key: &[number], value: &[7; 32 << 10] });
+        changed.cluster.run();
+    }
+    changed.cluster.kill(gone, true);
+    changed.cluster.kill(leader, true);
+    changed.cluster.start(leader, RoleFlag::Auto, &[], AckPolicy::Majority);
+    changed.cluster.start(behind, RoleFlag::Auto, &[], AckPolicy::Majority);
+    let has_begun = |changed: &Changed| {
+        let (led, fed) = (changed.cluster.node(leader).observe(), changed.cluster.node(behind).observe());
+        led.leads && fed.last.0 > 10
+    };
+    while !has_begun(&changed) {
+        changed.cluster.step();
+    }
+    let (led, fed) = (changed.cluster.node(leader).observe(), changed.cluster.node(behind).observe());
+    assert!(fed.last < led.last && led.commit < led.last, "it is still fed");
+    changed.cluster.take_trace();
+    changed.cluster.send(leader, &Request::ChangeMembers { add: false, address: &format!("{gone}:1") });
+    changed.cluster.turn(leader, Some("client"));
+    changed.cluster.run();
+    let answer = changed.answer(leader);
+    assert!(answer.contains("is not committed yet: try again"), "{answer}");
+    changed.expect_members(&[leader, behind], "abc");
+}
+
+#[test]
+fn no_change_comes_before_a_record_of_the_leaders_own_term_is_committed() {
+    no_change_before_the_first_commit();
+}
+
+/// Four nodes, of which one is removed; then the network falls apart into the leader with one of the three, and the one
+/// that was removed with the other.
+fn one_leader_whoever_was_removed() {
+    let mut changed = Changed::formed(&["a", "b", "c", "d"]);
+    let leader = changed.leader();
+    let [gone, friend, third] = changed.others()[..] else { panic!("three others") };
+    assert!(changed.remove(gone).contains("Ok"));
+    for lost in [gone, friend] {
+        changed.cluster.block(lost, leader);
+        changed.cluster.block(lost, third);
+    }
+    changed.cluster.wait(4 * ELECTION_MS, true);
+    assert_eq!(changed.leader(), leader);
+    changed.expect_put("key");
+}
+
+#[test]
+fn who_was_removed_is_not_elected_by_a_minority() {
+    one_leader_whoever_was_removed();
+}
+
+#[cfg(feature = "sabotage")]
+#[test]
+fn broken_rules_of_changes_are_caught() {
+    use kvstore::sabotage::{Variant, set};
+    for (variant, check) in [
+        (Variant::ChangeBeforeFirstCommit, no_change_before_the_first_commit as fn()),
+        (Variant::RemovedMemberCampaigns, one_leader_whoever_was_removed),
+    ] {
+        set(Some(variant));
+        let ended = std::panic::catch_unwind(check);
+        set(None);
+        assert!(ended.is_err(), "{} escaped", variant.name());
+    }
+}

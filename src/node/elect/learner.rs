@@ -57,7 +57,8 @@ impl Node {
         let silent_at = learning.silent_at();
         let (has, refused) = look_at(leader, index);
         if let Some(why) = refused {
-            return Ok(self.change_fails(io, &why));
+            self.change_fails(io, &why);
+            return Ok(());
         }
         if now >= silent_at && has <= learning.reached {
             let last_error = leader.peers[index].last_error.clone().unwrap_or_default();
@@ -65,7 +66,8 @@ impl Node {
                 true => format!("{address} has got no further for {LEARNER_SILENCE_MS} ms: {last_error}"),
                 false => format!("{address} cannot be reached: {last_error}"),
             };
-            return Ok(self.change_fails(io, &why));
+            self.change_fails(io, &why);
+            return Ok(());
         }
         let last = self.wal.last_lsn();
         if self.has_caught_up(index, last, has) {
@@ -102,16 +104,19 @@ impl Node {
         let listed = Listed { node_id, address: peer.address.clone() };
         let list = Members::new(self.meta.get().members.iter().cloned().chain([listed]).collect());
         let Some(list) = list else {
-            return Ok(
-                self.change_fails(io, &format!("node {node_id} is a member already, at another address"))
-            );
+            self.change_fails(io, &format!("node {node_id} is a member already, at another address"));
+            return Ok(());
         };
         if let Some(why) = self.below_quorum(&list) {
-            return Ok(self.change_fails(io, &why));
+            self.change_fails(io, &why);
+            return Ok(());
         }
         let lsn = match self.append_members(io, &list)? {
             Ok(lsn) => lsn,
-            Err(why) => return Ok(self.change_fails(io, &why)),
+            Err(why) => {
+                self.change_fails(io, &why);
+                return Ok(());
+            }
         };
         // No client waits for the record: it has no receipt.
         self.frames.first_lsn = lsn.next();
