@@ -15,7 +15,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, Value
 use serde_json::Value;
 
 use super::doctor::examine;
+use super::failure::EXIT_CODES;
 use super::member_commands::MemberCommand;
+use super::once::{self, Asking};
 use super::output::{self, Printed};
 use super::place::{Misplaced, Place};
 use super::survey::survey;
@@ -24,37 +26,10 @@ use super::{Client, ClientError, Fetch, FetchError};
 use crate::address::parse_address;
 use crate::ids::Lsn;
 use crate::limits::VALUE_SIZE_MAX;
-use crate::wire::client::ReadMode;
+use crate::wire::client::{ReadMode, WriteOp};
 
 /// A snapshot takes as long as it takes: this is for a node that has gone.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  the key was not found
-  2  usage: a bad argument, or a key or value beyond its limit
-  3  cannot connect, or the request did not leave whole: nothing was done
-  4  a condition failed: nothing was written
-  5  no leader, not enough replicas, or refused: nothing was written
-  6  timed out or connection lost after sending: for a write the outcome is unknown
-  7  server error: busy, disk full, shutting down, no sensible answer, no backup;
-     or the command was done and its result cannot be printed; doctor did not measure
-  8  the node is loading its state: nothing was done, try again when `ping` says no more of it
-
-Examples:
-  kv_client put hello world
-  kv_client --port 9002 get hello
-  kv_client put photo - < photo.jpg
-  kv_client -o json status
-  kv_client --endpoints 9001,9002,9003 put hello world
-  kv_client --endpoints node1:9001,node2:9001,node3:9001 status
-  kv_client put hello world --explain
-  kv_client tail --percentile 99
-  kv_client syscalls --watch
-  kv_client backup ./kv.backup
-  kv_client doctor --data-dir ./node1
-  kv_client get -- -key-that-begins-with-a-dash";
 
 /// A client for kvstore nodes.
 #[derive(Clone, Debug, Parser)]
@@ -100,9 +75,12 @@ enum Command {
         /// 0 to 8388608 bytes, any bytes; `-` reads them from stdin, to its end and unchanged.
         #[arg(allow_negative_numbers = true)]
         value: OsString,
-        /// Print the receipt of this write: where its time went, on the leader and on every follower.
-        #[arg(long)]
+        /// Print the receipt of this write: where its time went, on the leader and on every follower. It is not
+        /// numbered.
+        #[arg(long, conflicts_with_all = ["retry", "again"])]
         explain: bool,
+        #[command(flatten)]
+        asking: Asking,
     },
     /// Print the value of a key.
     Get {
@@ -119,6 +97,8 @@ enum Command {
         /// 1 to 65535 bytes, any bytes.
         #[arg(allow_negative_numbers = true)]
         key: OsString,
+        #[command(flatten)]
+        asking: Asking,
     },
     /// Ask whether the node is there, and how long its answer takes.
     Ping,
@@ -229,6 +209,14 @@ impl Arguments {
 }
 
 impl Command {
+    /// Whether it goes where leaders are, whatever a node answers.
+    fn needs_to_follow(&self) -> bool {
+        match self {
+            Command::Put { asking, .. } | Command::Delete { asking, .. } => asking.needs_to_follow(),
+            _ => false,
+        }
+    }
+
     /// The command's name, if its answer is about the one node that gives it.
     fn for_one_node(&self) -> Option<&'static str> {
         Some(match self {
@@ -327,21 +315,29 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
     if let (Command::Status, Some(nodes)) = (&command, global.place.several()) {
         return Ok(output::cluster(&survey(nodes, timeout)?, format));
     }
+    let of_several = global.place.several().is_some();
     // It connects with its one call, so that call's deadline is that of the command.
-    let mut client = global.place.client(command.for_one_node(), timeout)?;
+    let mut client = global.place.client(command.for_one_node(), command.needs_to_follow(), timeout)?;
     Ok(match command {
-        Command::Put { key, value, explain } => {
-            let value = stdin_value.as_deref().unwrap_or(value.as_bytes());
+        Command::Put { key, value, explain, asking } => {
+            let (key, value) = (key.as_bytes(), stdin_value.as_deref().unwrap_or(value.as_bytes()));
             match explain {
-                false => output::written(&client.put(key.as_bytes(), value)?, format),
-                true => output::explained(&client.put_explained(key.as_bytes(), value)?, format),
+                false => {
+                    let op = WriteOp::Put { key, value };
+                    output::wrote(key, &once::write(client, &op, &asking, of_several), format)
+                }
+                true => output::explained(&client.put_explained(key, value)?, format),
             }
         }
         Command::Get { key, reads: None } => output::got(key.as_bytes(), client.get(key.as_bytes())?, format),
         Command::Get { key, reads: Some(reads) } => {
             output::read(key.as_bytes(), client.get_with(key.as_bytes(), reads)?, format)
         }
-        Command::Delete { key } => output::deleted(key.as_bytes(), &client.delete(key.as_bytes())?, format),
+        Command::Delete { key, asking } => {
+            let key = key.as_bytes();
+            let wrote = once::write(client, &WriteOp::Delete { key }, &asking, of_several);
+            output::wrote(key, &wrote, format)
+        }
         Command::Ping => output::pong(&client.ping()?, format),
         Command::Status => output::status(&client.status()?.value, format),
         Command::Promote { force } => output::account(&client.promote(force)?, format),

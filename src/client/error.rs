@@ -3,12 +3,14 @@
 //! The question behind every variant is: may the write have happened? It may not when the connection was
 //! never made ([`ClientError::Connect`]), when the request did not leave whole ([`ClientError::NotSent`]: a
 //! node acts on complete frames only), or when the node said so ([`ClientError::Server`]). It may when the
-//! request left and no answer came ([`ClientError::OutcomeUnknown`]); nothing here retries that.
+//! request left and no answer came ([`ClientError::OutcomeUnknown`]); nothing here retries that. A numbered write is
+//! asked for again; if that gets no answer either, its number still can be asked for ([`ClientError::Unresolved`]).
 
 use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use super::WriteId;
 use crate::address::AddressError;
 use crate::ids::{Lsn, Term};
 use crate::wire::client::{SizeProblem, Status};
@@ -81,6 +83,20 @@ pub enum ClientError {
         /// How long that took: the time of the call.
         waited: Duration,
     },
+    /// A numbered write was asked for until the deadline, and whether it was executed is not known. It was once or not
+    /// at all, and asking with its number again tells ([`Session::resolve`]).
+    ///
+    /// [`Session::resolve`]: super::Session::resolve
+    Unresolved {
+        /// Which one.
+        write: WriteId,
+        /// Each node, and what it said last.
+        asked: Vec<Asked>,
+        /// How often it was sent.
+        tries: u32,
+        /// How long that took: the time of the call.
+        waited: Duration,
+    },
 }
 
 /// A node that was asked and did not serve the request.
@@ -92,13 +108,16 @@ pub struct Asked {
     pub said: Answer,
 }
 
-/// What a node that did not serve a request said. In each case it did nothing.
+/// What a node that did not serve a request said. It did nothing, unless its answer to a numbered write was lost, or
+/// was that it cannot say.
 #[derive(Debug)]
 pub enum Answer {
     /// No connection could be made.
     Unreachable(io::Error),
     /// There was a connection and no answer to what changes nothing, or the request did not leave whole.
     Silent(Loss),
+    /// A numbered write was sent and no answer came: it may have been executed there.
+    Lost(Loss),
     /// It answered that it is not the one, or not now.
     Said {
         /// How.
@@ -143,10 +162,13 @@ pub enum DeadEnd {
 impl ClientError {
     /// Whether a write may have been executed although the call failed.
     pub fn is_outcome_unknown(&self) -> bool {
-        matches!(
-            self,
-            ClientError::OutcomeUnknown { .. } | ClientError::Server { status: Status::OutcomeUnknown, .. }
-        )
+        match self {
+            ClientError::OutcomeUnknown { .. } | ClientError::Unresolved { .. } => true,
+            ClientError::Server { status, .. } => {
+                matches!(status, Status::OutcomeUnknown | Status::SessionExpired)
+            }
+            _ => false,
+        }
     }
 
     /// The status of the node's answer, where one came. Of several, NOT_LEADER outweighs others.
@@ -187,6 +209,9 @@ impl fmt::Display for ClientError {
             }
             ClientError::NoLeader { path, named, why } => fmt_no_leader(f, path, named, why),
             ClientError::NotServed { asked, rounds, waited } => fmt_not_served(f, asked, *rounds, *waited),
+            ClientError::Unresolved { write, asked, tries, waited } => {
+                fmt_unresolved(f, *write, asked, *tries, *waited)
+            }
         }
     }
 }
@@ -196,6 +221,7 @@ impl fmt::Display for Answer {
         match self {
             Answer::Unreachable(why) => write!(f, "cannot connect: {why}"),
             Answer::Silent(why) => write!(f, "no answer: {why}"),
+            Answer::Lost(why) => write!(f, "was sent it and did not answer: {why}"),
             Answer::Said { status: Status::NotLeader, message } if message.is_empty() => {
                 f.write_str("does not lead and knows no leader")
             }
@@ -241,7 +267,7 @@ impl fmt::Display for Loss {
 fn said_by_one(asked: &[Asked]) -> Option<Status> {
     let statuses = asked.iter().filter_map(|asked| match asked.said {
         Answer::Said { status, .. } => Some(status),
-        Answer::Unreachable(_) | Answer::Silent(_) => None,
+        Answer::Unreachable(_) | Answer::Silent(_) | Answer::Lost(_) => None,
     });
     statuses.max_by_key(|status| *status == Status::NotLeader)
 }
@@ -303,12 +329,17 @@ fn words(status: Status) -> (&'static str, &'static str) {
         }
         Status::SessionExpired => (
             "does not know the session of this numbered write",
-            "This request wrote nothing; whether an earlier one with its number did is not known any more",
+            "This request wrote nothing; whether an earlier one with its number did is not known any more: its outcome \
+             is UNKNOWN. Read the state back before you repeat it",
         ),
         Status::NumberTooOld => {
             ("has forgotten the answer to this number", "The write was executed, once, by an earlier request")
         }
-        Status::NumberSkips => ("was asked for a number out of turn", "Nothing was written"),
+        Status::NumberSkips => (
+            "was asked for a number out of turn",
+            "Nothing was written. Writes of this session that were acknowledged are missing there: after a forced \
+             promotion, or in a restored copy",
+        ),
     }
 }
 
@@ -329,13 +360,37 @@ fn fmt_no_leader(f: &mut fmt::Formatter<'_>, path: &[String], named: &str, why: 
 
 fn fmt_not_served(f: &mut fmt::Formatter<'_>, asked: &[Asked], rounds: u32, waited: Duration) -> fmt::Result {
     let times = if rounds == 1 { "once" } else { "again and again" };
+    match asked.len() {
+        1 => f.write_str("the node did not serve it")?,
+        several => write!(f, "none of {several} nodes served it")?,
+    }
     write!(
         f,
-        "none of {} nodes served it within {} ms, asked {times}. Nothing was done; it is safe to try again. \
-         What each said last:",
-        asked.len(),
+        " within {} ms, asked {times}. Nothing was done; it is safe to try again. What each said last:",
         waited.as_millis()
     )?;
+    fmt_asked(f, asked)
+}
+
+fn fmt_unresolved(
+    f: &mut fmt::Formatter<'_>,
+    write: WriteId,
+    asked: &[Asked],
+    tries: u32,
+    waited: Duration,
+) -> fmt::Result {
+    write!(
+        f,
+        "the outcome of write {write} is UNKNOWN after {} ms, sent {tries} time{}: it was executed once, or not, or \
+         may still be. Do not repeat it as another one. Ask again with its number, which executes it at most once and \
+         answers as the first time: the same command with --again {write}. What each said last:",
+        waited.as_millis(),
+        if tries == 1 { "" } else { "s" }
+    )?;
+    fmt_asked(f, asked)
+}
+
+fn fmt_asked(f: &mut fmt::Formatter<'_>, asked: &[Asked]) -> fmt::Result {
     let width = asked.iter().map(|asked| asked.address.len()).max().unwrap_or(0);
     for Asked { address, said } in asked {
         write!(f, "\n  {address:<width$}  {said}")?;

@@ -5,8 +5,38 @@
 
 use serde_json::{Map, Value};
 
-use super::{ClientError, Loss};
+use super::{Asked, ClientError, Loss};
 use crate::wire::client::Status;
+
+/// What `kv_client --help` says below the options.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the key was not found
+  2  usage: a bad argument, or a key or value beyond its limit
+  3  cannot connect, or the request did not leave whole: nothing was done
+  4  a condition failed: nothing was written
+  5  no leader, not enough replicas, or refused: nothing was written
+  6  timed out or connection lost after sending: for a write the outcome is unknown; where the
+     message names its number, --again asks for it, and executes it at most once
+  7  server error: busy, disk full, shutting down, no sensible answer, no backup;
+     or the command was done and its result cannot be printed; doctor did not measure
+  8  the node is loading its state: nothing was done, try again when `ping` says no more of it
+
+Examples:
+  kv_client put hello world
+  kv_client --port 9002 get hello
+  kv_client put photo - < photo.jpg
+  kv_client -o json status
+  kv_client --endpoints 9001,9002,9003 put hello world
+  kv_client --endpoints node1:9001,node2:9001,node3:9001 status
+  kv_client --port 9001 put hello world --retry
+  kv_client put hello world --explain
+  kv_client tail --percentile 99
+  kv_client syscalls --watch
+  kv_client backup ./kv.backup
+  kv_client doctor --data-dir ./node1
+  kv_client get -- -key-that-begins-with-a-dash";
 
 /// Exit code: done.
 pub(super) const EXIT_DONE: u8 = 0;
@@ -32,7 +62,7 @@ pub(super) fn exit_code(error: &ClientError) -> u8 {
     match error {
         ClientError::Address(_) | ClientError::TooLarge(_) => EXIT_USAGE,
         ClientError::Connect { .. } | ClientError::NotSent { .. } => EXIT_CANNOT_CONNECT,
-        ClientError::OutcomeUnknown { .. } => EXIT_OUTCOME_UNKNOWN,
+        ClientError::OutcomeUnknown { .. } | ClientError::Unresolved { .. } => EXIT_OUTCOME_UNKNOWN,
         ClientError::ReadLost { why: Loss::TimedOut(_) | Loss::Closed | Loss::Io(_), .. } => {
             EXIT_OUTCOME_UNKNOWN
         }
@@ -64,7 +94,7 @@ pub(super) fn error_code(error: &ClientError) -> &'static str {
         ClientError::TooLarge(_) => "too_large",
         ClientError::Connect { .. } => "cannot_connect",
         ClientError::NotSent { .. } => "not_sent",
-        ClientError::OutcomeUnknown { .. } => "outcome_unknown",
+        ClientError::OutcomeUnknown { .. } | ClientError::Unresolved { .. } => "outcome_unknown",
         ClientError::ReadLost { .. } => "no_answer",
         ClientError::NoLeader { .. } => "no_leader",
         ClientError::NotServed { .. } => match error.status() {
@@ -119,11 +149,21 @@ pub(super) fn error_fields(error: &ClientError) -> Map<String, Value> {
             fields.insert("leader".to_owned(), named.as_str().into());
         }
         ClientError::NotServed { asked, rounds, .. } => {
-            let said = asked.iter().map(|asked| (asked.address.clone(), asked.said.to_string().into()));
-            fields.insert("said".to_owned(), Value::Object(said.collect()));
+            fields.insert("said".to_owned(), said_by_each(asked));
             fields.insert("rounds".to_owned(), (*rounds).into());
+        }
+        ClientError::Unresolved { write, asked, tries, .. } => {
+            fields.insert("session".to_owned(), write.session.to_string().into());
+            fields.insert("number".to_owned(), write.number.into());
+            fields.insert("tries".to_owned(), (*tries).into());
+            fields.insert("again".to_owned(), write.to_string().into());
+            fields.insert("said".to_owned(), said_by_each(asked));
         }
         ClientError::Address(_) | ClientError::TooLarge(_) => {}
     }
     fields
+}
+
+fn said_by_each(asked: &[Asked]) -> Value {
+    asked.iter().map(|asked| (asked.address.clone(), Value::from(asked.said.to_string()))).collect()
 }

@@ -1,10 +1,12 @@
 //! `kv_client member`.
 
 use clap::Subcommand;
+use serde_json::json;
 
 use super::cli::Format;
+use super::error::printable;
 use super::output::{self, Printed};
-use super::{Client, ClientError};
+use super::{Client, ClientError, ListedMember, Served};
 use crate::address::parse_address;
 
 /// `member`.
@@ -32,7 +34,42 @@ impl MemberCommand {
         Ok(match self {
             MemberCommand::Add { address } => output::account(&client.add_member(address)?, format),
             MemberCommand::Remove { address } => output::account(&client.remove_member(address)?, format),
-            MemberCommand::List => output::members(&client.members()?, format),
+            MemberCommand::List => listed(&client.members()?, format),
         })
+    }
+}
+
+/// Who votes.
+fn listed(served: &Served<(Vec<ListedMember>, u64)>, format: Format) -> Printed {
+    let (members, lsn) = &served.value;
+    match format {
+        Format::Text => {
+            let line = |member: &ListedMember| {
+                format!("{}  node {}", printable(&member.address), printable(&member.node_id))
+            };
+            let lines: Vec<String> = members.iter().map(line).collect();
+            let since = match lsn {
+                0 => "since the cluster was formed".to_owned(),
+                lsn => format!("since LSN {lsn}"),
+            };
+            let count = members.len();
+            Printed::text(format!(
+                "{}\n({count} member(s), {since}; majority {})",
+                lines.join("\n"),
+                count / 2 + 1
+            ))
+        }
+        Format::Json => {
+            let member =
+                |member: &ListedMember| json!({"address": member.address, "node_id": member.node_id});
+            Printed::json(&json!({
+                "ok": true,
+                "members": members.iter().map(member).collect::<Vec<_>>(),
+                "members_lsn": lsn,
+                "majority": members.len() / 2 + 1,
+                "lsn": served.lsn.0,
+                "term": served.term.as_u64(),
+            }))
+        }
     }
 }

@@ -9,8 +9,10 @@
 //!
 //! [`Client::send`], [`Client::flush`] and [`Client::receive`] pipeline: requests are answered in order.
 //!
-//! What is left out: no pool, no threads, no retry of a lost answer to a write. A caller that wants those knows
-//! better which of its writes may be repeated.
+//! A [`Session`] numbers its writes: an answer that is lost is asked for again, and each write is executed once.
+//!
+//! What is left out: no pool, no threads, no retry of a lost answer to a write that is not numbered. A caller that
+//! wants those knows better which of its writes may be repeated.
 
 #![allow(clippy::disallowed_methods, reason = "a blocking client waits by the clock of its machine")]
 
@@ -22,9 +24,11 @@ mod error;
 mod failure;
 mod member_commands;
 mod members;
+mod once;
 mod place;
 mod progress;
 mod route;
+mod session;
 mod survey;
 mod table;
 mod watch;
@@ -51,7 +55,8 @@ pub use connection::OwnedReply;
 use connection::{Connection, Deadline};
 pub use error::{Answer, Asked, ClientError, DeadEnd, Loss};
 pub use members::ListedMember;
-use route::{is_for_the_leader, points_elsewhere};
+use route::{Search, is_for_the_leader, points_elsewhere};
+pub use session::{LastWrite, Session, WriteId};
 pub use survey::{Surveyed, survey};
 
 /// NOT_LEADER answers that one call follows, at most. Two are usual while leadership moves.
@@ -338,7 +343,7 @@ impl Client {
         }
         let is_routed = self.follow_leader && is_for_the_leader(request);
         if is_routed && self.homes.len() > 1 {
-            return self.search(request, deadline);
+            return self.search(request, deadline, &mut Search::default());
         }
         let reply = self.exchange(request, deadline)?;
         if is_routed && points_elsewhere(&reply) {

@@ -14,8 +14,9 @@ use super::failure::{
     EXIT_DONE, EXIT_NOT_FOUND, EXIT_SERVER_ERROR, EXIT_USAGE, error_code, error_fields, exit_code,
 };
 use super::measured_text::Ledger;
+use super::once::{Numbering, Wrote};
 use super::table::micros;
-use super::{ClientError, Explained, ListedMember, Pong, Read, Served, Surveyed};
+use super::{ClientError, Explained, LastWrite, Pong, Read, Served, Surveyed};
 use super::{cluster_text, measured_text, receipt_text, status_text, watch};
 
 /// Characters of a key shown in a message.
@@ -33,7 +34,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    fn text(text: impl Into<Vec<u8>>) -> Printed {
+    pub(super) fn text(text: impl Into<Vec<u8>>) -> Printed {
         let mut stdout: Vec<u8> = text.into();
         stdout.push(b'\n');
         Printed { stdout, ..Printed::default() }
@@ -44,7 +45,7 @@ impl Printed {
         Printed { stdout: text.into_bytes(), ..Printed::default() }
     }
 
-    fn json(document: &Value) -> Printed {
+    pub(super) fn json(document: &Value) -> Printed {
         Printed::text(document.to_string())
     }
 }
@@ -67,26 +68,66 @@ pub fn emit(printed: &Printed) -> u8 {
     }
 }
 
-/// A write that is done.
-pub fn written<T>(served: &Served<T>, format: Format) -> Printed {
+/// A put or a delete, and how it was asked for.
+pub(super) fn wrote(key: &[u8], wrote: &Wrote, format: Format) -> Printed {
+    let how = numbering_fields(&wrote.how);
+    let served = match &wrote.result {
+        Ok(served) if served.value => served,
+        Ok(served) => return not_found(key, served, how, format),
+        Err(error) => return not_written(error, &wrote.how, how, format),
+    };
     match format {
         Format::Text => Printed::text("OK"),
         Format::Json => {
-            Printed::json(&json!({"ok": true, "lsn": served.lsn.0, "term": served.term.as_u64()}))
+            let mut document = Map::new();
+            document.insert("ok".to_owned(), true.into());
+            document.insert("lsn".to_owned(), served.lsn.0.into());
+            document.insert("term".to_owned(), served.term.as_u64().into());
+            document.extend(how);
+            Printed::json(&Value::Object(document))
         }
     }
 }
 
-/// A removal: of a key that was there, or of one that was not.
-pub fn deleted(key: &[u8], served: &Served<bool>, format: Format) -> Printed {
-    if served.value { written(served, format) } else { not_found(key, served, format) }
+/// A write that failed. That it had no number matters where it is in doubt.
+fn not_written(
+    error: &ClientError,
+    how: &Numbering,
+    mut fields: Map<String, Value>,
+    format: Format,
+) -> Printed {
+    fields.extend(error_fields(error));
+    let mut message = error.to_string();
+    if let (Numbering::Refused(why), true) = (how, error.is_outcome_unknown()) {
+        message.push_str(". It was sent without a number, so it cannot be asked for again: ");
+        message.push_str(&printable(why));
+    }
+    failed(error_code(error), &message, exit_code(error), fields, format)
+}
+
+/// How a write was asked for, for programs. Nothing for a plain one.
+fn numbering_fields(how: &Numbering) -> Map<String, Value> {
+    let mut fields = Map::new();
+    match how {
+        Numbering::Plain | Numbering::Numbered(None) => {}
+        Numbering::Numbered(Some(LastWrite { id, tries })) => {
+            fields.insert("session".to_owned(), id.session.to_string().into());
+            fields.insert("number".to_owned(), id.number.into());
+            fields.insert("tries".to_owned(), (*tries).into());
+        }
+        Numbering::Refused(why) => {
+            fields.insert("session".to_owned(), Value::Null);
+            fields.insert("not_numbered".to_owned(), why.as_str().into());
+        }
+    }
+    fields
 }
 
 /// The value of a key. In text these are its bytes and a newline, nothing escaped.
 pub fn got(key: &[u8], served: Served<Option<Vec<u8>>>, format: Format) -> Printed {
     let (lsn, term) = (served.lsn.0, served.term.as_u64());
     match (&served.value, format) {
-        (None, _) => not_found(key, &served, format),
+        (None, _) => not_found(key, &served, Map::new(), format),
         (Some(_), Format::Text) => Printed::text(served.value.unwrap_or_default()),
         (Some(value), Format::Json) => {
             Printed::json(&json!({"ok": true, "value": bytes_as_json(value), "lsn": lsn, "term": term}))
@@ -178,41 +219,6 @@ pub fn account(served: &Served<Value>, format: Format) -> Printed {
             document.entry("lsn").or_insert_with(|| served.lsn.0.into());
             document.entry("term").or_insert_with(|| served.term.as_u64().into());
             Printed::json(&Value::Object(document))
-        }
-    }
-}
-
-/// Who votes.
-pub fn members(served: &Served<(Vec<ListedMember>, u64)>, format: Format) -> Printed {
-    let (members, lsn) = &served.value;
-    match format {
-        Format::Text => {
-            let line = |member: &ListedMember| {
-                format!("{}  node {}", printable(&member.address), printable(&member.node_id))
-            };
-            let lines: Vec<String> = members.iter().map(line).collect();
-            let since = match lsn {
-                0 => "since the cluster was formed".to_owned(),
-                lsn => format!("since LSN {lsn}"),
-            };
-            let count = members.len();
-            Printed::text(format!(
-                "{}\n({count} member(s), {since}; majority {})",
-                lines.join("\n"),
-                count / 2 + 1
-            ))
-        }
-        Format::Json => {
-            let member =
-                |member: &ListedMember| json!({"address": member.address, "node_id": member.node_id});
-            Printed::json(&json!({
-                "ok": true,
-                "members": members.iter().map(member).collect::<Vec<_>>(),
-                "members_lsn": lsn,
-                "majority": members.len() / 2 + 1,
-                "lsn": served.lsn.0,
-                "term": served.term.as_u64(),
-            }))
         }
     }
 }
@@ -363,12 +369,19 @@ fn failed(code: &str, message: &str, exit_code: u8, fields: Map<String, Value>, 
     Printed { stdout, stderr: format!("kv_client: {message}\n"), exit_code }
 }
 
-fn not_found<T>(key: &[u8], served: &Served<T>, format: Format) -> Printed {
+fn not_found<T>(key: &[u8], served: &Served<T>, how: Map<String, Value>, format: Format) -> Printed {
     let mut printed = match format {
         Format::Text => {
             Printed { stderr: format!("not found: \"{}\"\n", printable_key(key)), ..Printed::default() }
         }
-        Format::Json => Printed::json(&json!({"ok": false, "error": "not_found", "lsn": served.lsn.0})),
+        Format::Json => {
+            let mut document = Map::new();
+            document.insert("ok".to_owned(), false.into());
+            document.insert("error".to_owned(), "not_found".into());
+            document.insert("lsn".to_owned(), served.lsn.0.into());
+            document.extend(how);
+            Printed::json(&Value::Object(document))
+        }
     };
     printed.exit_code = EXIT_NOT_FOUND;
     printed

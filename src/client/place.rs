@@ -29,7 +29,8 @@ pub(super) struct Place {
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// The nodes of a cluster, in place of --host and --port: PORT, HOST:PORT or [IPV6]:PORT, with commas between.
-    /// put, get and delete go to whoever leads, until --timeout-ms; status shows all of them.
+    /// put, get and delete go to whoever leads, until --timeout-ms, and writes are numbered, so that one whose answer
+    /// is lost is asked for again; status shows all of them.
     #[arg(long, global = true, help_heading = "Where", env = "KV_CLIENT_ENDPOINTS", value_name = "ADDR,...")]
     #[arg(value_delimiter = ',', value_parser = parse_address)]
     endpoints: Vec<String>,
@@ -43,7 +44,7 @@ pub(super) struct Place {
 pub(super) enum Misplaced {
     /// What names the node is no address.
     Address(ClientError),
-    /// Several nodes are named, and it makes no sense for several.
+    /// The command makes no sense there: mostly because several nodes are named.
     Several(String),
 }
 
@@ -67,12 +68,19 @@ impl Place {
         others.iter().any(|other| other != first).then_some(&self.endpoints)
     }
 
-    /// A client of them. `for_one_node` is the name of a command that is not for several.
+    /// A client of them. `for_one_node` is the name of a command that is not for several; one that `needs_to_follow`
+    /// asks on until it has its answer.
     pub(super) fn client(
         &self,
         for_one_node: Option<&'static str>,
+        needs_to_follow: bool,
         timeout: Duration,
     ) -> Result<Client, Misplaced> {
+        if self.no_follow && needs_to_follow {
+            let words =
+                "--no-follow shows what one node answers; --retry and --again ask on: give one or the other";
+            return Err(Misplaced::Several(words.to_owned()));
+        }
         if let Some(nodes) = self.several() {
             self.check_for_several(for_one_node, nodes.len()).map_err(Misplaced::Several)?;
         }

@@ -11,18 +11,24 @@
 //! - A node that is silent costs a round its *patience*, not the deadline. The patience doubles with every round, so
 //!   that a node far away, or a slow one, is reached as well.
 //!
-//! What is never done: a write that left, and may have been executed, is not sent again. Only an answer that says
+//! What is never done: a plain write that left, and may have been executed, is not sent again. Only an answer that says
 //! that nothing was done, or a connection that was never made, leads to another node. A read is asked again.
+//!
+//! A write that is *numbered* (`session.rs`) is asked again as well, with the same number, however its answer was
+//! lost: whoever executed it answers as the first time. It searches in rounds like a client of several nodes, though
+//! it be of one. From the moment its outcome is unknown, an answer that only says "not now" (BUSY, DISK_FULL) settles
+//! nothing: the first request may still arrive. So it is asked until there is the answer to that number, or the
+//! deadline passes.
 
 use std::thread;
 use std::time::Duration;
 
 use super::connection::{Connection, Deadline, OwnedReply};
 use super::error::{Answer, Asked, ClientError, DeadEnd};
-use super::{Client, HOPS_MAX};
+use super::{Client, HOPS_MAX, WriteId};
 use crate::address::parse_address;
 use crate::rng::Rng;
-use crate::wire::client::{ReadMode, Request, Status};
+use crate::wire::client::{ReadMode, Request, Status, WriteOp};
 
 /// How long a silent node is waited for in the first round. On one machine an answer takes 0.1 ms and an election
 /// some 100 ms; this is long enough for a round trip of a tenth of a second to a node that is busy as well.
@@ -34,12 +40,26 @@ const PAUSE_MAX: Duration = Duration::from_millis(64);
 /// The patience, and the wait, stop growing after this many rounds.
 const DOUBLINGS_MAX: u32 = 12;
 
+/// Added to the patience for each KiB that a request carries: a link of 8 Mbit/s takes that long.
+const PATIENCE_PER_KIB: Duration = Duration::from_millis(1);
+
 /// What came of asking one node.
 enum Step {
     /// This is the answer.
     Done(OwnedReply),
-    /// Nothing was done there: ask another one, the one named first.
+    /// None of the node's: ask another one, the one named first.
     Elsewhere { why: Answer, named: Option<String> },
+}
+
+/// What is known of a request while nodes are asked for it.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    asked: Vec<Asked>,
+    rounds: u32,
+    /// How often it left whole.
+    pub(super) tries: u32,
+    /// Of a numbered write: one of those may have been executed, or may be yet.
+    pub(super) may_be_done: bool,
 }
 
 impl Client {
@@ -86,20 +106,20 @@ impl Client {
         &mut self,
         request: &Request<'_>,
         deadline: Deadline,
+        search: &mut Search,
     ) -> Result<OwnedReply, ClientError> {
-        let mut asked = Vec::new();
-        let mut rounds = 0;
         loop {
-            if let Some(reply) = self.round(request, deadline, doubled(PATIENCE_MIN, rounds), &mut asked)? {
+            let patience = doubled(PATIENCE_MIN, search.rounds);
+            if let Some(reply) = self.round(request, deadline, patience, search)? {
                 return Ok(reply);
             }
-            rounds += 1;
-            let pause = doubled(PAUSE_MIN, rounds - 1).min(PAUSE_MAX);
+            search.rounds += 1;
+            let pause = doubled(PAUSE_MIN, search.rounds - 1).min(PAUSE_MAX);
             let pause = jittered(&mut self.rng, pause);
             if deadline.left().is_ok_and(|left| left > pause) {
                 thread::sleep(pause);
             } else {
-                return Err(ClientError::NotServed { asked, rounds, waited: deadline.timeout() });
+                return Err(search.given_up(request, deadline.timeout()));
             }
         }
     }
@@ -110,7 +130,7 @@ impl Client {
         request: &Request<'_>,
         deadline: Deadline,
         patience: Duration,
-        asked: &mut Vec<Asked>,
+        search: &mut Search,
     ) -> Result<Option<OwnedReply>, ClientError> {
         let mut in_round: Vec<String> = Vec::new();
         let mut next = Some(self.address.clone());
@@ -119,11 +139,15 @@ impl Client {
                 break;
             }
             self.go_to(&address);
-            let (why, named) = match self.ask(request, deadline, patience)? {
+            let (why, named) = match self.ask(request, deadline, patience, search)? {
                 Step::Done(reply) => return Ok(Some(reply)),
                 Step::Elsewhere { why, named } => (why, named),
             };
-            note(asked, &address, why);
+            // What the deadline cut short says less than what was said before.
+            let is_new = deadline.left().is_ok() || search.asked.iter().all(|asked| asked.address != address);
+            if is_new {
+                note(&mut search.asked, &address, why);
+            }
             in_round.push(address);
             let is_new = |address: &String| !in_round.contains(address);
             next = named.filter(is_new).or_else(|| self.homes.iter().find(|home| is_new(home)).cloned());
@@ -144,20 +168,29 @@ impl Client {
         request: &Request<'_>,
         deadline: Deadline,
         patience: Duration,
+        search: &mut Search,
     ) -> Result<Step, ClientError> {
         let asked = self.address.clone();
         if let Err(why) = self.reach(deadline.at_most(patience)) {
             self.connection = None;
             return Ok(Step::elsewhere(why));
         }
-        let until = if is_safe_to_repeat(request) { deadline.at_most(patience) } else { deadline };
+        let until = match is_safe_to_repeat(request) {
+            true => deadline.at_most(patience + time_to_carry(request)),
+            false => deadline,
+        };
         let result = self.exchange(request, until);
         // Whoever failed is asked again in its turn, not because it is where the client was.
         self.address.clone_from(&asked);
+        search.tries += u32::from(!matches!(result, Err(ClientError::NotSent { .. })));
         match result {
-            Ok(reply) => Ok(Step::of(reply)),
+            Ok(reply) => Ok(search.step(request, reply)),
             Err(ClientError::ReadLost { why, .. }) => Ok(Step::elsewhere(Answer::Silent(why))),
             Err(ClientError::NotSent { why, .. }) => Ok(Step::elsewhere(Answer::Silent(why))),
+            Err(ClientError::OutcomeUnknown { why, .. }) if is_numbered(request) => {
+                search.may_be_done = true;
+                Ok(Step::elsewhere(Answer::Lost(why)))
+            }
             Err(error) => {
                 self.go_home();
                 Err(error)
@@ -198,13 +231,14 @@ impl Client {
     }
 }
 
-impl Step {
-    fn elsewhere(why: Answer) -> Step {
-        Step::Elsewhere { why, named: None }
+impl Search {
+    /// Of a request that may have been executed already.
+    pub(super) fn of_unresolved() -> Search {
+        Search { may_be_done: true, ..Search::default() }
     }
 
-    /// An answer that says "not here" or "not now" is none.
-    fn of(reply: OwnedReply) -> Step {
+    /// An answer that says "not here" or "not now" is none; nor is "I cannot say", of what can be asked again.
+    fn step(&mut self, request: &Request<'_>, reply: OwnedReply) -> Step {
         match reply.status {
             Status::NotLeader => {
                 let named = parse_address(&reply.payload_text()).ok();
@@ -213,8 +247,32 @@ impl Step {
             Status::ShuttingDown | Status::Loading | Status::Repairing | Status::Diverged => {
                 Step::elsewhere(Answer::of(&reply))
             }
+            Status::OutcomeUnknown if is_safe_to_repeat(request) => {
+                self.may_be_done |= is_numbered(request);
+                Step::elsewhere(Answer::of(&reply))
+            }
+            Status::Busy | Status::DiskFull | Status::NotEnoughReplicas if self.may_be_done => {
+                Step::elsewhere(Answer::of(&reply))
+            }
             _ => Step::Done(reply),
         }
+    }
+
+    /// The deadline has passed.
+    fn given_up(&mut self, request: &Request<'_>, waited: Duration) -> ClientError {
+        let (asked, rounds, tries) = (std::mem::take(&mut self.asked), self.rounds, self.tries);
+        match *request {
+            Request::Numbered { session, number, .. } if self.may_be_done => {
+                ClientError::Unresolved { write: WriteId { session, number }, asked, tries, waited }
+            }
+            _ => ClientError::NotServed { asked, rounds, waited },
+        }
+    }
+}
+
+impl Step {
+    fn elsewhere(why: Answer) -> Step {
+        Step::Elsewhere { why, named: None }
     }
 }
 
@@ -240,6 +298,8 @@ pub(super) fn is_for_the_leader(request: &Request<'_>) -> bool {
         | Request::PutExplained { .. }
         | Request::Delete { .. }
         | Request::Get { .. }
+        | Request::OpenSession
+        | Request::Numbered { .. }
         | Request::Transfer { .. }
         | Request::ChangeMembers { .. } => true,
         Request::GetWith { reads, .. } => *reads != ReadMode::Local,
@@ -247,9 +307,22 @@ pub(super) fn is_for_the_leader(request: &Request<'_>) -> bool {
     }
 }
 
-/// Whether asking twice is the same as asking once.
+/// Whether asking twice is the same as asking once. A session that is opened twice is one that nobody uses.
 fn is_safe_to_repeat(request: &Request<'_>) -> bool {
-    matches!(request, Request::Get { .. } | Request::GetWith { .. })
+    matches!(request, Request::Get { .. } | Request::GetWith { .. } | Request::OpenSession)
+        || is_numbered(request)
+}
+
+fn is_numbered(request: &Request<'_>) -> bool {
+    matches!(request, Request::Numbered { .. })
+}
+
+fn time_to_carry(request: &Request<'_>) -> Duration {
+    let size = match request {
+        Request::Numbered { write: WriteOp::Put { value, .. }, .. } => value.len(),
+        _ => 0,
+    };
+    PATIENCE_PER_KIB * u32::try_from(size / 1024).unwrap_or(u32::MAX)
 }
 
 pub(super) fn points_elsewhere(reply: &OwnedReply) -> bool {

@@ -6,7 +6,7 @@
 //! [`timing`] says when to campaign and for how long to refuse, [`quorum_clock`] knows since when a majority has heard
 //! this leader (lease, check-quorum), [`reads`] when a read may be answered. What is committed is
 //! `replication::commit`'s, where logs part is `replication::history`'s. Every rule is also a known-bad variant
-//! (`sabotage`), and `tests/election_model.rs` fails for each.
+//! (`sabotage`), and `tests/elections/model.rs` fails for each.
 //!
 //! The node gives them a clock, a record on disk and connections in `node::elect`.
 //!
@@ -65,8 +65,8 @@
 //! only when the one before is committed, and a record of its own term is; so whoever can still be elected has the one
 //! before in its log. (Without the second condition a leader of an earlier term may have appended a list, alone, that
 //! differs by one member from the same list as this one does: the two differ by two.) A node votes for whoever asks,
-//! whatever list it goes by itself: who counts the vote knows whether it counts, and a node that has just been added may
-//! be needed before it has heard so. What is left of Raft's own rules for changes is in `node::elect::change`.
+//! whatever list it goes by itself: who counts the vote knows whether it counts, and a node that has just been added
+//! may be needed before it has heard so. What is left of Raft's own rules for changes is in `node::elect::change`.
 //!
 //! *Learners.* A node that is to be added gets the log first, and its vote when it has caught up: otherwise a cluster
 //! could wait for the disk of a node that is hours behind.
@@ -76,9 +76,9 @@
 //!
 //! # What is left out
 //!
-//! Witnesses, and changes of more than one member in one step (joint consensus). Priorities among nodes: an operator moves leadership by a hand-over. Time
-//! that stands still in one node only (a virtual machine that is paused and then told a wrong time) is within the bound
-//! only as far as CLOCK_BOOTTIME of its system is.
+//! Witnesses, and changes of more than one member in one step (joint consensus). Priorities among nodes: an operator
+//! moves leadership by a hand-over. Time that stands still in one node only (a virtual machine that is paused and then
+//! told a wrong time) is within the bound only as far as CLOCK_BOOTTIME of its system is.
 
 pub mod ballot;
 pub mod campaign;
