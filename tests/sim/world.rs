@@ -467,6 +467,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         timeout_ms: elected.timeout_ms,
         reads: elected.reads,
         replicas: (knobs.members..knobs.hosts).map(Host::address).collect(),
+        join: false,
     });
     // Whoever leads dials a read replica.
     let leader = if knobs.is_elected() { String::new() } else { Host::address(0) };
