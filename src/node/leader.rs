@@ -423,7 +423,8 @@ impl Node {
             // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
             let sleep_ns_max = self.loop_clock.credit_max_ns();
             // A read replica is never in the set, so none of its waits ends: a deadline would stay in the past.
-            let expires_in = peer.progress.expires_in(self.loop_clock.now(), timeout_ns).filter(|_| peer.votes());
+            let expires_in =
+                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).filter(|_| peer.votes());
             let expiry = expires_in.map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
             [Some(link), expiry, peer.kept.as_ref().and_then(Kept::lapses_at)].into_iter().flatten()
         });

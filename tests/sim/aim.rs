@@ -4,11 +4,11 @@
 //!
 //! | aimed at | what is made to meet |
 //! |---|---|
-//! | the end of a lease | the leader's clock is as slow as is borne and the others' as fast; it hears nobody any more |
-//! | a restart | a candidate that does not hear the leader; the member that did is started anew, and does not hear it any more |
+//! | the end of a lease | the leader's clock is as slow as is borne, the others' as fast; it hears nobody any more |
+//! | a restart | a candidate that does not hear the leader; the member that did starts anew and hears it no more |
 //! | a stalled read | the leader stands still for longer than a timeout, between two sockets that it reads in one turn |
 //! | a hand-over | the leader that hands over hears nobody any more, and the next one leads |
-//! | an older term's records | a leader alone with its last writes; the next one dies with its first record on its own disk; the first one is back |
+//! | an older term | a leader alone with its last writes; the next one dies with its first record; the first is back |
 //!
 //! Meanwhile each member is asked for one key, by a client of its own who never goes elsewhere, and whoever leads is
 //! given writes of it by another: what is read of one leader behind a write of the next shows at once. What must hold
@@ -316,6 +316,7 @@ impl World {
         }
         self.part();
         self.encounter = Encounter::default();
+        self.core.borrow_mut().knobs.read_ppm = 500_000;
         (0..PROBES).for_each(|client| self.client_lost(client));
     }
 }

@@ -1,6 +1,7 @@
 //! Hosts that stay broken for good in the second phase. A cluster must come to rest with those that are left: the
 //! hosts that could serve are chosen, only what connects them is healed, and the rest keeps its trouble to the end.
 
+use kvstore::node::Observed;
 use kvstore::replication::commit::AckPolicy;
 
 use crate::core::{Event, MS};
@@ -71,9 +72,9 @@ impl World {
             let spare = members - self.oracle.out.len() - majority.max(core.knobs.min_insync);
             // Forming takes all members, and one that is about to get its state has no vote.
             let votes = |site: usize| {
-                let seen = self.hosts[site].seen.as_ref();
-                self.oracle.out.contains(&site)
-                    || seen.is_some_and(|seen| seen.complete && seen.repair_until.0 == 0)
+                let host = &self.hosts[site];
+                let whole = |seen: &Observed| seen.complete && seen.repair_until.0 == 0;
+                self.oracle.out.contains(&site) || !host.rotten && host.seen.as_ref().is_some_and(whole)
             };
             let formed = self.oracle.elections.have_begun() && (0..members).all(votes);
             let formed = formed || !core.knobs.is_elected();

@@ -15,14 +15,31 @@ const INSPECT_PPM: u64 = 20_000;
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
-    Put { key: Vec<u8>, id: u64, size: usize },
+    Put {
+        key: Vec<u8>,
+        id: u64,
+        size: usize,
+    },
     /// `local`: from what the node has, where leaders are elected.
-    Get { key: Vec<u8>, local: bool },
-    Delete { key: Vec<u8>, id: u64 },
-    Promote { force: bool },
+    Get {
+        key: Vec<u8>,
+        local: bool,
+    },
+    Delete {
+        key: Vec<u8>,
+        id: u64,
+    },
+    Promote {
+        force: bool,
+    },
     /// An elected leader hands over, to this host or to any.
-    Transfer { to: Option<usize> },
-    Follow { site: usize, discard: bool },
+    Transfer {
+        to: Option<usize>,
+    },
+    Follow {
+        site: usize,
+        discard: bool,
+    },
     Inspect(Inspect),
     Snapshot,
 }

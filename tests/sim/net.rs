@@ -71,7 +71,13 @@ pub struct Net {
 
 impl Net {
     pub fn new(sites: usize) -> Net {
-        Net { conns: Vec::new(), sites, blocked: vec![0; sites * sites], heard: vec![0; sites * sites], alive: vec![0; sites] }
+        Net {
+            conns: Vec::new(),
+            sites,
+            blocked: vec![0; sites * sites],
+            heard: vec![0; sites * sites],
+            alive: vec![0; sites],
+        }
     }
 
     /// When this site has read something from that one last.

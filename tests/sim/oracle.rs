@@ -314,7 +314,9 @@ impl Oracle {
             AckPolicy::Leader => {}
             // See `victims.rs`: what a disk lost is no excuse there.
             AckPolicy::Majority => {
-                panic!("LSN {lsn}, acknowledged by a majority, is lost: host {site} was elected in {term} without it")
+                panic!(
+                    "LSN {lsn}, acknowledged by a majority, is lost: host {site} was elected in {term} without it"
+                )
             }
             AckPolicy::Quorum => {
                 assert!(

@@ -2,11 +2,11 @@
 //!
 //! *Nothing that is committed can be lost by an election.* When a leader takes a record for committed, whoever of the
 //! members does not have it could not be elected: too few logs end where its own ends, or before. By the logs on
-//! the disks and by nothing that a node says. Two disjoint majorities, a record of an older term that is committed by
-//! count, an election with votes of nobody: each of them shows here, and no second crash has to bring it to light.
+//! the disks and by nothing that a node says. Two disjoint majorities, or a record of an older term that is committed
+//! by count, show here, and no second crash has to bring it to light.
 //!
-//! *Who leads is heard.* A leader that has read nothing from a majority for an election timeout, on its own clock, leads
-//! no more at the end of a turn that began later.
+//! *Who leads is heard.* A leader that has read nothing from a majority for an election timeout, on its own clock,
+//! leads no more at the end of a turn that began later.
 
 use std::collections::BTreeSet;
 
@@ -66,7 +66,8 @@ pub fn check_heard(core: &mut Core, host: &Host, elected_at: u64) {
     heard.sort_unstable_by(|a, b| b.cmp(a));
     let Some(index) = (members / 2).checked_sub(1) else { return };
     let since = heard[index].max(elected_at);
-    let passed_ns = u128::from(host.turn_began.saturating_sub(since)) * u128::from(host.clock.rate_ppm) / 1_000_000;
+    let passed_ns =
+        u128::from(host.turn_began.saturating_sub(since)) * u128::from(host.clock.rate_ppm) / 1_000_000;
     assert!(
         passed_ns <= u128::from((elected.timeout_ms + 1) * MS),
         "host {} leads, and has heard nothing from a majority for {} ms",

@@ -43,7 +43,9 @@ impl World {
         let members = self.members();
         let others = || (0..members).filter(|other| *other != site && !self.oracle.out.contains(other));
         let barrier = others().filter(|other| self.stands_behind(*other, site)).count();
-        self.is_whole(site) && others().all(|other| self.is_whole(other)) && barrier > members - self.majority()
+        self.is_whole(site)
+            && others().all(|other| self.is_whole(other))
+            && barrier > members - self.majority()
     }
 
     /// The same, if it never comes back as a member.
