@@ -49,9 +49,10 @@ pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
     println!("| variant | its line | first seed | what caught it |");
     println!("|---|---|---|---|");
     let (mut escaped, mut in_ci) = (Vec::new(), 0);
-    for variant in &chosen {
+    let caught = crate::cores::each(chosen.len(), |at| catch(chosen[at], from, seeds));
+    for (variant, caught) in chosen.iter().zip(caught) {
         let place = place_of(*variant);
-        match catch(*variant, from, seeds) {
+        match caught {
             Some(Catch { seed, check }) => {
                 in_ci += usize::from(seed <= crate::CI_SEEDS);
                 println!("| `{}` | {place} | {seed} | {check} |", variant.name());
