@@ -1,8 +1,8 @@
 //! The simulator must be able to fail: each known-bad variant of the node has to be caught.
 //!
 //! ```text
-//! cargo test --release --features sabotage --test sim -- --sabotage all           the promise, asserted
-//! cargo test --release --features sabotage --test sim -- --sabotage all --seeds 400     a part of it, in CI
+//! cargo test --profile sabotage --features sabotage --test sim -- --sabotage all           the promise, asserted
+//! cargo test --profile sabotage --features sabotage --test sim -- --sabotage all --seeds 400     a part of it, in CI
 //! ```
 //!
 //! Each variant is looked for in seeds 1, 2, 3, ... until one fails; the table is in ARCHITECTURE.md. The run fails
