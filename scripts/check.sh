@@ -55,7 +55,7 @@ echo "$(rustc --version), $(nproc) core(s), $(uname -sr), file system of ${TMPDI
 if [[ $fs_type == tmpfs ]]; then
     echo "note: ${TMPDIR:-/tmp} is in memory, so fdatasync costs nothing there; TMPDIR names another place"
 fi
-optional strace 'tests/syscalls_strace.rs, the notes in tests/syscalls_signposts.rs, failing calls in tests/e2e_disk.rs'
+optional strace 'tests/syscalls_strace.rs, the notes in tests/syscalls_signposts.rs, failing calls in tests/e2e/disk.rs'
 optional redis-server 'the RESP dialect of kv_bench against a real server (bench/tests/stores.rs)'
 optional etcd 'the gRPC dialect of kv_bench against a real server (bench/tests/stores.rs)'
 optional ip 'lost packets in scripts/failover.sh (with unshare and nsenter, as root or where users may make namespaces)'
@@ -71,8 +71,7 @@ check test cargo test --workspace
 check build cargo build --release --workspace
 # The simulator must be able to fail: each known-bad variant is caught, most of them by the first seeds.
 check sabotage cargo test --release --features sabotage --test sim -- --sabotage all --seeds 2500
-check broken-elections cargo test --release --features sabotage --test election_model --test election_properties \
-    --test apply_committed --test elected_reads --test keyspace_scan
+check broken-elections cargo test --release --features sabotage --test elections --test parts
 check demo scripts/demo.sh
 check failover scripts/failover.sh --minutes 3
 

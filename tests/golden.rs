@@ -12,10 +12,16 @@ use kvstore::node::RoleFlag;
 use kvstore::replication::commit::AckPolicy;
 use kvstore::wire::client::Request;
 
+#[path = "support/frame_text.rs"]
+mod frame_text;
 #[path = "support/logs.rs"]
 mod logs;
+#[path = "support/mem_disk.rs"]
+mod mem_disk;
 #[path = "support/mini_cluster.rs"]
 mod mini_cluster;
+#[path = "support/node_io.rs"]
+mod node_io;
 use mini_cluster::MiniCluster;
 
 #[test]

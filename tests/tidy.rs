@@ -18,10 +18,10 @@ const LONG_SOURCES: &[(&str, &str)] = &[];
 /// Tests that may sleep, and why no event can be awaited instead.
 const SLEEPING_TESTS: &[(&str, &str)] = &[
     (
-        "tests/e2e_clients.rs",
+        "tests/e2e/clients.rs",
         "a slow client is what is tested, and the CPU time of a node that has nothing to do",
     ),
-    ("tests/e2e_process.rs", "measures the CPU time of a node that has nothing to do"),
+    ("tests/e2e/process.rs", "measures the CPU time of a node that has nothing to do"),
     (
         "tests/faults_process.rs",
         "a timer of the node must have come and gone, which nothing tells from outside",
@@ -29,7 +29,7 @@ const SLEEPING_TESTS: &[(&str, &str)] = &[
     ("tests/syscalls_support/mod.rs", "pauses between looks at another process, with a deadline"),
     ("tests/support/cluster.rs", "pauses between looks at another process, each with a deadline"),
     (
-        "tests/real_stops.rs",
+        "tests/real/stops.rs",
         "a leader stands still for longer than a timeout, and does nothing that could be awaited",
     ),
     ("tests/support/elected.rs", "pauses between looks at nodes and at another thread, each with a deadline"),
@@ -167,8 +167,8 @@ const TOP_LEVEL: &[&str] = &[
 
 /// Files with longer lines, and why.
 const LONG_LINES: &[(&str, &str)] = &[
-    ("tests/client_status.rs", "holds what a command prints, line by line"),
-    ("tests/receipts.rs", "holds what a command prints, line by line"),
+    ("tests/client/status.rs", "holds what a command prints, line by line"),
+    ("tests/client/receipts.rs", "holds what a command prints, line by line"),
 ];
 
 /// The rows that `tests/FAULTS.md` must have, each with a test.
@@ -177,6 +177,18 @@ const FAULTS: &[&str] = &[
     "D17", "D18", "D19", "D20", "D21", "P2", "P3", "P6", "P7", "P8", "N2", "N3", "N4", "N5", "N6", "N7",
     "N8", "N9", "N10", "N11", "N12", "N14", "N15", "N16", "N19", "C1", "C2", "C3", "C4", "C5", "C6", "C7",
     "C8", "C9",
+];
+
+/// Programs of one test file, and why it shares none: each is linked with the whole library, cargo runs them one after
+/// another, and while the last test of one runs the other processors idle.
+const SINGLE_PROGRAMS: &[(&str, &str)] = &[
+    ("tests/faults_process.rs", "raises the limit of descriptors of its own process"),
+    ("tests/golden.rs", "is run by name to write its scripts anew"),
+    ("tests/syscalls.rs", "counts system calls, which rise when nodes have to wait for a processor"),
+    ("tests/syscalls_signposts.rs", "runs beside nothing but what strace slows down"),
+    ("tests/syscalls_strace.rs", "runs beside nothing but what strace slows down"),
+    ("tests/tidy.rs", "uses nothing of the library"),
+    ("tests/wire_memory.rs", "looks at the memory of its own process"),
 ];
 
 /// Tests without the harness, whose functions have no `#[test]`.
@@ -426,6 +438,34 @@ fn tests_wait_for_events() {
                 );
             }
         }
+    }
+    complaints.check();
+}
+
+#[test]
+fn test_files_share_programs_and_none_is_left_out() {
+    let mut complaints = Complaints::default();
+    for file in rust_files("tests") {
+        let steps: Vec<&str> = file.path.split('/').collect();
+        match steps[..] {
+            [_, name] if !SINGLE_PROGRAMS.iter().any(|(path, _)| *path == file.path) => {
+                let why = "into a directory with a main.rs, or say in tests/tidy.rs why";
+                complaints.add(&file.path, 1, format_args!("{name} would be a program of its own: {why}"));
+            }
+            [_, group, name] if name != "main.rs" => {
+                let Ok(main) = fs::read_to_string(root().join(format!("tests/{group}/main.rs"))) else {
+                    continue;
+                };
+                let stem = name.trim_end_matches(".rs");
+                if !main.lines().any(|line| line == format!("mod {stem};")) {
+                    complaints.add(&file.path, 1, format_args!("tests/{group}/main.rs lacks `mod {stem};`"));
+                }
+            }
+            _ => {}
+        }
+    }
+    for (path, _) in SINGLE_PROGRAMS {
+        assert!(root().join(path).exists(), "{path} is excused and not there");
     }
     complaints.check();
 }

@@ -68,7 +68,7 @@ pub const EXPECTED: &[&str] = &[
 ];
 
 /// Variants of elections that a few hundred seeds catch. The others need a second fault at the right moment:
-/// `tests/election_model.rs` and the tests beside it break them on purpose.
+/// `tests/elections/model.rs` and the tests beside it break them on purpose.
 #[cfg(feature = "sabotage")]
 pub const CAUGHT: &[Variant] = &[
     Variant::VoteNotDurable,

@@ -1,5 +1,5 @@
 //! What the hunts with kill -9 share: numbered writes whose acknowledgements are remembered, and lives that end at a
-//! system call drawn from a recording (see `real_kills.rs`).
+//! system call drawn from a recording (see `tests/real/kills_anywhere.rs`).
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 

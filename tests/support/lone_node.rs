@@ -15,11 +15,8 @@ use kvstore::wire::peer::{Hello, PROTOCOL_VERSIONS};
 use kvstore::wire::{CMD_TYPES_KNOWN, MessageType};
 
 use super::mem_disk::MemDisk;
-
-#[path = "node_io.rs"]
-mod node_io;
-pub use node_io::VirtualClock;
-use node_io::{NodeIo, push, split_frames};
+pub use super::node_io::VirtualClock;
+use super::node_io::{NodeIo, push, split_frames};
 
 /// What the node did about bytes that were sent to it.
 #[derive(Debug, Default, PartialEq, Eq)]

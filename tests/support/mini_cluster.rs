@@ -17,16 +17,10 @@ use kvstore::time::{Clock, Time};
 use kvstore::wal::{Durability, WalConfig};
 use kvstore::wire::{Frame, MessageType, client::Request, peer::Ack};
 
-#[path = "frame_text.rs"]
-mod frame_text;
-#[path = "mem_disk.rs"]
-pub mod mem_disk;
-#[path = "node_io.rs"]
-mod node_io;
-use frame_text::{Names, frame_text, kind_of_file};
-pub use mem_disk::MemDisk;
-use mem_disk::{Keep, OpKind};
-use node_io::{NodeIo, VirtualClock, push, split_frames};
+use super::frame_text::{Names, frame_text, kind_of_file};
+pub use super::mem_disk::MemDisk;
+use super::mem_disk::{Keep, OpKind};
+use super::node_io::{NodeIo, VirtualClock, push, split_frames};
 
 /// Turns that one command may take before it is called endless.
 const TURNS_MAX: usize = 2_000;

@@ -6,7 +6,7 @@
 //! [`timing`] says when to campaign and for how long to refuse, [`quorum_clock`] knows since when a majority has heard
 //! this leader (lease, check-quorum), [`reads`] when a read may be answered. What is committed is
 //! `replication::commit`'s, where logs part is `replication::history`'s. Every rule is also a known-bad variant
-//! (`sabotage`), and `tests/election_model.rs` fails for each.
+//! (`sabotage`), and `tests/elections/model.rs` fails for each.
 //!
 //! The node gives them a clock, a record on disk and connections in `node::elect`.
 //!

@@ -68,7 +68,7 @@ pub fn check_frames(chunks: &[usize], bytes: &[u8]) {
 }
 
 /// The check of one input: how many chunk sizes there are, the chunk sizes, then the stream.
-#[allow(dead_code, reason = "tests/wire_frames.rs makes its own chunks")]
+#[allow(dead_code, reason = "tests/wire/frames.rs makes its own chunks")]
 pub fn check_input(input: &[u8]) {
     let Some((count, rest)) = input.split_first() else { return };
     let (sizes, bytes) = rest.split_at(usize::from(*count).min(rest.len()));

@@ -13,7 +13,7 @@ use kvstore::wal::{
 use kvstore::wire::{Effect, Reader, Record, record_size};
 
 #[path = "../../support/mem_disk.rs"]
-mod mem_disk;
+pub mod mem_disk;
 use mem_disk::MemDisk;
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);

@@ -16,8 +16,6 @@ use kvstore::time::Time;
 
 pub mod checks;
 pub mod log;
-#[path = "../mem_disk.rs"]
-pub mod mem_disk;
 pub mod messages;
 pub mod nemesis;
 pub mod node;

@@ -17,8 +17,8 @@ use kvstore::rng::Rng;
 use kvstore::time::Time;
 
 use super::log::{Entry, Log};
-use super::mem_disk::{Keep, MemDisk};
 use super::messages::{Message, Told};
+use crate::mem_disk::{Keep, MemDisk};
 
 #[derive(Debug)]
 pub struct PeerState {
