@@ -222,6 +222,10 @@ pub const REFUSED_RETRY_MS: u64 = 500;
 pub const PROMOTION_DEADLINE_MS: u64 = 3_000;
 /// Milliseconds that a follower has to reach the end of the log before it is handed leadership, and then to lead.
 pub const HAND_OVER_DEADLINE_MS: u64 = 1_500;
+/// Milliseconds in which a node that is to be a member must be reached. A few dials.
+pub const LEARNER_REACHED_MS: u64 = 5_000;
+/// Milliseconds without progress after which a node that learns is given up.
+pub const LEARNER_SILENCE_MS: u64 = 20_000;
 /// Log lines about single replication events at info, per kind and second; the rest is summed up.
 pub const REPLICATION_LINES_PER_S: u32 = 10;
 /// Milliseconds between two questions of a leader for the hash of its followers' states, at least.
@@ -258,6 +262,7 @@ const _: () = {
     assert!(FLUSH_STALL_MS <= SESSION_SILENCE_MS, "a stall is told before anybody draws conclusions");
     assert!(PEER_IDLE_MS > HANDSHAKE_DEADLINE_MS && PEER_IDLE_MS > 2 * PROMOTION_DEADLINE_MS);
     assert!(2 * HAND_OVER_DEADLINE_MS < SHUTDOWN_DEADLINE_MS);
+    assert!(LEARNER_SILENCE_MS > TRANSFER_SILENCE_MS && LEARNER_REACHED_MS >= HANDSHAKE_DEADLINE_MS);
     assert!(ELECTION_TIMEOUT_MS_MIN <= ELECTION_TIMEOUT_MS_DEFAULT);
     assert!(ELECTION_TIMEOUT_MS_DEFAULT <= ELECTION_TIMEOUT_MS_MAX);
     assert!(REDIAL_MS_MIN < REDIAL_MS_MAX && HEARTBEAT_MS_DEFAULT * 4 <= INSYNC_TIMEOUT_MS_DEFAULT);

@@ -99,6 +99,10 @@ variants! {
     StaleReadAfterPause = "stale-read-after-pause";
     /// A lease that is given up before leadership is handed over goes on.
     LeaseKeptDuringTransfer = "lease-kept-during-transfer";
+    /// A leader changes the members before it knows what its log holds of earlier terms to be committed.
+    ChangeBeforeFirstCommit = "change-before-first-commit";
+    /// A node gets the record that removes it, and campaigns all the same, with its own vote.
+    RemovedMemberCampaigns = "removed-member-campaigns";
 }
 
 impl Variant {
@@ -119,6 +123,8 @@ impl Variant {
         Variant::StaleReadAfterPause,
         Variant::LeaseKeptDuringTransfer,
         Variant::UnappliedNumbersForgotten,
+        Variant::ChangeBeforeFirstCommit,
+        Variant::RemovedMemberCampaigns,
     ];
 }
 

@@ -70,7 +70,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("keyspace", &["ids", "limits", "wire", "keyspace"]),
     ("disk", &["disk", "ledger"]),
     ("wal", &["disk", "ids", "limits", "replication::history", "wal", "wire"]),
-    ("snapshot", &["disk", "ids", "limits", "replication::history", "snapshot", "wire"]),
+    (
+        "snapshot",
+        &["disk", "ids", "limits", "replication::history", "replication::members", "snapshot", "wire"],
+    ),
     ("meta", &["disk", "ids", "limits", "meta", "replication::members", "wire"]),
     ("trace", &["ids", "time", "trace", "wire"]),
     ("marks", &["disk", "ids", "wire"]),
@@ -108,6 +111,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limits",
             "meta",
             "replication::history",
+            "replication::members",
             "rng",
             "snapshot",
             "wal",
@@ -175,8 +179,8 @@ const LONG_LINES: &[(&str, &str)] = &[
 const FAULTS: &[&str] = &[
     "D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D11", "D12", "D13", "D14", "D15", "D16",
     "D17", "D18", "D19", "D20", "D21", "P2", "P3", "P6", "P7", "P8", "N2", "N3", "N4", "N5", "N6", "N7",
-    "N8", "N9", "N10", "N11", "N12", "N14", "N15", "N16", "N19", "C1", "C2", "C3", "C4", "C5", "C6", "C7",
-    "C8", "C9",
+    "N8", "N9", "N10", "N11", "N12", "N14", "N15", "N16", "N18", "N19", "C1", "C2", "C3", "C4", "C5", "C6",
+    "C7", "C8", "C9",
 ];
 
 /// Programs of one test file, and why it shares none: each is linked with the whole library, cargo runs them one after

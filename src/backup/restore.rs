@@ -16,6 +16,7 @@ use crate::disk::{Disk, FileId, Staged, ViewedDisk};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{BATCH_SIZE_MAX, SEGMENT_SIZE_DEFAULT};
 use crate::meta::{Meta, MetaStore};
+use crate::replication::members::Membership;
 use crate::rng::Rng;
 use crate::snapshot::{SnapshotId, SnapshotInfo, SnapshotReader, SnapshotWriter, Start};
 use crate::wal::{Base, Durability, Identity, ReserveError, Wal, WalConfig};
@@ -251,7 +252,15 @@ fn write_log(
 fn write_snapshot(source: &mut Source, disk: &mut dyn Disk, ids: NewIds) -> Result<(), RestoreError> {
     let SnapshotInfo { id, chain, history, bytes, .. } = source.info.clone();
     let NewIds { cluster_id, node_id } = ids;
-    let start = Start { cluster_id, maker: node_id, s: id.s, chain, history, peers: Vec::new() };
+    let start = Start {
+        cluster_id,
+        maker: node_id,
+        s: id.s,
+        chain,
+        history,
+        peers: Vec::new(),
+        members: Membership::default(),
+    };
     let mut writer = SnapshotWriter::begin(disk, bytes, start)?;
     let mut reader = SnapshotReader::open(&mut source.disk, &source.name, None)?;
     while let Some(block) = reader.next_block(&mut source.disk)? {

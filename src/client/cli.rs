@@ -15,6 +15,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, Value
 use serde_json::Value;
 
 use super::doctor::examine;
+use super::failure::EXIT_CODES;
+use super::member_commands::MemberCommand;
 use super::once::{self, Asking};
 use super::output::{self, Printed};
 use super::place::{Misplaced, Place};
@@ -28,35 +30,6 @@ use crate::wire::client::{ReadMode, WriteOp};
 
 /// A snapshot takes as long as it takes: this is for a node that has gone.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3_600);
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  done
-  1  the key was not found
-  2  usage: a bad argument, or a key or value beyond its limit
-  3  cannot connect, or the request did not leave whole: nothing was done
-  4  a condition failed: nothing was written
-  5  no leader, not enough replicas, or refused: nothing was written
-  6  timed out or connection lost after sending: for a write the outcome is unknown; where the
-     message names its number, --again asks for it, and executes it at most once
-  7  server error: busy, disk full, shutting down, no sensible answer, no backup;
-     or the command was done and its result cannot be printed; doctor did not measure
-  8  the node is loading its state: nothing was done, try again when `ping` says no more of it
-
-Examples:
-  kv_client put hello world
-  kv_client --port 9002 get hello
-  kv_client put photo - < photo.jpg
-  kv_client -o json status
-  kv_client --endpoints 9001,9002,9003 put hello world
-  kv_client --endpoints node1:9001,node2:9001,node3:9001 status
-  kv_client --port 9001 put hello world --retry
-  kv_client put hello world --explain
-  kv_client tail --percentile 99
-  kv_client syscalls --watch
-  kv_client backup ./kv.backup
-  kv_client doctor --data-dir ./node1
-  kv_client get -- -key-that-begins-with-a-dash";
 
 /// A client for kvstore nodes.
 #[derive(Clone, Debug, Parser)]
@@ -152,6 +125,18 @@ enum Command {
         #[arg(value_name = "ADDR", value_parser = parse_address)]
         address: Option<String>,
     },
+    /// Change who votes, where leaders are elected, or list who does; the leader is found by itself.
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Have a new node take a member's place: it learns and is added, then the old one is removed.
+    Replace {
+        /// The member that goes: PORT, HOST:PORT or [IPV6]:PORT. It need not run.
+        #[arg(value_name = "OLD", value_parser = parse_address)]
+        old: String,
+        /// The node that comes, started with --role=auto --join; the same address for a member whose data is lost.
+        #[arg(value_name = "NEW", value_parser = parse_address)]
+        new: String,
+    },
     /// Make a snapshot, so that the log before it can go; done when it is durable.
     Snapshot {
         /// Only begin it; `status` shows how it goes on.
@@ -237,6 +222,7 @@ impl Command {
         Some(match self {
             Command::Put { .. } | Command::Get { .. } | Command::Delete { .. } => return None,
             Command::Status | Command::Doctor { .. } => return None,
+            Command::Member(_) | Command::Replace { .. } => return None,
             Command::Ping => "ping",
             Command::Promote { .. } => "promote",
             Command::Follow { .. } => "follow",
@@ -359,6 +345,8 @@ fn execute(arguments: Arguments) -> Result<Printed, Failure> {
         Command::Transfer { address } => {
             output::account(&client.transfer(address.as_deref().unwrap_or_default())?, format)
         }
+        Command::Member(command) => command.run(&mut client, format)?,
+        Command::Replace { old, new } => output::account(&client.replace_member(&old, &new)?, format),
         Command::Snapshot { no_wait } => {
             if !no_wait {
                 client.set_timeout(SNAPSHOT_TIMEOUT.max(timeout));

@@ -216,6 +216,7 @@ fn changes_something(request: &Request<'_>) -> bool {
         Request::Put { .. } | Request::PutExplained { .. } | Request::Delete { .. } => true,
         Request::Numbered { .. } => true,
         Request::Promote { .. } | Request::Follow { .. } | Request::Transfer { .. } => true,
+        Request::ChangeMembers { .. } => true,
         Request::Snapshot { .. } => true,
         Request::Get { .. }
         | Request::GetWith { .. }

@@ -8,6 +8,36 @@ use serde_json::{Map, Value};
 use super::{Asked, ClientError, Loss};
 use crate::wire::client::Status;
 
+/// What `kv_client --help` says below the options.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the key was not found
+  2  usage: a bad argument, or a key or value beyond its limit
+  3  cannot connect, or the request did not leave whole: nothing was done
+  4  a condition failed: nothing was written
+  5  no leader, not enough replicas, or refused: nothing was written
+  6  timed out or connection lost after sending: for a write the outcome is unknown; where the
+     message names its number, --again asks for it, and executes it at most once
+  7  server error: busy, disk full, shutting down, no sensible answer, no backup;
+     or the command was done and its result cannot be printed; doctor did not measure
+  8  the node is loading its state: nothing was done, try again when `ping` says no more of it
+
+Examples:
+  kv_client put hello world
+  kv_client --port 9002 get hello
+  kv_client put photo - < photo.jpg
+  kv_client -o json status
+  kv_client --endpoints 9001,9002,9003 put hello world
+  kv_client --endpoints node1:9001,node2:9001,node3:9001 status
+  kv_client --port 9001 put hello world --retry
+  kv_client put hello world --explain
+  kv_client tail --percentile 99
+  kv_client syscalls --watch
+  kv_client backup ./kv.backup
+  kv_client doctor --data-dir ./node1
+  kv_client get -- -key-that-begins-with-a-dash";
+
 /// Exit code: done.
 pub(super) const EXIT_DONE: u8 = 0;
 /// Exit code: the key was not found.

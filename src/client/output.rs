@@ -34,7 +34,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    fn text(text: impl Into<Vec<u8>>) -> Printed {
+    pub(super) fn text(text: impl Into<Vec<u8>>) -> Printed {
         let mut stdout: Vec<u8> = text.into();
         stdout.push(b'\n');
         Printed { stdout, ..Printed::default() }
@@ -45,7 +45,7 @@ impl Printed {
         Printed { stdout: text.into_bytes(), ..Printed::default() }
     }
 
-    fn json(document: &Value) -> Printed {
+    pub(super) fn json(document: &Value) -> Printed {
         Printed::text(document.to_string())
     }
 }

@@ -300,7 +300,8 @@ pub(super) fn is_for_the_leader(request: &Request<'_>) -> bool {
         | Request::Get { .. }
         | Request::OpenSession
         | Request::Numbered { .. }
-        | Request::Transfer { .. } => true,
+        | Request::Transfer { .. }
+        | Request::ChangeMembers { .. } => true,
         Request::GetWith { reads, .. } => *reads != ReadMode::Local,
         _ => false,
     }

@@ -32,6 +32,10 @@ pub struct ElectionFlags {
         help_heading = "Replication"
     )]
     pub replicas: Vec<String>,
+    /// With --role=auto and an empty data directory: form no cluster, and wait until `kv_client member add` or
+    /// `kv_client replace` brings this node into one that is there. Without effect once it belongs to one
+    #[arg(long, env = "KVSTORE_JOIN", help_heading = "Replication")]
+    pub join: bool,
 }
 
 /// `--reads`.
@@ -65,13 +69,14 @@ impl Flags {
         own_address: &str,
         peers: &[String],
     ) -> Result<ElectionConfig, String> {
-        let ElectionFlags { election_timeout_ms, reads, replicas } = &self.election;
+        let ElectionFlags { election_timeout_ms, reads, replicas, join } = &self.election;
         let (election_timeout_ms, reads) = (*election_timeout_ms, *reads);
         if self.role != RoleChoice::Auto {
             let given = [
                 ("--election-timeout-ms", election_timeout_ms.is_some()),
                 ("--reads", reads.is_some()),
                 ("--replicas", !replicas.is_empty()),
+                ("--join", *join),
             ];
             return match given.into_iter().find(|(_, given)| *given) {
                 Some((flag, _)) => Err(format!("{flag} is for --role=auto: add that, or leave it out")),
@@ -94,6 +99,13 @@ impl Flags {
                 self.listen
             ));
         }
+        if *join && !self.peers.is_empty() {
+            return Err(
+                "--join and --peers contradict each other: with --peers the node forms a cluster of those nodes, with \
+                 --join it waits to be added to one that is there; leave one of them out"
+                    .to_owned(),
+            );
+        }
         let timeout_ms = election_timeout_ms.unwrap_or(ELECTION_TIMEOUT_MS_DEFAULT);
         in_range("--election-timeout-ms", timeout_ms, ELECTION_TIMEOUT_MS_MIN, ELECTION_TIMEOUT_MS_MAX)?;
         let reads = match reads {
@@ -111,7 +123,7 @@ impl Flags {
         if let Some(twice) = replicas.iter().find(|replica| peers.contains(*replica)) {
             return Err(format!("--peers and --replicas both name {twice}: a node votes, or it does not"));
         }
-        Ok(ElectionConfig { timeout_ms, reads, replicas })
+        Ok(ElectionConfig { timeout_ms, reads, replicas, join: *join })
     }
 
     /// Milliseconds between heartbeats: with elections so few that several fit into a timeout.

@@ -98,7 +98,7 @@ impl Keyspace {
         let existed = match record.effect {
             Effect::Put { key, value } => self.put(hash, key, value),
             Effect::Delete { key } => self.delete(hash, key),
-            Effect::Term { .. } => false,
+            Effect::Term { .. } | Effect::Members { .. } => false,
             Effect::PutNumbered { key, value, by } => {
                 let existed = self.put(hash, key, value);
                 self.sessions.executed(by, Answer { lsn: record.lsn, found: true });
@@ -290,7 +290,7 @@ impl Keyspace {
             | Effect::Delete { key }
             | Effect::PutNumbered { key, .. }
             | Effect::DeleteNumbered { key, .. } => self.hash(key),
-            Effect::Term { .. } | Effect::Session { .. } => KeyHash(0),
+            Effect::Term { .. } | Effect::Session { .. } | Effect::Members { .. } => KeyHash(0),
         }
     }
 

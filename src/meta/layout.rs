@@ -16,6 +16,8 @@
 //!               base: [LSN u64][chain u32]; repair: [until LSN u64][term u64][commit LSN u64]. Zeros in format 1,
 //!               which knew neither: they mean that there is none
 //!               members: [count u8], then as many [node id 16][size u16][address]. Zero before format 3
+//!               the record that made the list: [LSN u64]; the change that it was: [u8: 0 none, 1 added, 2 removed],
+//!               and unless none [LSN of the list before u64][node id 16][size u16][address]. Zeros before format 4
 //!               zeros
 //!   8188     4  CRC-32 of all bytes before it
 //! ```
@@ -30,15 +32,15 @@ use std::io;
 use super::{Meta, Repair, StoredRole};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, MEMBERS_MAX, PEERS_MAX};
-use crate::replication::members::{Member, Members};
+use crate::replication::members::{Member, Members, Membership, Step};
 use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
 
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
-/// Formats 1 and 2 are read too: they have zeros where a later one has the base of the log and the note of a repair
-/// (2), and the members of an elected cluster (3), which is what having none looks like. The version was raised all the
-/// same, so that a program that would forget them does not start.
-pub(super) const FORMAT_VERSION: u32 = 3;
+/// Formats 1 to 3 are read too: they have zeros where a later one has the base of the log and the note of a repair
+/// (2), the members of an elected cluster (3), and how their list came about (4), which is what having none looks like.
+/// The version was raised all the same, so that a program that would forget them does not start.
+pub(super) const FORMAT_VERSION: u32 = 4;
 /// The oldest version that is read.
 const FORMAT_VERSION_MIN: u32 = 1;
 const MAGIC: [u8; 8] = *b"KVSTMETA";
@@ -48,7 +50,10 @@ const FIXED_SIZE: usize = 110;
 const APPENDED_SIZE: usize = 8 + 4 + REPAIR_SIZE;
 const ADDRESS_FIELD_SIZE_MAX: usize = 2 + ADDRESS_SIZE_MAX;
 /// The two addresses of a record with neither peers nor members, and the counts of those.
-const LISTLESS_SIZE_MAX: usize = FIXED_SIZE + 2 * ADDRESS_FIELD_SIZE_MAX + 1 + APPENDED_SIZE + 1;
+const LISTLESS_SIZE_MAX: usize =
+    FIXED_SIZE + 2 * ADDRESS_FIELD_SIZE_MAX + 1 + APPENDED_SIZE + 1 + STEP_SIZE_MAX;
+/// How the list of members came about.
+const STEP_SIZE_MAX: usize = 8 + 1 + 8 + NODE_ID_SIZE + ADDRESS_FIELD_SIZE_MAX;
 
 const FLAG_IN_SYNC: u8 = 1;
 const FLAG_DISCARD_ALLOWED: u8 = 2;
@@ -141,10 +146,8 @@ pub(super) fn encode(version: u64, meta: &Meta) -> Vec<u8> {
     out.put_u64(meta.repair.term.as_u64());
     out.put_u64(meta.repair.commit_lsn.0);
     out.put_u8(u8::try_from(meta.members.len()).expect("members are bounded by MEMBERS_MAX"));
-    for member in meta.members.iter() {
-        out.extend_from_slice(&member.node_id.0);
-        out.put_bytes16(member.address.as_bytes());
-    }
+    meta.members.iter().for_each(|member| put_member(&mut out, member));
+    put_step(&mut out, &meta.members);
     assert!(out.len() <= CHECKSUM_OFFSET, "addresses are bounded by ADDRESS_SIZE_MAX");
     out.resize(CHECKSUM_OFFSET, 0);
     out.put_u32(crc32fast::hash(&out));
@@ -196,7 +199,8 @@ fn decode_fields(covered: &[u8]) -> Result<Decoded, DecodeError> {
         commit_lsn: Lsn(reader.u64("repair commit LSN")?),
         files_pending: flags & FLAG_REPAIR_FILES_PENDING != 0,
     };
-    let members = read_members(&mut reader)?;
+    let list = read_members(&mut reader)?;
+    let members = read_membership(&mut reader, list)?;
     let meta = Box::new(Meta {
         cluster_id,
         node_id,
@@ -237,14 +241,46 @@ fn read_members(reader: &mut Reader<'_>) -> Result<Members, DecodeError> {
         let problem = DecodeProblem::TooLarge { value: count.into(), limit: MEMBERS_MAX as u64 };
         return Err(at_count.error("member count", problem));
     }
-    let read_member = |_| {
-        Ok(Member {
-            node_id: NodeId(reader.array("member id")?),
-            address: reader.text16("member address", ADDRESS_SIZE_MAX)?.to_owned(),
-        })
-    };
-    let members = (0..count).map(read_member).collect::<Result<_, _>>()?;
+    let members = (0..count).map(|_| read_member(reader)).collect::<Result<_, _>>()?;
     Members::from_sorted(members).ok_or(at_count.error("members", DecodeProblem::Invalid(count.into())))
+}
+
+fn put_member(out: &mut Vec<u8>, member: &Member) {
+    out.extend_from_slice(&member.node_id.0);
+    out.put_bytes16(member.address.as_bytes());
+}
+
+fn read_member(reader: &mut Reader<'_>) -> Result<Member, DecodeError> {
+    let node_id = NodeId(reader.array("member id")?);
+    Ok(Member { node_id, address: reader.text16("member address", ADDRESS_SIZE_MAX)?.to_owned() })
+}
+
+const STEP_NONE: u8 = 0;
+const STEP_ADDED: u8 = 1;
+const STEP_REMOVED: u8 = 2;
+
+fn put_step(out: &mut Vec<u8>, members: &Membership) {
+    out.put_u64(members.lsn().0);
+    let Some(Step { before_lsn, added, member }) = members.step() else { return out.put_u8(STEP_NONE) };
+    out.put_u8(if *added { STEP_ADDED } else { STEP_REMOVED });
+    out.put_u64(before_lsn.0);
+    put_member(out, member);
+}
+
+fn read_membership(reader: &mut Reader<'_>, list: Members) -> Result<Membership, DecodeError> {
+    let lsn = Lsn(reader.u64("LSN of the members")?);
+    let at_step = reader.clone();
+    let what = reader.u8("change of members")?;
+    let invalid = || at_step.error("change of members", DecodeProblem::Invalid(what.into()));
+    let added = match what {
+        STEP_NONE => return Ok(Membership::settled(list, lsn)),
+        STEP_ADDED => true,
+        STEP_REMOVED => false,
+        _ => return Err(invalid()),
+    };
+    let before_lsn = Lsn(reader.u64("LSN of the members before")?);
+    let step = Step { before_lsn, added, member: read_member(reader)? };
+    Membership::with_step(list, lsn, Some(step)).ok_or_else(invalid)
 }
 
 fn role_to_byte(role: StoredRole) -> u8 {

@@ -2,7 +2,7 @@
 
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX};
-use crate::replication::members::Members;
+use crate::replication::members::Membership;
 
 /// The role a node has beyond its restart, and whose word it was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,8 +65,9 @@ pub struct Meta {
     pub leader_address: String,
     /// The other nodes, at most `PEERS_MAX`. Empty if there are members, which say it better.
     pub peers: Vec<String>,
-    /// Who votes, this node included. Empty unless the leader is elected. Set once, with the role and the cluster id.
-    pub members: Members,
+    /// Who votes. Empty unless the leader is elected: set with the role and the cluster id, and from then on what the
+    /// newest record of the log says that has a list. This node need not be among them: it learns, or was removed.
+    pub members: Membership,
     /// The leader it follows is elected by members of whom this node is none: a read replica. Set with the first
     /// session, for life.
     pub follows_elected: bool,
@@ -119,7 +120,6 @@ impl Meta {
         assert_eq!(elected, !self.members.is_empty(), "members elect, and nobody else does");
         assert!(!(elected && self.follows_elected), "a member is no replica");
         if elected {
-            assert!(self.members.contains(self.node_id), "node {} is a member of its cluster", self.node_id);
             assert!(!self.cluster_id.is_none(), "members are those of a cluster");
             // The file has room for either list of addresses, not for both.
             assert!(self.peers.is_empty(), "where there are members there is no other list of peers");
@@ -143,9 +143,18 @@ impl Meta {
             self.term,
             self.vote
         );
+        // A snapshot in the place of the log brings the list of its log.
+        let replaces_log = next.log_generation > self.log_generation;
+        let taken_back = self.members.before().is_some_and(|before| before == next.members);
         assert!(
-            self.members.is_empty() || self.members == next.members,
-            "the members of an elected cluster are fixed when it is formed"
+            self.members.is_empty()
+                || self.members == next.members
+                || self.members.lsn() < next.members.lsn()
+                || taken_back
+                || replaces_log,
+            "the list of members of LSN {} does not become that of LSN {}",
+            self.members.lsn(),
+            next.members.lsn()
         );
         assert!(
             self.members.is_empty()

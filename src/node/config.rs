@@ -58,6 +58,8 @@ pub struct ElectionConfig {
     pub reads: ReadMode,
     /// Read replicas that this node dials while it leads, as `HOST:PORT`.
     pub replicas: Vec<String>,
+    /// A node without a cluster forms none, and waits to be added to one.
+    pub join: bool,
 }
 
 impl Default for ElectionConfig {
@@ -66,6 +68,7 @@ impl Default for ElectionConfig {
             timeout_ms: ELECTION_TIMEOUT_MS_DEFAULT,
             reads: ReadMode::Lease,
             replicas: Vec::new(),
+            join: false,
         }
     }
 }

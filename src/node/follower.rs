@@ -5,6 +5,7 @@ use super::flush::ReserveOutcome;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{Close, ConnId, Io};
 use crate::ids::{Lsn, Term};
+use crate::replication::members::Members;
 use crate::sabotage::Variant;
 use crate::time::Time;
 use crate::wire::peer::{Ack, AckDurations, AppendEntries, RefuseCode};
@@ -163,6 +164,7 @@ impl Node {
                 return Err(stop);
             }
         };
+        let (frame, mut lists) = frame;
         // Before any of its records can be applied.
         self.hear_state_news(&frame.tail.state);
         for index in kept..self.inflight.current().len() {
@@ -175,6 +177,9 @@ impl Node {
                     self.log_has_no_room(io, conn, &error);
                     return Ok(());
                 }
+            }
+            if let Some((lsn, list)) = lists.pop_if(|(lsn, _)| *lsn == self.wal.last_lsn().next()) {
+                self.note_members(lsn, list)?;
             }
             let (bytes, chain) = self.inflight.current().slice(index, index + 1);
             self.wal.append_checked(bytes, chain);
@@ -192,11 +197,16 @@ impl Node {
     }
 
     /// Checks every record of a frame, and the frame as a whole, before anything is appended. They are kept
-    /// in the batch already; a frame that fails is taken out of it again.
-    fn check_records<'a>(&mut self, body: &'a [u8]) -> Result<AppendEntries<'a>, Stop> {
+    /// in the batch already; a frame that fails is taken out of it again. With it come the lists of members in it, the
+    /// last one first.
+    #[allow(clippy::type_complexity)]
+    fn check_records<'a>(
+        &mut self,
+        body: &'a [u8],
+    ) -> Result<(AppendEntries<'a>, Vec<(Lsn, Members)>), Stop> {
         let (mut expected, mut chain) = (self.wal.last_lsn().next(), self.wal.last_chain());
         let (mut last_term, session_term) = (self.wal.last_term(), self.meta.get().term);
-        let inflight = &mut self.inflight;
+        let (inflight, mut lists) = (&mut self.inflight, Vec::new());
         let wrong = |field, value| DecodeError { field, at: 0, problem: DecodeProblem::Invalid(value) };
         let frame = AppendEntries::decode(body, |record, bytes| {
             if record.lsn != expected {
@@ -208,6 +218,7 @@ impl Node {
                 }
                 last_term = term;
             }
+            lists.extend(record.members().map(|list| (record.lsn, list)));
             expected = expected.next();
             chain = chain.extend(bytes);
             inflight.push_encoded(bytes, record.lsn);
@@ -222,7 +233,8 @@ impl Node {
                 expected.prev()
             ));
         }
-        Ok(frame)
+        lists.reverse();
+        Ok((frame, lists))
     }
 
     fn log_has_no_room(&mut self, io: &mut dyn Io, conn: ConnId, error: &std::io::Error) {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Frames, Node, Role};
+use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::ledger;
 use crate::trace::{RING_SIZE, SLOWEST_SIZE, tail_document};
@@ -77,7 +78,12 @@ impl Node {
             .map_or_else(Vec::new, |leader| leader.peers.iter().map(|peer| peer.address.as_str()).collect())
     }
 
-    pub(super) fn inspect(&mut self, inspect: Inspect) -> (Status, String) {
+    pub(super) fn on_inspect(&mut self, io: &mut dyn Io, conn: ConnId, inspect: Inspect) {
+        let (status, text) = self.inspect(inspect);
+        self.reply(io, conn, status, text.as_bytes());
+    }
+
+    fn inspect(&mut self, inspect: Inspect) -> (Status, String) {
         if let Inspect::Syscalls = inspect {
             return (Status::Ok, self.syscalls_document().to_string());
         }

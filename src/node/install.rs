@@ -24,7 +24,10 @@ use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io};
 use crate::ids::{Chain, Lsn, Term};
 use crate::limits::TRANSFER_RESUME_MS;
-use crate::snapshot::{Offer, ReadError, ReceiveError, ReceivedFile, SnapshotError, SnapshotId};
+use crate::replication::members::Membership;
+use crate::snapshot::{
+    Offer, ReadError, ReceiveError, ReceivedFile, SnapshotError, SnapshotId, SnapshotInfo,
+};
 use crate::time::Time;
 use crate::wal::Base;
 use crate::wire::peer::{RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag};
@@ -231,10 +234,12 @@ impl Node {
             Err(error) => return Ok(Err(ReceiveError::Write(error))),
         };
         let (s, e, chain) = (info.id.s, info.id.e, info.chain);
+        let members = self.members_of_snapshot(&info);
         self.meta.update(self.disk.as_mut(), |meta| {
             meta.log_generation += 1;
             meta.cut_lsn = Lsn::ZERO;
             (meta.base_lsn, meta.base_chain) = (s, chain);
+            meta.members = members;
         })?;
         let base = Base { lsn: s, chain, history: info.history.clone(), durable_lsn: s };
         let generation = self.meta.get().log_generation;
@@ -258,6 +263,12 @@ impl Node {
         let bytes = info.bytes;
         self.adopt_snapshot(info)?;
         Ok(Ok((s, chain, bytes)))
+    }
+
+    /// The members that an installed snapshot brings, to a node that goes by any: those of the log it stands for.
+    fn members_of_snapshot(&self, info: &SnapshotInfo) -> Membership {
+        let own = &self.meta.get().members;
+        if own.is_empty() || info.members.is_empty() { own.clone() } else { info.members.clone() }
     }
 
     /// The transfer cannot go on: refused in words, so that both operators read why. The leader begins anew.

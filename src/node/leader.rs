@@ -52,8 +52,7 @@ pub struct Leader {
 pub struct Peer {
     /// As `HOST:PORT`.
     pub address: String,
-    /// Whether its disk counts. That of a read replica of an elected cluster does not.
-    pub(super) votes: bool,
+    pub(super) kind: PeerKind,
     /// Its identity, once it said hello.
     pub node_id: Option<NodeId>,
     /// The connection to it.
@@ -76,6 +75,19 @@ pub struct Peer {
     pub(super) backoff: Backoff,
     /// Whether the operator was told that it is down.
     pub(super) down_told: bool,
+}
+
+/// What a follower is to its leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PeerKind {
+    /// Its disk counts.
+    Member,
+    /// It gets the log, and is to be a member once it has it. Its disk does not count.
+    Learner,
+    /// A read replica of an elected cluster. Its disk does not count.
+    Replica,
+    /// It was removed, or did not learn: nothing is sent to it, and its place is for another one.
+    Gone,
 }
 
 /// The connection to a follower.
@@ -157,16 +169,33 @@ impl Leader {
     /// Read replicas, behind the members: they are sent what those are, and have no say.
     pub(super) fn add_replicas(&mut self, addresses: &[String], now: Time) {
         let replica = |address: &String| {
-            let mut peer = Peer { votes: false, ..Peer::new(address.clone(), now) };
+            let mut peer = Peer { kind: PeerKind::Replica, ..Peer::new(address.clone(), now) };
             peer.progress.leave();
             peer
         };
         self.peers.extend(addresses.iter().map(replica));
     }
 
-    /// Those who count: all but read replicas.
+    /// One more follower, which has no vote yet. Its place is one that another one left, or a new one at the end.
+    pub(super) fn add_learner(&mut self, address: &str, now: Time) -> usize {
+        let mut peer = Peer { kind: PeerKind::Learner, ..Peer::new(address.to_owned(), now) };
+        peer.progress.leave();
+        let index = self.peers.iter().position(|peer| peer.kind == PeerKind::Gone);
+        match index {
+            Some(index) => self.peers[index] = peer,
+            None => self.peers.push(peer),
+        }
+        let index = index.unwrap_or(self.peers.len() - 1);
+        if let Some(quorum) = &mut self.quorum {
+            quorum.set_vote(index, false);
+            quorum.forget(index);
+        }
+        index
+    }
+
+    /// Those who count: the members beside this node.
     pub(super) fn voters(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.iter().filter(|peer| peer.votes)
+        self.peers.iter().filter(|peer| peer.votes())
     }
 
     /// The connections of its sessions.
@@ -200,7 +229,7 @@ impl Peer {
     fn new(address: String, now: Time) -> Peer {
         Peer {
             address,
-            votes: true,
+            kind: PeerKind::Member,
             node_id: None,
             link: Link::Down { retry_at: now, refused: false },
             progress: Progress::new(),
@@ -214,6 +243,21 @@ impl Peer {
             backoff: Backoff::default(),
             down_told: false,
         }
+    }
+
+    /// Whether its disk counts.
+    pub(super) fn votes(&self) -> bool {
+        self.kind == PeerKind::Member
+    }
+
+    /// Nothing is to do with it any more. Returns the connection that is to be closed.
+    pub(super) fn send_away(&mut self) -> Option<ConnId> {
+        let conn = self.conn();
+        self.kind = PeerKind::Gone;
+        self.progress.leave();
+        // Never dialled again; see `add_learner` for what becomes of the place.
+        self.link = Link::Down { retry_at: Time(u64::MAX), refused: false };
+        conn
     }
 
     /// The connection, if there is one.

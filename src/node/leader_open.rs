@@ -12,7 +12,7 @@ use crate::limits::HANDSHAKE_DEADLINE_MS;
 use crate::log_info;
 use crate::wal::Cursor;
 use crate::wire::peer::{FEATURE_SNAPSHOTS, Hello, Open, OpenReply, RefuseCode};
-use crate::wire::{CMD_TYPES_BASIC, CMD_TYPES_KNOWN};
+use crate::wire::{CMD_TYPES_BASIC, CMD_TYPES_MEMBERS, CMD_TYPES_SESSIONS};
 
 impl Peer {
     /// The follower answered, and there is something for it.
@@ -36,8 +36,7 @@ impl Node {
             return self.peer_refused(io, index, &why);
         }
         leader.peers[index].cmd_types = hello.cmd_types;
-        // As long as no client session was opened, a node that cannot apply one lacks nothing.
-        let needed = if self.holds_sessions() { CMD_TYPES_KNOWN } else { CMD_TYPES_BASIC };
+        let needed = self.cmd_types_needed();
         if hello.cmd_types & needed != needed {
             let why = format!(
                 "it can apply record types {:#x} and not all of {needed:#x}: update it first",
@@ -67,6 +66,14 @@ impl Node {
             elected: meta.is_elected(),
         };
         open.encode(io.output(conn).bytes_mut());
+    }
+
+    /// The record types that a follower must be able to apply. As long as no client session was opened and no member
+    /// changed, a node that cannot apply such a record lacks nothing.
+    fn cmd_types_needed(&self) -> u64 {
+        let sessions = if self.holds_sessions() { CMD_TYPES_SESSIONS } else { 0 };
+        let members = if self.meta.get().members.lsn() > Lsn::ZERO { CMD_TYPES_MEMBERS } else { 0 };
+        CMD_TYPES_BASIC | sessions | members
     }
 
     pub(super) fn on_open_reply(&mut self, io: &mut dyn Io, conn: ConnId, body: &[u8]) -> Result<(), Stop> {

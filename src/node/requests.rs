@@ -147,10 +147,7 @@ impl Node {
                 return self.on_numbered(io, conn, (session, number), write);
             }
             Request::OpenSession => return self.on_open_session(io, conn),
-            Request::Inspect(inspect) => {
-                let (status, text) = self.inspect(inspect);
-                self.reply(io, conn, status, text.as_bytes());
-            }
+            Request::Inspect(inspect) => self.on_inspect(io, conn, inspect),
             Request::Ping => {
                 let note = if self.is_complete() { String::new() } else { self.incomplete_text() };
                 self.reply(io, conn, Status::Ok, note.as_bytes());
@@ -164,6 +161,7 @@ impl Node {
             Request::Backup(step) => return Ok(self.on_backup(io, conn, step)?),
             Request::Transfer { address } => return Ok(self.on_transfer(io, conn, address)?),
             Request::Follow { address, discard } => return Ok(self.on_follow(io, conn, address, discard)?),
+            Request::ChangeMembers { add, address: a } => self.on_change_members(io, conn, add, a)?,
         }
         Ok(())
     }

@@ -282,6 +282,7 @@ impl Node {
             true => self.wal.chain_at(self.disk.as_mut(), match_lsn)?.map(|chain| (match_lsn, chain)),
             false => None,
         };
+        let members = self.meta.get().members.at(match_lsn);
         let mut repair = self.repair_with(open, match_lsn);
         if *plan == CutPlan::Everything {
             // What is left is the state of LSN 0, which is nothing to read, in sync or promoted, after a restart too.
@@ -301,6 +302,8 @@ impl Node {
                 meta.peers.clone_from(&open.peers);
                 meta.follows_elected |= open.elected;
             }
+            // With the record goes the list that it brought.
+            meta.members = members;
             meta.discard_allowed = false;
             meta.in_sync &= !repair.is_due();
             meta.repair = repair;

@@ -135,7 +135,9 @@ impl Node {
         let meta = self.meta.get();
         let mut peers = meta.peers.clone();
         peers.truncate(crate::limits::PEERS_MAX);
-        let start = Start { cluster_id: meta.cluster_id, maker: meta.node_id, s, chain, history, peers };
+        let members = meta.members.at(s);
+        let start =
+            Start { cluster_id: meta.cluster_id, maker: meta.node_id, s, chain, history, peers, members };
         let estimate = self.snapshot_bytes_expected();
         match SnapshotWriter::begin(self.disk.as_mut(), estimate, start) {
             Ok(writer) => {

@@ -14,7 +14,7 @@ use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::keyspace::Keyspace;
 use crate::marks::Marks;
 use crate::meta::{Meta, MetaStore, Repair, StoredRole};
-use crate::replication::members::Members;
+use crate::replication::members::Membership;
 use crate::rng::Rng;
 use crate::time::{Clock, LoopClock};
 use crate::trace::Trace;
@@ -200,7 +200,7 @@ fn open_meta(disk: &mut dyn Disk, rng: &mut Rng, config: &NodeConfig) -> Result<
         leader_id: NodeId::NONE,
         leader_address: String::new(),
         peers: Vec::new(),
-        members: Members::default(),
+        members: Membership::default(),
         follows_elected: false,
         own_address: String::new(),
         in_sync: false,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::leader::{Link, Peer};
+use super::leader::{Link, Peer, PeerKind};
 use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::{Lsn, Term};
@@ -188,7 +188,8 @@ impl Node {
     fn peers_document(&self, io: &mut dyn Io) -> Value {
         let last = self.wal.last_lsn();
         let peers = self.leader().map_or(&[][..], |leader| &leader.peers);
-        peers.iter().map(|peer| self.peer_document(io, peer, last)).collect()
+        let present = peers.iter().filter(|peer| peer.kind != PeerKind::Gone);
+        present.map(|peer| self.peer_document(io, peer, last)).collect()
     }
 
     fn peer_document(&self, io: &mut dyn Io, peer: &Peer, last: Lsn) -> Value {
@@ -206,7 +207,7 @@ impl Node {
             "address": peer.address,
             "node_id": peer.node_id.map(|id| id.to_string()),
             "state": peer.state_name(),
-            "votes": peer.votes,
+            "votes": peer.votes(),
             "in_sync": peer.progress.in_sync(),
             "match_lsn": match_lsn.0,
             "repair_until_lsn": peer.progress.repairs_until().map(|until| until.0),

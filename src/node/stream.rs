@@ -187,7 +187,7 @@ impl Node {
         let (commit, last, loop_now) = (self.commit, self.awaited_lsn(), self.loop_clock.now());
         let Some(leader) = self.leader_mut() else { return };
         let peer = &mut leader.peers[index];
-        if peer.votes && peer.progress.rejoin(commit, last, loop_now) {
+        if peer.votes() && peer.progress.rejoin(commit, last, loop_now) {
             let (address, count, all) =
                 (&leader.peers[index].address, leader.in_sync_count(), leader.voters().count() + 1);
             log_info!(
@@ -202,7 +202,7 @@ impl Node {
         let (own, releasable) = (self.wal.durable(), self.releasable());
         let Role::Leader(leader) = &mut self.role else { return };
         leader.states.clear();
-        let voters = leader.peers.iter().filter(|peer| peer.votes);
+        let voters = leader.peers.iter().filter(|peer| peer.votes());
         leader.states.extend(voters.map(|peer| peer.progress.state()));
         let committed = leader.rule.committed(&own, &leader.states).lsn().min(releasable);
         leader.committed = committed;
@@ -377,7 +377,7 @@ impl Node {
         let mut left = 0;
         for index in 0..leader.peers.len() {
             let peer = &mut leader.peers[index];
-            if peer.votes && peer.progress.expire(loop_now, timeout_ms * 1_000_000) {
+            if peer.votes() && peer.progress.expire(loop_now, timeout_ms * 1_000_000) {
                 left += 1;
                 let (address, match_lsn) = (peer.address.clone(), peer.progress.match_lsn());
                 let (count, all) = (leader.in_sync_count(), leader.voters().count() + 1);

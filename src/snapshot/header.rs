@@ -3,14 +3,17 @@
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, PEERS_MAX, TERM_HISTORY_ENTRY_SIZE, TERM_HISTORY_MAX};
 use crate::replication::history::{TermHistory, TermStart};
-use crate::wire::{DecodeError, Reader, Writer};
+use crate::replication::members::Membership;
+use crate::wire::{DecodeError, MEMBERS_SIZE_MAX, Reader, Writer, put_members, read_members};
 
 use super::error::Fault;
 use super::{SnapshotId, SnapshotInfo, Start};
 
-/// The newest version of snapshot files that this program writes and reads: with client sessions.
-pub const FORMAT_VERSION: u32 = 2;
-/// The version of a file without any, which older programs read too.
+/// The newest version of snapshot files that this program writes and reads: with members.
+pub const FORMAT_VERSION: u32 = 3;
+/// The version of a file with client sessions and no members.
+const FORMAT_VERSION_SESSIONS: u32 = 2;
+/// The version of a file with neither, which older programs read too.
 pub const FORMAT_VERSION_PLAIN: u32 = 1;
 /// Bytes of the footer.
 pub const FOOTER_SIZE: usize = 8 + 3 * 8 + 3 * 4;
@@ -20,9 +23,14 @@ pub(super) const HEADER_ALIGN: usize = 4096;
 /// Bytes in front of the peers; they say how long the header is.
 pub(super) const FIXED_SIZE: usize = 88;
 /// Bytes of a header, at most.
-pub(super) const HEADER_SIZE_MAX: usize =
-    (FIXED_SIZE + PEERS_MAX * (2 + ADDRESS_SIZE_MAX) + TERM_HISTORY_MAX * TERM_HISTORY_ENTRY_SIZE + 4)
-        .next_multiple_of(HEADER_ALIGN);
+pub(super) const HEADER_SIZE_MAX: usize = (FIXED_SIZE
+    + PEERS_MAX * (2 + ADDRESS_SIZE_MAX)
+    + TERM_HISTORY_MAX * TERM_HISTORY_ENTRY_SIZE
+    + TAIL_SIZE_MAX
+    + 4)
+.next_multiple_of(HEADER_ALIGN);
+/// What stands behind the terms where there are members: whether there are sessions, the LSN of the list, the list.
+const TAIL_SIZE_MAX: usize = 1 + 8 + MEMBERS_SIZE_MAX;
 
 const MAGIC: [u8; 8] = *b"KVSTSNAP";
 const FOOTER_MAGIC: [u8; 8] = *b"KVSTSEND";
@@ -54,7 +62,9 @@ pub(super) struct Footer {
 pub(super) fn header_size(start: &Start) -> usize {
     let peers: usize = start.peers.iter().map(|peer| 2 + peer.len()).sum();
     let terms = start.history.starts().len() * TERM_HISTORY_ENTRY_SIZE;
-    (FIXED_SIZE + peers + terms + 4).next_multiple_of(HEADER_ALIGN)
+    let members: usize = start.members.iter().map(|member| 16 + 2 + member.address.len()).sum();
+    let tail = if start.members.is_empty() { 0 } else { 1 + 8 + 2 + members };
+    (FIXED_SIZE + peers + terms + tail + 4).next_multiple_of(HEADER_ALIGN)
 }
 
 /// What the checksum of every block begins with.
@@ -91,11 +101,15 @@ pub(super) fn header_size_of(fixed: &[u8; FIXED_SIZE]) -> Result<usize, Fault> {
 impl Header {
     /// The header's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let Start { cluster_id, maker, s, chain, history, peers } = &self.start;
+        let Start { cluster_id, maker, s, chain, history, peers, members } = &self.start;
         let size = header_size(&self.start);
         let mut out = Vec::with_capacity(size);
         out.extend_from_slice(&MAGIC);
-        out.put_u32(if self.has_sessions { FORMAT_VERSION } else { FORMAT_VERSION_PLAIN });
+        out.put_u32(match (members.is_empty(), self.has_sessions) {
+            (false, _) => FORMAT_VERSION,
+            (true, true) => FORMAT_VERSION_SESSIONS,
+            (true, false) => FORMAT_VERSION_PLAIN,
+        });
         let crc = crc32fast::hash(&out);
         out.put_u32(crc);
         out.extend_from_slice(&cluster_id.0);
@@ -113,6 +127,11 @@ impl Header {
             out.extend_from_slice(&start.leader.0);
             out.put_u64(start.first_lsn.0);
             out.put_u32(start.chain.0);
+        }
+        if !members.is_empty() {
+            out.put_u8(self.has_sessions.into());
+            out.put_u64(members.lsn().0);
+            put_members(&mut out, members);
         }
         out.resize(size - 4, 0);
         let crc = crc32fast::hash(&out);
@@ -140,7 +159,7 @@ impl Header {
     /// Its fields; `None` if their values cannot be.
     fn fields(reader: &mut Reader<'_>) -> Result<Option<Header>, DecodeError> {
         let _checked_magic: [u8; 8] = reader.array("magic")?;
-        let has_sessions = reader.u32("version")? > FORMAT_VERSION_PLAIN;
+        let version = reader.u32("version")?;
         let _checked_prefix_crc = reader.u32("prefix crc")?;
         let cluster_id = ClusterId(reader.array("cluster id")?);
         let maker = NodeId(reader.array("maker")?);
@@ -158,9 +177,17 @@ impl Header {
         let Some(history) = TermHistory::from_starts(starts.collect::<Result<_, DecodeError>>()?) else {
             return Ok(None);
         };
+        let (has_sessions, members) = match version {
+            FORMAT_VERSION => {
+                let has_sessions = reader.u8("whether there are sessions")? != 0;
+                let lsn = Lsn(reader.u64("LSN of the members")?);
+                (has_sessions, Membership::settled(read_members(reader)?, lsn))
+            }
+            _ => (version == FORMAT_VERSION_SESSIONS, Membership::default()),
+        };
         let is_below_s = history.last().is_none_or(|last| last.first_lsn <= s);
         let has_footer = bytes >= u64::from(size) + FOOTER_SIZE as u64;
-        let start = Start { cluster_id, maker, s, chain, history, peers };
+        let start = Start { cluster_id, maker, s, chain, history, peers, members };
         Ok((s <= e && is_below_s && has_footer).then_some(Header { has_sessions, start, e, bytes }))
     }
 
@@ -175,7 +202,7 @@ impl Header {
 
     /// Both ends of a file put together.
     pub fn info(&self, footer: &Footer, name: &str) -> SnapshotInfo {
-        let Start { cluster_id, maker, chain, history, peers, .. } = self.start.clone();
+        let Start { cluster_id, maker, chain, history, peers, members, .. } = self.start.clone();
         SnapshotInfo {
             id: self.id(),
             chain,
@@ -184,6 +211,7 @@ impl Header {
             data_bytes: footer.data_bytes,
             history,
             peers,
+            members,
             cluster_id,
             maker,
             crc: footer.crc(),

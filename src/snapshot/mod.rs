@@ -84,6 +84,7 @@ mod writer;
 
 use crate::ids::{Chain, ClusterId, Lsn, NodeId};
 use crate::replication::history::TermHistory;
+use crate::replication::members::Membership;
 
 pub use block::{BLOCK_HEADER_SIZE, Block, Entries};
 pub use error::{ReadError, ReceiveError, SnapshotError};
@@ -134,6 +135,9 @@ pub struct Start {
     pub history: TermHistory,
     /// Addresses of the peers, at most [`crate::limits::PEERS_MAX`].
     pub peers: Vec<String>,
+    /// Who votes, of a cluster whose leader is elected: what counted at S. The list of a later record stands in its
+    /// place if that was committed by the time and not applied.
+    pub members: Membership,
 }
 
 /// What a whole snapshot says about itself.
@@ -153,6 +157,8 @@ pub struct SnapshotInfo {
     pub history: TermHistory,
     /// The peers of its maker.
     pub peers: Vec<String>,
+    /// Who votes; see [`Start`].
+    pub members: Membership,
     /// The cluster.
     pub cluster_id: ClusterId,
     /// The node that made it.

@@ -17,7 +17,8 @@
 //! does not account for of the time between `sent` and its ACK is the network and the wake-ups on the way.
 //!
 //! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a
-//! histogram of each stage. All memory is taken when a node begins to lead.
+//! histogram of each stage. All memory is taken when a node begins to lead, and what a follower needs when one is
+//! added.
 
 mod histogram;
 mod receipt;
@@ -133,6 +134,18 @@ impl Trace {
             follower_sync: histograms(),
             follower_network: histograms(),
         }
+    }
+
+    /// One more follower, behind the others. What was kept of their ACKs moves to where it belongs now.
+    pub fn add_peer(&mut self) {
+        let old = std::mem::take(&mut self.acks);
+        let rows = (0..RING_SIZE).map(|row| &old[row * self.peers..(row + 1) * self.peers]);
+        self.acks = rows.flat_map(|row| row.iter().copied().chain([AckMoments::default()])).collect();
+        self.peers += 1;
+        self.unacked.push(self.batch);
+        [&mut self.follower_ack, &mut self.follower_sync, &mut self.follower_network]
+            .into_iter()
+            .for_each(|durations| durations.push(Durations::new()));
     }
 
     /// The writes `first ..= last` came with one read and have their LSNs. One reading of the clock for all

@@ -10,6 +10,7 @@
 //! FOLLOW  = [discard u8][address_len u16][address] options
 //! INSPECT = [what u8][argument u64] options
 //! TRANSFER = [address_len u16][address] options      no address: to the follower that holds most
+//! CHANGE_MEMBERS = [what u8][address_len u16][address] options      0: remove, 1: add
 //! SNAPSHOT = [wait u8] options
 //! BACKUP  = [step u8] options      0: begin, 1: begin with the newest snapshot, 2: the next part
 //! OPEN_SESSION = options
@@ -20,9 +21,10 @@
 //! Options of a PUT: flag bit 0 asks for its receipt. Of a GET: bit 0, 1 or 2 asks for a way of reading (lease, quorum,
 //! local). The answer to a local read has `[age_ms u64]` in its trailer, and flag bit 0 if that is known.
 //! Of a PUT or DELETE: flag bit 1 says that it is numbered (see `numbered`).
-//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, TRANSFER, SNAPSHOT, the begin of a
-//! BACKUP, a PUT with its receipt), a session's id (OPEN_SESSION), bytes of the file (the parts of a BACKUP; none: that
-//! was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer to a PING.
+//! The payload is the value (GET), a JSON document (STATUS, INSPECT, PROMOTE, TRANSFER, CHANGE_MEMBERS, SNAPSHOT, the
+//! begin of a BACKUP, a PUT with its receipt), a session's id (OPEN_SESSION), bytes of the file (the parts of a BACKUP;
+//! none: that was all), an address (NOT_LEADER), else a message. A node that is loading its state says so in its answer
+//! to a PING.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
 use super::frame::{begin_frame, end_frame};
@@ -88,6 +90,13 @@ pub enum Request<'a> {
     /// Hand leadership over.
     Transfer {
         /// To whom, or empty: to the follower that holds most.
+        address: &'a str,
+    },
+    /// Change who votes, by one member.
+    ChangeMembers {
+        /// Add it; else remove it.
+        add: bool,
+        /// Whom.
         address: &'a str,
     },
     /// Where time and system calls went.
@@ -237,6 +246,10 @@ impl<'a> Request<'a> {
             MessageType::Transfer => {
                 Request::Transfer { address: reader.text16("address", ADDRESS_SIZE_MAX)? }
             }
+            MessageType::ChangeMembers => {
+                let add = decode_bool(&mut reader, "what")?;
+                Request::ChangeMembers { add, address: reader.text16("address", ADDRESS_SIZE_MAX)? }
+            }
             MessageType::Inspect => Request::Inspect(Inspect::decode(&mut reader)?),
             MessageType::Snapshot => Request::Snapshot { wait: decode_bool(&mut reader, "wait")? },
             MessageType::Backup => Request::Backup(BackupStep::decode(&mut reader)?),
@@ -293,8 +306,8 @@ impl<'a> Request<'a> {
             Request::Backup(step) => out.put_u8(*step as u8),
             Request::Promote { force: flag } | Request::Snapshot { wait: flag } => out.put_u8((*flag).into()),
             Request::Transfer { address } => out.put_bytes16(address.as_bytes()),
-            Request::Follow { address, discard } => {
-                out.put_u8((*discard).into());
+            Request::Follow { address, discard: flag } | Request::ChangeMembers { address, add: flag } => {
+                out.put_u8((*flag).into());
                 out.put_bytes16(address.as_bytes());
             }
         }
@@ -335,6 +348,7 @@ impl<'a> Request<'a> {
             Request::Promote { .. } => MessageType::Promote,
             Request::Follow { .. } => MessageType::Follow,
             Request::Transfer { .. } => MessageType::Transfer,
+            Request::ChangeMembers { .. } => MessageType::ChangeMembers,
             Request::Snapshot { .. } => MessageType::Snapshot,
             Request::Backup(_) => MessageType::Backup,
         }

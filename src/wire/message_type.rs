@@ -65,6 +65,8 @@ message_types! {
     OpenSession = 0x0d, Client;
     /// Request: move leadership to a follower.
     Transfer = 0x0e, Operator;
+    /// Request: add a member to the cluster, or remove one.
+    ChangeMembers = 0x0f, Operator;
     /// The dialling node introduces itself.
     Hello = 0x10, Peer;
     /// The dialled node introduces itself.

@@ -12,14 +12,17 @@
 //! 4 SESSION       -        [nonce u64]                                    a client session begins
 //! 5 PUT, numbered key      [LSN of the session u64][number u64][value]
 //! 6 DELETE, numbered key   [LSN of the session u64][number u64]
+//! 7 MEMBERS       -        [member count u16]([node id 16][address_len u16][address])...   who votes from here on
 //! ```
 //!
 //! A numbered write is a write, and says besides whose it is. That it is written once was decided by the leader before
 //! it was appended.
 
 use super::codec::{DecodeError, DecodeProblem, Reader, Writer};
+use super::members::{MEMBERS_SIZE_MAX, read_members};
 use crate::ids::{Lsn, NodeId, SessionId, Term, WriteNumber};
 use crate::limits::{KEY_SIZE_MAX, KEY_SIZE_MIN, RECORD_OVERHEAD, VALUE_SIZE_MAX, WRITE_NUMBER_SIZE};
+use crate::replication::members::Members;
 
 const CMD_PUT: u8 = 1;
 const CMD_DELETE: u8 = 2;
@@ -27,13 +30,16 @@ const CMD_TERM: u8 = 3;
 const CMD_SESSION: u8 = 4;
 const CMD_PUT_NUMBERED: u8 = 5;
 const CMD_DELETE_NUMBERED: u8 = 6;
+const CMD_MEMBERS: u8 = 7;
 
 /// The command types that every log may hold, as a bit mask (bit n = `cmd_type` n).
 pub const CMD_TYPES_BASIC: u64 = (1 << CMD_PUT) | (1 << CMD_DELETE) | (1 << CMD_TERM);
 /// Those of a log in which a client session was opened.
 pub const CMD_TYPES_SESSIONS: u64 = (1 << CMD_SESSION) | (1 << CMD_PUT_NUMBERED) | (1 << CMD_DELETE_NUMBERED);
+/// That of a log in which the members of the cluster were changed.
+pub const CMD_TYPES_MEMBERS: u64 = 1 << CMD_MEMBERS;
 /// Those that this version can apply, as announced in a hello.
-pub const CMD_TYPES_KNOWN: u64 = CMD_TYPES_BASIC | CMD_TYPES_SESSIONS;
+pub const CMD_TYPES_KNOWN: u64 = CMD_TYPES_BASIC | CMD_TYPES_SESSIONS | CMD_TYPES_MEMBERS;
 
 /// What a record does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +84,11 @@ pub enum Effect<'a> {
         /// Which write of which session.
         by: WriteNumber,
     },
+    /// These are the members of the cluster now. Counts from the moment that it is in a log; changes no key.
+    Members {
+        /// All of them, as [`super::put_members`] writes them; never none.
+        list: &'a [u8],
+    },
 }
 
 impl Effect<'_> {
@@ -117,6 +128,7 @@ pub fn record_size(effect: &Effect<'_>) -> usize {
             Effect::Session { .. } => 8,
             Effect::PutNumbered { key, value, .. } => key.len() + WRITE_NUMBER_SIZE + value.len(),
             Effect::DeleteNumbered { key, .. } => key.len() + WRITE_NUMBER_SIZE,
+            Effect::Members { list } => list.len(),
         }
 }
 
@@ -151,6 +163,19 @@ impl<'a> Record<'a> {
             }
             Effect::PutNumbered { key, value, by } => encode_numbered(out, CMD_PUT_NUMBERED, key, value, by),
             Effect::DeleteNumbered { key, by } => encode_numbered(out, CMD_DELETE_NUMBERED, key, &[], by),
+            Effect::Members { list } => {
+                out.put_u8(CMD_MEMBERS);
+                out.put_bytes32(&[]);
+                out.put_bytes32(list);
+            }
+        }
+    }
+
+    /// Who votes from this record on, if it says so.
+    pub fn members(&self) -> Option<Members> {
+        match self.effect {
+            Effect::Members { list } => read_members(&mut Reader::new(list)).ok(),
+            _ => None,
         }
     }
 
@@ -206,7 +231,8 @@ impl<'a> Record<'a> {
             CMD_DELETE_NUMBERED if value.len() == WRITE_NUMBER_SIZE => {
                 Effect::DeleteNumbered { key, by: split_number(value)?.0 }
             }
-            CMD_DELETE | CMD_TERM | CMD_SESSION | CMD_PUT_NUMBERED | CMD_DELETE_NUMBERED => {
+            CMD_MEMBERS if key.is_empty() && is_members_list(value) => Effect::Members { list: value },
+            CMD_DELETE | CMD_TERM | CMD_SESSION | CMD_PUT_NUMBERED | CMD_DELETE_NUMBERED | CMD_MEMBERS => {
                 let problem = DecodeProblem::Invalid(value.len() as u64);
                 return Err(DecodeError { problem, ..value_error });
             }
@@ -228,6 +254,13 @@ fn encode_numbered(out: &mut Vec<u8>, cmd_type: u8, key: &[u8], value: &[u8], by
     out.extend_from_slice(value);
 }
 
+/// Whether these bytes are a list of at least one member, and nothing else.
+fn is_members_list(value: &[u8]) -> bool {
+    let mut reader = Reader::new(value);
+    let members = read_members(&mut reader);
+    value.len() <= MEMBERS_SIZE_MAX && members.is_ok_and(|members| !members.is_empty()) && reader.left() == 0
+}
+
 fn split_number(value: &[u8]) -> Result<(WriteNumber, &[u8]), DecodeError> {
     let mut fields = Reader::new(value);
     let by =
@@ -237,7 +270,9 @@ fn split_number(value: &[u8]) -> Result<(WriteNumber, &[u8]), DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::members::put_members;
     use super::*;
+    use crate::replication::members::Member;
 
     #[test]
     fn records_survive_the_round_trip_and_have_the_size_they_promise() {
@@ -252,6 +287,7 @@ mod tests {
             Effect::PutNumbered { key: b"k", value: b"value", by },
             Effect::PutNumbered { key: b"k", value: b"", by },
             Effect::DeleteNumbered { key: b"k", by },
+            Effect::Members { list: &members_list(2) },
         ];
         for effect in effects {
             let record = Record { lsn: Lsn(9), effect };
@@ -262,6 +298,29 @@ mod tests {
             assert_eq!(Record::decode(&mut reader), Ok(record));
             reader.finish().unwrap();
         }
+    }
+
+    fn members_list(count: u8) -> Vec<u8> {
+        let member = |id| Member { node_id: NodeId([id; 16]), address: format!("host:{id}") };
+        let mut list = Vec::new();
+        put_members(&mut list, &Members::new((1..=count).map(member).collect()).expect("they differ"));
+        list
+    }
+
+    #[test]
+    fn a_record_of_members_names_at_least_one_and_nothing_else() {
+        let decoded = |list: &[u8]| {
+            let mut bytes = Vec::new();
+            Record { lsn: Lsn(1), effect: Effect::Members { list } }.encode(&mut bytes);
+            Record::decode(&mut Reader::new(&bytes))
+                .map(|record| record.members().expect("it has some").len())
+        };
+        let list = members_list(3);
+        assert_eq!(decoded(&list), Ok(3));
+        assert!(decoded(&members_list(0)).is_err());
+        assert!(decoded(&[&list[..], b"x"].concat()).is_err());
+        assert!(decoded(&list[..list.len() - 1]).is_err());
+        assert!(decoded(&[&[0, 2], &list[2..28], &list[2..28]].concat()).is_err(), "one member twice");
     }
 
     #[test]

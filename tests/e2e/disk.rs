@@ -182,7 +182,7 @@ fn a_directory_of_a_newer_format_is_refused_with_both_versions() {
     }
     let (code, text) = single.node.start_refused();
     assert_eq!(code, 12, "{text}");
-    assert!(text.contains("format version 7") && text.contains("up to 3"), "{text}");
+    assert!(text.contains("format version 7") && text.contains("up to 4"), "{text}");
     copies.iter().zip(originals).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
 
     // The log: the same.

@@ -26,6 +26,7 @@ mod endpoints;
 mod followers;
 mod handover;
 mod inspect;
+mod members;
 mod memory;
 mod peers;
 mod process;

@@ -7,7 +7,7 @@ use kvstore::meta::{Meta, MetaStore, StoredRole};
 use kvstore::node::{FlushMode, NodeConfig, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::replication::election::ballot::{Ballot, BallotReply};
-use kvstore::replication::members::{Member, Members};
+use kvstore::replication::members::{Member, Members, Membership};
 use kvstore::wire::client::{ReadMode, Reply, Request, Status};
 use kvstore::wire::peer::{Ack, AppendEntries, Hello, Open, OpenReply, Vote, VoteReply};
 use kvstore::wire::{MessageType, Record};
@@ -39,7 +39,7 @@ fn member_disk() -> MemDisk {
         node_id: id(1),
         cluster_id: ClusterId([0xcc; 16]),
         role: StoredRole::Elected,
-        members: Members::new(all.map(member).to_vec()).expect("they differ"),
+        members: Membership::settled(Members::new(all.map(member).to_vec()).expect("they differ"), Lsn::ZERO),
         log_generation: 1,
         ..Meta::default()
     };

@@ -21,6 +21,7 @@ mod node_io;
 mod apply_committed;
 mod handover;
 mod leader;
+mod members;
 mod model;
 mod node;
 mod properties;

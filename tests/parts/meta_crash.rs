@@ -4,7 +4,7 @@
 use kvstore::disk::Disk;
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::meta::{Meta, MetaError, MetaStore, Repair, StoredRole};
-use kvstore::replication::members::Members;
+use kvstore::replication::members::Membership;
 
 use crate::mem_disk::{EIO, Keep, MemDisk, SECTOR_SIZE};
 
@@ -20,7 +20,7 @@ fn meta(promotion: u32) -> Meta {
         leader_id: NodeId([3; 16]),
         leader_address: "host:1".to_owned(),
         peers: (10..25).map(address).collect(),
-        members: Members::default(),
+        members: Membership::default(),
         follows_elected: true,
         own_address: "[::1]:9001".to_owned(),
         in_sync: true,

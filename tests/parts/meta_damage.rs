@@ -3,7 +3,7 @@
 use kvstore::ids::{ClusterId, Lsn, NodeId, Term};
 use kvstore::limits::{ADDRESS_SIZE_MAX, MEMBERS_MAX};
 use kvstore::meta::{Meta, MetaError, MetaStore, StoredRole};
-use kvstore::replication::members::{Member, Members};
+use kvstore::replication::members::{Member, Members, Membership};
 
 use crate::mem_disk::{EIO, ENOSPC, Keep, MemDisk, OpKind};
 
@@ -124,8 +124,8 @@ fn a_record_of_format_1_is_read_and_has_nothing_to_repair() {
     assert!(loaded.notices().is_empty() && !loaded.get().repair.is_due());
     assert_eq!(
         disk.raw("META.a").unwrap()[8..12],
-        3_u32.to_be_bytes(),
-        "it is written as format 3 from now on"
+        4_u32.to_be_bytes(),
+        "it is written as format 4 from now on"
     );
 }
 
@@ -149,14 +149,14 @@ fn a_newer_format_is_refused_naming_both_versions_and_left_alone() {
         bytes[8188..].copy_from_slice(&checksum.to_be_bytes());
         disk.put_raw(name, &bytes);
         let error = refusal(&disk);
-        let expected = format!("memory/{name} has format version 7, this program knows versions up to 3");
+        let expected = format!("memory/{name} has format version 7, this program knows versions up to 4");
         assert!(error.starts_with(&expected), "{error}");
     }
 }
 
 #[test]
 fn a_record_of_a_format_before_is_read_and_has_neither_base_nor_members() {
-    for format in [1, 2_u32] {
+    for format in [1, 2, 3_u32] {
         let (disk, store) = with_record();
         for name in ["META.a", "META.b"] {
             let mut bytes = disk.raw(name).unwrap();
@@ -168,7 +168,7 @@ fn a_record_of_a_format_before_is_read_and_has_neither_base_nor_members() {
         let loaded = load(&disk).unwrap().unwrap();
         assert_eq!((loaded.get(), loaded.get().base_lsn), (store.get(), Lsn::ZERO));
         assert!(loaded.get().members.is_empty());
-        assert_eq!(disk.raw("META.a").unwrap()[8..12], 3u32.to_be_bytes());
+        assert_eq!(disk.raw("META.a").unwrap()[8..12], 4u32.to_be_bytes());
     }
 }
 
@@ -281,7 +281,8 @@ fn member(id: usize, address: &str) -> Member {
 fn become_member(meta: &mut Meta) {
     meta.cluster_id = ClusterId([2; 16]);
     meta.role = StoredRole::Elected;
-    meta.members = Members::new(vec![member(1, "a:1"), member(2, "b:1"), member(3, "c:1")]).unwrap();
+    let members = Members::new(vec![member(1, "a:1"), member(2, "b:1"), member(3, "c:1")]).unwrap();
+    meta.members = Membership::settled(members, Lsn::ZERO);
 }
 
 #[test]
@@ -289,6 +290,9 @@ fn the_most_members_with_the_longest_addresses_have_room_and_come_back_in_order(
     let (disk, mut store) = with_record();
     let long = |id: usize| member(id, &format!("{}:{id:03}", "h".repeat(ADDRESS_SIZE_MAX - 4)));
     let members = Members::new((1..=MEMBERS_MAX).rev().map(long).collect()).unwrap();
+    let fewer = Members::new((1..MEMBERS_MAX).map(long).collect()).unwrap();
+    let members = Membership::settled(fewer, Lsn(u64::MAX - 1)).changed(Lsn(u64::MAX), members);
+    assert!(members.step().is_some(), "the largest record remembers the step");
     let address = "o".repeat(ADDRESS_SIZE_MAX);
     store
         .update(&mut disk.clone(), |meta| {
@@ -305,12 +309,28 @@ fn the_most_members_with_the_longest_addresses_have_room_and_come_back_in_order(
 }
 
 #[test]
-#[should_panic(expected = "the members of an elected cluster are fixed when it is formed")]
-fn other_members_are_a_bug() {
+#[should_panic(expected = "the list of members of LSN 0 does not become that of LSN 0")]
+fn other_members_without_a_record_are_a_bug() {
     let (disk, mut store) = with_record();
     store.update(&mut disk.clone(), become_member).unwrap();
     let other = Members::new(vec![member(1, "a:1"), member(2, "b:2")]).unwrap();
-    let _ = store.update(&mut disk.clone(), |meta| meta.members = other);
+    let _ = store.update(&mut disk.clone(), |meta| meta.members = Membership::settled(other, Lsn::ZERO));
+}
+
+#[test]
+fn a_list_of_members_comes_with_a_record_and_goes_with_it() {
+    let (disk, mut store) = with_record();
+    store.update(&mut disk.clone(), become_member).unwrap();
+    let formed = store.get().members.clone();
+    let fewer = Members::new(vec![member(1, "a:1"), member(2, "b:1")]).unwrap();
+    let changed = formed.changed(Lsn(7), fewer);
+    for members in [changed, formed.clone()] {
+        store.update(&mut disk.clone(), |meta| meta.members = members.clone()).unwrap();
+        disk.crash(Keep::None);
+        store = load(&disk).unwrap().unwrap();
+        assert_eq!(store.get().members, members);
+        assert_eq!(members.at(Lsn(6)), formed);
+    }
 }
 
 #[test]
@@ -327,15 +347,6 @@ fn a_node_of_fixed_roles_that_becomes_a_member_is_a_bug() {
     let (disk, mut store) = with_record();
     store.update(&mut disk.clone(), |meta| meta.role = StoredRole::FollowerByFlags).unwrap();
     let _ = store.update(&mut disk.clone(), become_member);
-}
-
-#[test]
-#[should_panic(expected = "is a member of its cluster")]
-fn members_without_this_node_are_a_bug() {
-    update(|meta| {
-        become_member(meta);
-        meta.members = Members::new(vec![member(2, "b:1"), member(3, "c:1")]).unwrap();
-    });
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub enum Kind {
     Delete { key: Vec<u8> },
     Term,
     Session { nonce: u64 },
+    Members,
 }
 
 /// A record of some log.
@@ -170,6 +171,7 @@ impl Mirror {
                 Kind::Term
             }
             Effect::Session { nonce } => Kind::Session { nonce },
+            Effect::Members { .. } => Kind::Members,
         };
         let chain_before = before.map_or(0, |entry| entry.chain.0);
         let mut hasher = crc32fast::Hasher::new_with_initial(chain_before);
@@ -232,7 +234,7 @@ impl Mirror {
                 Kind::Delete { key } => {
                     self.keys.entry(key.clone()).or_default().push((entry.lsn, None));
                 }
-                Kind::Term | Kind::Session { .. } => {}
+                Kind::Term | Kind::Members | Kind::Session { .. } => {}
             }
             self.entries.push(entry);
             self.file_of.push(file);

@@ -461,6 +461,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         timeout_ms: elected.timeout_ms,
         reads: elected.reads,
         replicas: Vec::new(),
+        join: false,
     });
     let config = NodeConfig {
         port: 9000,

@@ -9,6 +9,7 @@ use kvstore::disk::{Disk, RealDisk};
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId};
 use kvstore::keyspace::Keyspace;
 use kvstore::replication::history::TermHistory;
+use kvstore::replication::members::Membership;
 use kvstore::snapshot::{SnapshotReader, SnapshotWriter, Start};
 use kvstore::wire::{Effect, Record};
 
@@ -28,7 +29,7 @@ fn resident_bytes() -> u64 {
 fn start() -> Start {
     let (cluster_id, maker) = (ClusterId([1; 16]), NodeId([2; 16]));
     let (history, peers) = (TermHistory::default(), Vec::new());
-    Start { cluster_id, maker, s: Lsn(KEYS), chain: Chain(3), history, peers }
+    Start { cluster_id, maker, s: Lsn(KEYS), chain: Chain(3), history, peers, members: Membership::default() }
 }
 
 fn since(what: &str, begun: Instant) -> Duration {

@@ -48,6 +48,17 @@ impl Port {
     }
 }
 
+/// Runs `kv_client`: exit code, stdout, stderr.
+pub fn kv_client(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kv_client"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("kv_client runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().expect("it ends by itself"), text(&output.stdout), text(&output.stderr))
+}
+
 /// The lines a process wrote to stderr so far.
 #[derive(Debug, Default)]
 pub struct Log {
@@ -302,14 +313,8 @@ impl Node {
 
     /// Runs `kv_client` against this node: exit code, stdout, stderr.
     pub fn cli(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_kv_client"))
-            .args(["--host", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .expect("kv_client runs");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().expect("it ends by itself"), text(&output.stdout), text(&output.stderr))
+        let port = self.port.to_string();
+        kv_client(&[&["--host", "127.0.0.1", "--port", &port], arguments].concat())
     }
 
     /// Resident memory in KiB.

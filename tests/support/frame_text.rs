@@ -6,8 +6,8 @@ use std::fmt::Write;
 use kvstore::ids::{ClusterId, NodeId};
 use kvstore::wire::client::{Reply, Request, WriteOp};
 use kvstore::wire::peer::{
-    Ack, AppendEntries, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open, OpenReply, Refuse,
-    SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
+    Ack, AppendEntries, Fence, FenceReply, Form, FormKind, FormReply, HandOver, Hello, Open, OpenReply,
+    Refuse, SnapshotAck, SnapshotChunk, SnapshotOffer, Vote, VoteReply,
 };
 use kvstore::wire::{Effect, Frame, MessageType, Record};
 
@@ -132,9 +132,13 @@ fn fields(names: &Names, message_type: MessageType, body: &[u8]) -> Decoded {
             format!("{phase:?} of term {asked} {verdict}, term {}, commit {}", reply.term, reply.commit_lsn)
         }
         Type::Form => {
-            let Form { cluster_id, members, probe } = Form::decode(body)?;
+            let Form { cluster_id, members, kind, .. } = Form::decode(body)?;
             let members = members.iter().map(|member| name(names, member.node_id)).collect::<Vec<_>>();
-            let what = if probe { "probe of " } else { "" };
+            let what = match kind {
+                FormKind::Probe => "probe of ",
+                FormKind::Found => "",
+                FormKind::Learn => "learn in ",
+            };
             format!("{what}{}, members {}", cluster(cluster_id), members.join(" "))
         }
         Type::FormReply => {
@@ -197,6 +201,11 @@ fn record_text(names: &Names, record: &Record<'_>) -> String {
         Effect::DeleteNumbered { key, by } => {
             format!("{} DELETE {}, {} of session {}", record.lsn, text(key), by.number, by.session)
         }
+        Effect::Members { .. } => {
+            let members = record.members().unwrap_or_default();
+            let members = members.iter().map(|member| name(names, member.node_id)).collect::<Vec<_>>();
+            format!("{} MEMBERS {}", record.lsn, members.join(" "))
+        }
     }
 }
 
@@ -220,6 +229,9 @@ fn request_text(request: Request<'_>) -> String {
         Request::Snapshot { wait } => if wait { "" } else { "--no-wait" }.to_owned(),
         Request::Promote { force } => if force { "--force" } else { "" }.to_owned(),
         Request::Transfer { address } => format!("to {address:?}"),
+        Request::ChangeMembers { add, address } => {
+            format!("{} {address}", if add { "add" } else { "remove" })
+        }
         Request::Follow { address, discard } => {
             format!("{address}{}", if discard { " --discard" } else { "" })
         }

@@ -5,6 +5,7 @@
 use kvstore::disk::Disk;
 use kvstore::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use kvstore::replication::history::{TermHistory, TermStart};
+use kvstore::replication::members::Membership;
 use kvstore::snapshot::{
     Finished, ReadError, SnapshotError, SnapshotId, SnapshotInfo, SnapshotReader, SnapshotWriter, Start,
 };
@@ -29,7 +30,15 @@ pub fn history() -> TermHistory {
 pub fn start_at(s: u64) -> Start {
     let peers = vec!["127.0.0.1:9002".to_owned(), "[::1]:9003".to_owned()];
     let chain = Chain(0xdead_beef);
-    Start { cluster_id: CLUSTER, maker: MAKER, s: Lsn(s), chain, history: history(), peers }
+    Start {
+        cluster_id: CLUSTER,
+        maker: MAKER,
+        s: Lsn(s),
+        chain,
+        history: history(),
+        peers,
+        members: Membership::default(),
+    }
 }
 
 pub fn id(s: u64, e: u64) -> SnapshotId {

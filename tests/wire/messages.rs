@@ -7,9 +7,9 @@ use kvstore::replication::history::{TermHistory, TermStart};
 use kvstore::replication::members::{Member, Members};
 use kvstore::wire::client::{BackupStep, Inspect, Reply, Request, Status, WriteOp};
 use kvstore::wire::peer::{
-    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormReply, HandOver, Hello, Open,
-    OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer, SnapshotTag,
-    StateAt, StateNews, Vote, VoteReply,
+    Ack, AckDurations, AppendEntries, AppendTail, Fence, FenceReply, Form, FormKind, FormReply, HandOver,
+    Hello, Open, OpenReply, PROTOCOL_VERSIONS, Refuse, RefuseCode, SnapshotAck, SnapshotChunk, SnapshotOffer,
+    SnapshotTag, StateAt, StateNews, Vote, VoteReply,
 };
 use kvstore::wire::{Effect, MESSAGE_TYPES, MessageType, Record};
 use proptest::prelude::*;
@@ -99,7 +99,7 @@ fn inspect() -> impl Strategy<Value = Inspect> {
 
 fn request() -> impl Strategy<Value = Sample> {
     let numbered = (lsn(), any::<u64>(), any::<u64>());
-    (0..15_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), (inspect(), numbered)).prop_map(
+    (0..16_usize, bytes(70_000), bytes(100_000), any::<bool>(), address(), (inspect(), numbered)).prop_map(
         |(kind, key, value, flag, address, (inspect, (lsn, nonce, number)))| {
             let session = SessionId { lsn, nonce };
             let request = match kind {
@@ -120,6 +120,7 @@ fn request() -> impl Strategy<Value = Sample> {
                 }
                 12 => Request::Numbered { session, number, write: WriteOp::Delete { key: &key } },
                 13 => Request::Transfer { address: &address },
+                14 => Request::ChangeMembers { address: &address, add: flag },
                 _ => Request::Follow { address: &address, discard: flag },
             };
             let trailer_size = match kind {
@@ -448,15 +449,16 @@ fn vote_reply() -> impl Strategy<Value = Sample> {
 fn form() -> impl Strategy<Value = Sample> {
     let cluster = (1..=u128::MAX).prop_map(|id| ClusterId(id.to_be_bytes()));
     let ids = prop::collection::btree_map(1..=u128::MAX, text(ADDRESS_SIZE_MAX - 1), 1..=MEMBERS_MAX);
-    (cluster, ids, any::<bool>()).prop_map(|(cluster_id, ids, probe)| {
+    let kind = prop::sample::select(vec![FormKind::Probe, FormKind::Found, FormKind::Learn]);
+    (cluster, ids, kind, lsn()).prop_map(|(cluster_id, ids, kind, members_lsn)| {
         // The first byte tells the addresses apart.
         let member = |(index, (id, rest)): (u8, (u128, String))| {
             let address = format!("{}{rest}", char::from(b'a' + index));
             Member { node_id: NodeId(id.to_be_bytes()), address }
         };
         let members = Members::from_sorted((0..).zip(ids).map(member).collect()).expect("they differ");
-        let form = Form { cluster_id, members, probe };
-        let sample = Sample::new(EMPTY_TRAILER, |out| form.encode(out));
+        let form = Form { cluster_id, members, members_lsn, kind };
+        let sample = Sample::new(EMPTY_TRAILER + 8, |out| form.encode(out)).with_optional_trailer();
         assert_eq!(Form::decode(sample.body()), Ok(form));
         sample
     })
@@ -488,7 +490,8 @@ fn members_out_of_order_or_twice_or_of_no_cluster_are_refused() {
     let member = |id: u8, address: &str| Member { node_id: NodeId([id; 16]), address: address.to_owned() };
     let members = Members::new(vec![member(1, "a:1"), member(2, "b:1")]).expect("they differ");
     let mut frame = Vec::new();
-    Form { cluster_id: ClusterId([7; 16]), members, probe: false }.encode(&mut frame);
+    let (cluster_id, kind) = (ClusterId([7; 16]), FormKind::Found);
+    Form { cluster_id, members, members_lsn: Lsn::ZERO, kind }.encode(&mut frame);
     let body = &frame[5..];
     assert!(Form::decode(body).is_ok());
     let changed = |at: usize, byte: u8| {

@@ -165,7 +165,8 @@ impl Node {
         index: usize,
         hello: &Hello,
     ) -> Result<(), FatalReason> {
-        if self.is_member() && !self.member_greeted(io, conn, index, hello) {
+        let address = self.call_address(index);
+        if self.is_member() && !self.member_greeted(io, conn, &address, hello) {
             return self.call_failed(io, index, "it is not the member that it should be");
         }
         let Some(call) = self.elect.call_mut(index) else { return Ok(()) };

@@ -15,9 +15,10 @@ use super::{Elect, Member};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::meta::MetaDurable;
-use crate::replication::election::ballot::BallotReply;
+use crate::replication::election::ballot::{BallotReply, Refusal};
 use crate::replication::election::campaign::{Campaign, Loss, Outcome};
 use crate::replication::election::voter::{NoCandidate, TermVote, may_campaign};
+use crate::sabotage::{Variant, is};
 use crate::time::Time;
 use crate::wal::ReserveError;
 use crate::wire::peer::{Vote, VoteReply};
@@ -67,6 +68,11 @@ impl Node {
             return Ok(());
         }
         self.drop_session(io, "the leader is not heard any more");
+        if let Some(why) = self.no_vote_text() {
+            self.tell_not_asking(&why);
+            self.try_later();
+            return Ok(());
+        }
         let log_end = self.settled_log_end(io)?;
         let unfit = self.repair_due().is_some() || !self.is_complete() || self.state_is_wrong();
         if let Err(why) = may_campaign(log_end.1, self.heard_commit(), unfit) {
@@ -82,13 +88,35 @@ impl Node {
         let (own, term) = (self.node_id(), self.term());
         let members = &self.meta.get().members;
         let campaign = Campaign::begin(members, own, term, log_end).ok_or(FatalReason::TermsExhausted)?;
-        let (others, ballot) = (self.meta.get().members.len() - 1, campaign.ballot());
+        let (others, ballot) = (self.other_members().len(), campaign.ballot());
         self.member_mut().expect("only members campaign").campaigns += 1;
         self.tell_campaign(format!(
             "no leader heard: asks {others} other member(s) whether they would vote for it in term {} (last LSN {})",
             ballot.term, ballot.last_lsn
         ));
         self.run_campaign(io, campaign)
+    }
+
+    /// Why this node does not ask for votes, if it is none of those who vote.
+    fn no_vote_text(&self) -> Option<String> {
+        let told = self.member().is_some_and(|member| member.told_removed);
+        if is(Variant::RemovedMemberCampaigns) {
+            return None;
+        }
+        if told {
+            return Some(format!(
+                "the members say that it was removed from cluster {}. Stop it; to have it back, give it an empty \
+                 --data-dir and run `kv_client member add {}`",
+                self.meta.get().cluster_id,
+                self.config.own_address
+            ));
+        }
+        let lsn = self.meta.get().members.lsn();
+        (!self.has_vote()).then(|| {
+            format!(
+                "it is none of the members by the list of LSN {lsn}: it was not added yet, or was removed"
+            )
+        })
     }
 
     /// Why there is no room for the first record of a term, if there is none: who cannot write it does not lead (D9).
@@ -158,9 +186,8 @@ impl Node {
     ) -> Result<(), Stop> {
         let VoteReply(reply) = VoteReply::decode(body).map_err(malformed("VOTE_REPLY"))?;
         let own = self.node_id();
-        let Some(canvass) = self.member_mut().and_then(|member| member.canvass.as_mut()) else {
-            return Ok(());
-        };
+        let Elect::Member(member) = &mut self.elect else { return Ok(()) };
+        let Some(canvass) = &mut member.canvass else { return Ok(()) };
         let Some((_, _, from)) = canvass.calls.open().find(|(_, open, _)| *open == conn) else {
             return fence("VOTE_REPLY that was not asked for");
         };
@@ -172,7 +199,12 @@ impl Node {
             call.answered = true;
             note_refusal(&mut canvass.refusal, &call.address, &reply);
         }
+        let was_removed = reply.verdict == Err(Refusal::NotMember);
         let outcome = canvass.campaign.on_reply(from, &reply);
+        if was_removed {
+            member.told_removed = true;
+            member.campaigns = 0;
+        }
         Ok(self.campaign_moves(io, Some(outcome))?)
     }
 

@@ -29,19 +29,21 @@ use super::super::{Conn, FatalReason, Node, Stop};
 use super::Elect;
 use super::calls::Calls;
 use crate::conn::{ConnId, Io};
-use crate::ids::{ClusterId, NodeId};
+use crate::ids::{ClusterId, Lsn, NodeId};
 use crate::limits::REFUSED_RETRY_MS;
 use crate::meta::{MetaDurable, StoredRole};
 use crate::node::fatal::{fence, malformed};
 use crate::node::handshake::PeerOut;
-use crate::replication::members::{Member as Listed, Members};
+use crate::replication::members::{Member as Listed, Members, Membership};
 use crate::time::Time;
-use crate::wire::peer::{FEATURE_ELECTED, Form, FormReply, Hello, RefuseCode};
+use crate::wire::peer::{FEATURE_ELECTED, Form, FormKind, FormReply, Hello, RefuseCode};
 use crate::{log_info, log_warn};
 
 /// A node on the way to become a member.
+#[derive(Default)]
 pub(in super::super) struct Forming {
-    /// All nodes of the cluster to be, this one among them, in order. The first is the founder.
+    /// All nodes of the cluster to be, this one among them, in order. The first is the founder. None: it founds
+    /// nothing, and waits to be added to a cluster.
     addresses: Vec<String>,
     /// Of the founder: to all others.
     pub(super) calls: Calls,
@@ -58,9 +60,13 @@ impl Forming {
 
     /// What is waited for, for an operator.
     pub(super) fn text(&self) -> String {
+        let Some(founder) = self.addresses.first() else {
+            return "no cluster yet: waits for `kv_client member add`, to be run against one that is there"
+                .to_owned();
+        };
         let nodes = self.addresses.join(", ");
         let missing = if self.told.is_empty() { String::new() } else { format!("; {}", self.told) };
-        format!("no cluster yet: {} forms it of {nodes}{missing}", self.addresses[0])
+        format!("no cluster yet: {founder} forms it of {nodes}{missing}")
     }
 }
 
@@ -72,6 +78,9 @@ impl Node {
                  changed. Name another --data-dir"
                     .to_owned(),
             ));
+        }
+        if self.config.election.join {
+            return self.wait_to_be_added();
         }
         let own = self.config.own_address.clone();
         let mut addresses = self.config.peers.clone();
@@ -98,6 +107,17 @@ impl Node {
         Ok(())
     }
 
+    /// It forms nothing: the leader of a cluster that is there calls it, once an operator says so.
+    fn wait_to_be_added(&mut self) -> Result<(), FatalReason> {
+        log_info!(
+            "election",
+            "waits to be a member: `kv_client --endpoints MEMBER,... member add {}` brings it into a cluster",
+            self.config.own_address
+        );
+        self.elect = Elect::Forming(Box::default());
+        Ok(())
+    }
+
     pub(super) fn forming_timers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
         self.place_calls(io)
     }
@@ -106,7 +126,8 @@ impl Node {
     fn proposal(&mut self, others: Vec<Listed>) -> Option<Form> {
         let own = Listed { node_id: self.node_id(), address: self.config.own_address.clone() };
         let members = Members::new(others.into_iter().chain([own]).collect())?;
-        Some(Form { cluster_id: ClusterId(self.rng.bytes16()), members, probe: true })
+        let cluster_id = ClusterId(self.rng.bytes16());
+        Some(Form { cluster_id, members, members_lsn: Lsn::ZERO, kind: FormKind::Probe })
     }
 
     /// One of the others is there. With all of them, and all empty, they are asked.
@@ -214,7 +235,8 @@ impl Node {
         if !forming.calls.0.iter().all(|call| call.answered) {
             return Ok(());
         }
-        let form = Form { probe: false, ..forming.proposed.take().expect("they agreed to something") };
+        let form =
+            Form { kind: FormKind::Found, ..forming.proposed.take().expect("they agreed to something") };
         let calls = std::mem::take(&mut forming.calls);
         let _first: MetaDurable = self.join(&form)?;
         for (_, conn, _) in calls.open() {
@@ -225,17 +247,20 @@ impl Node {
         Ok(())
     }
 
-    /// Becomes a member of this cluster, durably.
+    /// Becomes a member of this cluster, or one that learns, durably.
     fn join(&mut self, form: &Form) -> Result<MetaDurable, FatalReason> {
-        let own = self.node_id();
+        let own_address = self.config.own_address.clone();
         let token = self.meta.update(self.disk.as_mut(), |meta| {
             meta.cluster_id = form.cluster_id;
             meta.role = StoredRole::Elected;
-            meta.members = form.members.clone();
-            meta.own_address = form.members.get(own).map(|own| own.address.clone()).unwrap_or_default();
+            meta.members = Membership::settled(form.members.clone(), form.members_lsn);
+            meta.own_address = own_address;
         })?;
         self.wal.set_cluster(form.cluster_id);
-        log_info!("election", "the cluster is formed: {}", form.cluster_id);
+        match form.kind {
+            FormKind::Learn => log_info!("election", "is to be a member of cluster {}", form.cluster_id),
+            _ => log_info!("election", "the cluster is formed: {}", form.cluster_id),
+        }
         self.become_member();
         Ok(token)
     }
@@ -257,8 +282,10 @@ impl Node {
                 why
             }
             None => {
-                if !form.probe && !self.is_member() {
+                if form.kind != FormKind::Probe && !self.is_member() {
+                    let calls = self.elect.calls_mut().map(std::mem::take).unwrap_or_default();
                     let _told_once_durable: MetaDurable = self.join(&form)?;
+                    self.hang_up(io, &calls);
                 }
                 String::new()
             }
@@ -281,14 +308,15 @@ impl Node {
             }
             Elect::Member(_) => {
                 let meta = self.meta.get();
-                let same = meta.cluster_id == form.cluster_id && meta.members == form.members;
-                (!same).then(|| {
+                (meta.cluster_id != form.cluster_id).then(|| {
                     format!(
                         "node {own_id} at {own} belongs to cluster {} already, as its directory says",
                         meta.cluster_id
                     )
                 })
             }
+            // Its address was given to the leader by an operator, and it holds nothing yet.
+            Elect::Forming(_) if form.kind == FormKind::Learn => None,
             Elect::Forming(forming) => {
                 why_not_this_list(form, (own_id, own), &forming.addresses, peer.node_id)
             }
@@ -301,7 +329,8 @@ impl Node {
         if !hello.cluster_id.is_none() {
             return false;
         }
-        let form = Form { cluster_id: meta.cluster_id, members: meta.members.clone(), probe: false };
+        let (members, members_lsn) = (meta.members.list().clone(), meta.members.lsn());
+        let form = Form { cluster_id: meta.cluster_id, members, members_lsn, kind: FormKind::Found };
         form.encode(io.output(conn).bytes_mut());
         true
     }
@@ -313,7 +342,7 @@ fn why_not_to_form(address: &str, hello: &Hello) -> Option<String> {
         return Some(format!(
             "node {} there belongs to cluster {} already. If this node was a member of it, its data directory was \
              wiped or is another one: start it with the one it had. A new node does not form a second cluster beside \
-             the first, and does not vote in it",
+             the first, and does not vote in it: `kv_client replace` or `kv_client member add` brings it in",
             hello.node_id, hello.cluster_id
         ));
     }
@@ -330,7 +359,9 @@ fn why_not_this_list(
 ) -> Option<String> {
     let mut theirs: Vec<&str> = form.members.iter().map(|member| member.address.as_str()).collect();
     theirs.sort_unstable();
-    if theirs != addresses {
+    // Of a cluster whose members were changed since it was formed the flags know nothing.
+    let as_formed = form.members_lsn == Lsn::ZERO;
+    if as_formed && theirs != addresses {
         return Some(format!(
             "the lists of nodes differ: {} there, {} here at {own}; --peers (with the node itself) must name the same \
              addresses on every node, letter for letter",
@@ -347,6 +378,7 @@ fn why_not_this_list(
     let Some(sender) = form.members.get(sender) else {
         return Some(format!("node {sender} forms a cluster that it is no member of"));
     };
-    (form.probe && sender.address != addresses[0])
-        .then(|| format!("{} forms a cluster, and {} has the lowest address", sender.address, addresses[0]))
+    let founder = addresses.first().filter(|founder| **founder != sender.address)?;
+    (form.kind == FormKind::Probe)
+        .then(|| format!("{} forms a cluster, and {founder} has the lowest address", sender.address))
 }

@@ -73,10 +73,13 @@ impl Node {
         if self.member().is_none_or(|member| member.handing_over.is_some()) {
             return Err("a hand-over is under way already".to_owned());
         }
+        if let Some(what) = self.changing_text() {
+            return Err(format!("a change of members is under way: {what}"));
+        }
         let Some(leader) = self.leader() else { return Err("this node does not lead".to_owned()) };
         let streams = |index: &usize| {
             let peer = &leader.peers[*index];
-            peer.votes && matches!(peer.link, Link::Streaming(_))
+            peer.votes() && matches!(peer.link, Link::Streaming(_))
         };
         let match_lsn = |index: &usize| leader.peers[*index].progress.match_lsn();
         if address.is_empty() {
@@ -84,7 +87,7 @@ impl Node {
             return best.ok_or_else(|| "no follower is connected that could lead".to_owned());
         }
         let address = parse_address(address).map_err(|error| error.to_string())?;
-        let Some(index) = leader.peers.iter().position(|peer| peer.votes && peer.address == address) else {
+        let Some(index) = leader.peers.iter().position(|peer| peer.votes() && peer.address == address) else {
             let others: Vec<&str> = leader.voters().map(|peer| peer.address.as_str()).collect();
             return Err(format!("{address} is none of the other members: {}", others.join(", ")));
         };
@@ -221,13 +224,15 @@ impl Node {
         self.drop_session(io, "its leader hands over to this node");
         let log_end = self.settled_log_end(io)?;
         let incomplete = self.repair_due().is_some() || !self.is_complete();
-        let fit = may_campaign(log_end.1, self.heard_commit(), incomplete).is_ok() && log_end.1 >= last_lsn;
+        let fit = may_campaign(log_end.1, self.heard_commit(), incomplete).is_ok()
+            && log_end.1 >= last_lsn
+            && self.has_vote();
         let has_room = self.no_room_to_lead()?.is_none();
         if !fit || !has_room || self.shutdown.is_some() {
             log_warn!(
                 "election",
                 "was asked to lead, and does not: its log ends at LSN {}, that of the leader at {last_lsn}, or it \
-                 ends, repairs, or has no room",
+                 ends, repairs, has no room, or no vote",
                 log_end.1
             );
             return Ok(());

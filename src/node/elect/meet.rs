@@ -1,33 +1,36 @@
 //! Members meet: who is at the other end of a connection, and which leader is followed.
 
-use super::super::leader::Link;
+use super::super::leader::{Link, PeerKind};
 use super::super::session_open::Refusal;
 use super::super::{DialPurpose, FatalReason, Node};
 use super::Elect;
 use crate::conn::{Close, ConnId, Io};
 use crate::log_warn;
-use crate::wire::peer::{FEATURE_ELECTED, FormReply, Hello, Open, RefuseCode};
+use crate::wire::peer::{FEATURE_ELECTED, Form, FormKind, FormReply, Hello, Open, RefuseCode};
 
 impl Node {
-    /// Whether the node that answered a call or a session's dial is the member that is listed there. It is refused in
-    /// words otherwise: a wiped directory has another id, and its node no vote (D17).
+    /// Whether the node that answered is the member that is listed there. It is refused in words otherwise: a wiped
+    /// directory has another id, and its node no vote (D17).
     pub(in super::super) fn member_greeted(
         &mut self,
         io: &mut dyn Io,
         conn: ConnId,
-        index: usize,
+        address: &str,
         hello: &Hello,
     ) -> bool {
-        let (expected, address) = self.other_members().swap_remove(index);
+        let meta = self.meta.get();
+        let Some(expected) = meta.members.at_address(address).map(|member| member.node_id) else {
+            return false;
+        };
         if hello.node_id == expected {
             return true;
         }
         let why = format!(
             "the node at {address} has the id {}, and the member of cluster {} there is node {expected}: its data \
              directory was wiped, or is another one. It is no member and does not vote. Start it with the directory it \
-             had; if that is lost for good, stop it: members cannot be replaced yet, and the others go on without it",
-            hello.node_id,
-            self.meta.get().cluster_id
+             had; if that is lost for good, `kv_client replace {address} NEW` has a node at NEW, or this one at the \
+             same address, learn and take its place",
+            hello.node_id, meta.cluster_id
         );
         self.refuse_called(io, conn, RefuseCode::Identity, why);
         false
@@ -44,10 +47,15 @@ impl Node {
         if !self.is_member() {
             return true;
         }
-        if self.leader().is_some_and(|leader| !leader.peers[index].votes) {
-            return self.replica_greeted(io, conn, index, hello);
+        let Some(leader) = self.leader() else { return false };
+        let (kind, address) = (leader.peers[index].kind, leader.peers[index].address.clone());
+        match kind {
+            PeerKind::Replica => return self.replica_greeted(io, conn, index, hello),
+            PeerKind::Learner => return self.learner_greeted(io, conn, index, hello),
+            PeerKind::Gone => return false,
+            PeerKind::Member => {}
         }
-        if !self.member_greeted(io, conn, index, hello) {
+        if !self.member_greeted(io, conn, &address, hello) {
             self.peer_refused(io, index, "it is not the member that it should be");
             return false;
         }
@@ -66,6 +74,30 @@ impl Node {
              directory of its own",
             hello.node_id
         );
+        self.refuse_called(io, conn, RefuseCode::Identity, why.clone());
+        self.peer_refused(io, index, &why);
+        false
+    }
+
+    /// Whether the node that an operator wants to be a member may learn. One that belongs to no cluster is told of this
+    /// one first, and greeted again.
+    fn learner_greeted(&mut self, io: &mut dyn Io, conn: ConnId, index: usize, hello: &Hello) -> bool {
+        let meta = self.meta.get();
+        let listed = meta.members.get(hello.node_id).map(|member| member.address.clone());
+        let why = match listed {
+            Some(address) => format!("node {} is a member already, at {address}", hello.node_id),
+            None if hello.features & FEATURE_ELECTED == 0 => format!(
+                "node {} does not run with --role=auto: start it with --role=auto --join and an empty --data-dir",
+                hello.node_id
+            ),
+            None if !hello.cluster_id.is_none() => return true,
+            None => {
+                let (members, members_lsn) = (meta.members.list().clone(), meta.members.lsn());
+                let form = Form { cluster_id: meta.cluster_id, members, members_lsn, kind: FormKind::Learn };
+                form.encode(io.output(conn).bytes_mut());
+                return false;
+            }
+        };
         self.refuse_called(io, conn, RefuseCode::Identity, why.clone());
         self.peer_refused(io, index, &why);
         false
@@ -110,27 +142,11 @@ impl Node {
                 format!("node {own} on port {port} is no member of a cluster yet: it is told by FORM first");
             return Ok(Err(Refusal(RefuseCode::NotFollower, why)));
         }
-        if !meta.members.contains(open.leader) {
-            let why = format!(
-                "node {} is no member of cluster {}: nobody elected it",
-                open.leader, meta.cluster_id
-            );
-            return Ok(Err(Refusal(RefuseCode::NotFollower, why)));
-        }
         if open.term < meta.term {
             let why = format!("term {} is known here", meta.term);
             return Ok(Err(Refusal(RefuseCode::StaleTerm, why)));
         }
-        let mut theirs: Vec<&str> = open.peers.iter().map(String::as_str).collect();
-        let mut ours: Vec<&str> =
-            meta.members.others(open.leader).map(|member| member.address.as_str()).collect();
-        theirs.sort_unstable();
-        ours.sort_unstable();
-        if theirs != ours {
-            let why =
-                format!("its members are {} besides itself, and here {}", theirs.join(", "), ours.join(", "));
-            return Ok(Err(Refusal(RefuseCode::Other, why)));
-        }
+        // Who leads, and with whom, is not compared with the list here: it may be older, or newer and not to stay.
         if open.term == meta.term && !meta.leader_id.is_none() && meta.leader_id != open.leader {
             let why = format!(
                 "term {} is led by node {}, and node {} says that it leads in it: two leaders in one term cannot be \
@@ -180,8 +196,8 @@ impl Node {
         {
             log_warn!(
                 "election",
-                "W011 --peers does not apply: the members were fixed when the cluster was formed, and the data \
-                 directory remembers them"
+                "W011 --peers does not apply: the data directory remembers the members, and `kv_client member` changes \
+                 them"
             );
         }
     }

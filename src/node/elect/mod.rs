@@ -7,6 +7,7 @@
 //! calls     connections to the other members, for forming and for campaigns (`calls`)
 //! campaign  no leader heard: pre-votes, votes (`campaign`); the other side of that (`vote`)
 //! office    leading begins and ends; a leader that is met (`office`, `meet`); leadership is moved (`handover`)
+//! change    a member is added or removed (`change`, `learner`); which list counts (`list`)
 //! ```
 //!
 //! Records go over the same sessions as with fixed roles: the leader dials, opens, streams. What differs is who leads,
@@ -21,13 +22,14 @@
 //! - A node campaigns, and votes, with a log that is durable to its end.
 //! - A write that was taken and is not committed when its leader steps down has an unknown outcome, and is answered
 //!   so: it is in a log that the next leader may have.
-//!
-//! Left out: a change of members.
 
 mod calls;
 mod campaign;
+mod change;
 mod form;
 mod handover;
+mod learner;
+mod list;
 mod meet;
 mod office;
 mod status;
@@ -42,6 +44,7 @@ use crate::replication::election::timing::{ElectionTimer, ElectionTiming};
 use crate::time::Time;
 
 use campaign::Canvass;
+use change::Changing;
 use form::Forming;
 use handover::HandingOver;
 
@@ -51,7 +54,7 @@ pub(super) enum Elect {
     Fixed,
     /// It is to be a member of a cluster that is not formed yet.
     Forming(Box<Forming>),
-    /// It is a member.
+    /// It is a member, or learns to be one, or was one: see [`Node::has_vote`].
     Member(Box<Member>),
 }
 
@@ -62,6 +65,9 @@ pub(super) struct Member {
     /// The clock was looked at in this turn.
     clock_seen: bool,
     handing_over: Option<HandingOver>,
+    changing: Option<Changing>,
+    /// A member said that a committed list is without this node, and no leader was heard since.
+    told_removed: bool,
     /// Campaigns since a leader was heard: only the first is told at info.
     campaigns: u64,
 }
@@ -72,9 +78,15 @@ impl Node {
         !matches!(self.elect, Elect::Fixed)
     }
 
-    /// Whether this node votes.
+    /// Whether this node belongs to a cluster that elects its leader. It grants votes then, whatever list it goes by:
+    /// whoever counts them knows better whether they count.
     pub(super) fn is_member(&self) -> bool {
         matches!(self.elect, Elect::Member(_))
+    }
+
+    /// Whether the list that this node goes by has it. Only then it campaigns.
+    pub(super) fn has_vote(&self) -> bool {
+        self.meta.get().members.contains(self.node_id())
     }
 
     /// The flags say `--role=auto`, whatever has become of it so far.
@@ -106,6 +118,7 @@ impl Node {
         if self.meta.get().members.is_empty() {
             return self.start_forming();
         }
+        self.forget_unlogged_members()?;
         self.warn_about_flags();
         self.become_member();
         Ok(())
@@ -120,13 +133,16 @@ impl Node {
             canvass: None,
             clock_seen: false,
             handing_over: None,
+            changing: None,
+            told_removed: false,
             campaigns: 0,
         }));
         let members = &self.meta.get().members;
         let addresses: Vec<&str> = members.iter().map(|member| member.address.as_str()).collect();
         log_info!(
             "election",
-            "member of cluster {} with {} node(s): {}; election timeout {} ms",
+            "{} of cluster {} with {} node(s): {}; election timeout {} ms",
+            if self.has_vote() { "member" } else { "without a vote: learns from the leader" },
             self.meta.get().cluster_id,
             addresses.len(),
             addresses.join(", "),
@@ -149,6 +165,7 @@ impl Node {
             Elect::Forming(_) => self.forming_timers(io),
             Elect::Member(_) => {
                 self.hand_over_step(io);
+                self.change_step(io)?;
                 self.campaign_timers(io, input_left)
             }
         }
@@ -160,7 +177,8 @@ impl Node {
             Elect::Fixed => None,
             Elect::Forming(forming) => forming.deadline(),
             Elect::Member(_) if self.leader().is_some() => {
-                [self.office_deadline(), self.hand_over_deadline()].into_iter().flatten().min()
+                let deadlines = [self.office_deadline(), self.hand_over_deadline(), self.change_deadline()];
+                deadlines.into_iter().flatten().min()
             }
             Elect::Member(member) => {
                 [member.deadline(), self.hand_over_deadline()].into_iter().flatten().min()
@@ -173,6 +191,7 @@ impl Node {
         if let Some(member) = self.member_mut() {
             member.timer.heard_leader(read_at);
             member.campaigns = 0;
+            member.told_removed = false;
         }
     }
 

@@ -8,7 +8,7 @@
 //! writes may survive or not, and are answered so; what is read of it, it does not answer.
 
 use super::super::follower::Follower;
-use super::super::leader::{Leader, Link};
+use super::super::leader::{Leader, Link, Peer, PeerKind};
 use super::super::{FatalReason, Node, Role};
 use super::Elect;
 use crate::conn::{Close, ConnId, Io};
@@ -110,6 +110,7 @@ impl Node {
             self.keep_nothing_for(index);
         }
         self.slowness = None;
+        self.change_ends(io);
         let Role::Leader(leader) = &self.role else { return };
         let conns = leader.connections();
         for conn in conns {
@@ -169,7 +170,8 @@ impl Node {
     pub(in super::super) fn dial_soon(&mut self, node_id: NodeId) {
         let now = self.now;
         let Some(leader) = self.leader_mut().filter(|leader| leader.quorum.is_some()) else { return };
-        for peer in leader.peers.iter_mut().filter(|peer| peer.node_id == Some(node_id)) {
+        let is_it = |peer: &&mut Peer| peer.node_id == Some(node_id) && peer.kind != PeerKind::Gone;
+        for peer in leader.peers.iter_mut().filter(is_it) {
             if let Link::Down { retry_at, .. } = &mut peer.link {
                 *retry_at = now.min(*retry_at);
             }

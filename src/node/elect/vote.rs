@@ -7,6 +7,7 @@ use super::super::fatal::{fence, malformed};
 use super::super::{Conn, FatalReason, Node, Stop};
 use super::Elect;
 use crate::conn::{ConnId, Io};
+use crate::ids::Lsn;
 use crate::log_info;
 use crate::meta::MetaDurable;
 use crate::replication::election::ballot::{Ballot, BallotReply, Phase};
@@ -43,7 +44,7 @@ impl Node {
             last_term,
             last_lsn,
             heard_commit: self.heard_commit(),
-            candidate_is_member: meta.members.contains(ballot.candidate),
+            candidate_was_removed: self.was_removed(&ballot),
             incomplete: self.repair_due().is_some() || !self.is_complete(),
         };
         let decision = decide(self.now, &ballot, &voter);
@@ -55,6 +56,13 @@ impl Node {
         let refuses_for_ms = refuses_for_ms(self.now, &decision, &voter);
         self.answer_ballot(io, conn, &ballot, (&decision, refuses_for_ms), &proof);
         Ok(())
+    }
+
+    /// Whether a committed list is without the candidate, and it does not know that: it will never be elected.
+    fn was_removed(&self, ballot: &Ballot) -> bool {
+        let members = &self.meta.get().members;
+        let is_committed = members.lsn() <= self.heard_commit() && members.lsn() > Lsn::ZERO;
+        is_committed && ballot.last_lsn < members.lsn() && !members.contains(ballot.candidate)
     }
 
     /// Makes durable what a decision promises.

@@ -58,7 +58,7 @@ impl Campaign {
         term: Term,
         (last_term, last_lsn): (Term, Lsn),
     ) -> Option<Campaign> {
-        assert!(members.contains(candidate), "only members campaign");
+        assert!(members.contains(candidate) || is(Variant::RemovedMemberCampaigns), "only members campaign");
         let phase = if is(Variant::NoPreVote) { Phase::Real } else { Phase::Pre };
         let term = term.promoted()?;
         let members = members.clone();

@@ -12,8 +12,9 @@
 //!
 //! # Why this is Raft
 //!
-//! *Election safety: at most one leader per term.* A leader has the votes of a majority of one fixed list of members,
-//! any two majorities share a member, and a member votes once in a term: [`voter::decide`] refuses whom it has not
+//! *Election safety: at most one leader per term.* A leader has the votes of a majority of its list of members,
+//! any two majorities share a member (of lists that differ: see below), and a member votes once in a term:
+//! [`voter::decide`] refuses whom it has not
 //! voted for, the vote is in the same durable record as its term, and it is told only when that is on both copies. A
 //! campaign counts ids, not answers, and only answers to what it asked in this term; its own vote is the first,
 //! durable like any other. An election raises the high half of a `Term`, so no two elections and no start of a fixed
@@ -57,14 +58,27 @@
 //! heard before; a lease is given up for good in its term before HAND_OVER is sent, because votes for the one who got
 //! it skip the refusal; and clock readings err to the safe side, each named at the function that takes it.
 //!
+//! *Changes of the members* are records of the log, one member at a time. A node goes by the newest list in its log,
+//! committed or not, and a cut takes a list back with its record (`replication::members`). Two lists that follow each
+//! other differ by one member, so a majority of one shares a node with any majority of the other, and all that is said
+//! above of one list holds for both. Lists that are further apart are never in use together: a leader appends a list
+//! only when the one before is committed, and a record of its own term is; so whoever can still be elected has the one
+//! before in its log. (Without the second condition a leader of an earlier term may have appended a list, alone, that
+//! differs by one member from the same list as this one does: the two differ by two.) A node votes for whoever asks,
+//! whatever list it goes by itself: who counts the vote knows whether it counts, and a node that has just been added
+//! may be needed before it has heard so. What is left of Raft's own rules for changes is in `node::elect::change`.
+//!
+//! *Learners.* A node that is to be added gets the log first, and its vote when it has caught up: otherwise a cluster
+//! could wait for the disk of a node that is hours behind.
+//!
 //! *Reads* are answered once the leader's own `TERM` record is committed and applied: before that it does not know what
 //! was committed by those before it. Then either the lease holds, or a majority has echoed a frame sent since.
 //!
 //! # What is left out
 //!
-//! Changing the members, witnesses, learners. Priorities among nodes: an operator moves leadership by a hand-over. Time
-//! that stands still in one node only (a virtual machine that is paused and then told a wrong time) is within the bound
-//! only as far as CLOCK_BOOTTIME of its system is.
+//! Witnesses, and changes of more than one member in one step (joint consensus). Priorities among nodes: an operator
+//! moves leadership by a hand-over. Time that stands still in one node only (a virtual machine that is paused and then
+//! told a wrong time) is within the bound only as far as CLOCK_BOOTTIME of its system is.
 
 pub mod ballot;
 pub mod campaign;

@@ -9,7 +9,8 @@
 //! The leader itself hears itself now. A majority of the members has heard it since the moment that the
 //! (majority - 1)-th newest of the followers' echoes names.
 //!
-//! A follower behind the members is a read replica: it has no say, and what is told of it changes nothing.
+//! A follower may have no vote: a read replica, or a node that learns. Its echoes are kept and count for nothing, until
+//! it gets one: a change of members changes at once whose echoes are a majority.
 //!
 //! Invariants: marks rise within a session; a moment never goes back; a lease that was given up stays so in its term.
 
@@ -21,6 +22,8 @@ use crate::time::Time;
 /// What is known of one follower.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watch {
+    /// Whether it is a member.
+    votes: bool,
     /// The newest mark of this session that was sent.
     last_mark: Option<u64>,
     /// The frame that is watched, and when it was sent.
@@ -40,9 +43,28 @@ pub struct QuorumClock {
 
 impl QuorumClock {
     /// A leader that was elected now, with so many other members.
-    pub fn new(timing: ElectionTiming, elected_at: Time, followers: usize) -> QuorumClock {
-        assert!(followers <= PEERS_MAX, "{followers} followers are too many");
-        QuorumClock { timing, elected_at, followers: vec![Watch::default(); followers], given_up: false }
+    pub fn new(timing: ElectionTiming, elected_at: Time, voters: usize) -> QuorumClock {
+        let mut clock = QuorumClock { timing, elected_at, followers: Vec::new(), given_up: false };
+        (0..voters).for_each(|follower| clock.set_vote(follower, true));
+        clock
+    }
+
+    /// Whether this follower's echoes count. One that was not known is.
+    pub fn set_vote(&mut self, follower: usize, votes: bool) {
+        if follower >= self.followers.len() {
+            self.followers.resize(follower + 1, Watch::default());
+        }
+        self.followers[follower].votes = votes;
+        assert!(self.voters().count() <= PEERS_MAX, "more than {PEERS_MAX} followers vote");
+    }
+
+    /// The place of a follower that is gone is for another one.
+    pub fn forget(&mut self, follower: usize) {
+        self.followers[follower] = Watch::default();
+    }
+
+    fn voters(&self) -> impl Iterator<Item = &Watch> {
+        self.followers.iter().filter(|watch| watch.votes)
     }
 
     /// A session with a follower opened, or went from records to a snapshot or back: what was sent before will not be
@@ -74,9 +96,9 @@ impl QuorumClock {
     /// Whether only a new frame can tell that this follower still heard the leader at `from`: none is watched whose
     /// echo is to come, and what it has echoed was sent before.
     pub fn wants_frame(&self, follower: usize, from: Time) -> bool {
-        self.followers
-            .get(follower)
-            .is_some_and(|watch| watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from))
+        self.followers.get(follower).is_some_and(|watch| {
+            watch.votes && watch.watched.is_none() && watch.echoed.is_none_or(|sent_at| sent_at < from)
+        })
     }
 
     /// When the newest frame was sent that this follower has echoed.
@@ -86,10 +108,11 @@ impl QuorumClock {
 
     /// Since when a majority is known to have heard this leader. `None`: it has not in this term.
     pub fn majority_since(&self, now: Time) -> Option<Time> {
-        let Some(index) = self.followers.len().div_ceil(2).checked_sub(1) else { return Some(now) };
+        let voters = self.voters().count();
+        let Some(index) = voters.div_ceil(2).checked_sub(1) else { return Some(now) };
         let mut echoes = [None; PEERS_MAX];
-        let echoes = &mut echoes[..self.followers.len()];
-        echoes.iter_mut().zip(&self.followers).for_each(|(echo, watch)| *echo = watch.echoed);
+        let echoes = &mut echoes[..voters];
+        echoes.iter_mut().zip(self.voters()).for_each(|(echo, watch)| *echo = watch.echoed);
         echoes.sort_unstable_by(|a, b| b.cmp(a));
         echoes[index]
     }
@@ -218,6 +241,28 @@ mod tests {
         clock.session(2);
         assert_eq!(clock.majority_since(ms(1_200)), None);
         assert!(!clock.wants_frame(2, ms(1_200)) && clock.wants_frame(1, ms(1_200)));
+    }
+
+    #[test]
+    fn a_vote_that_is_given_or_taken_changes_who_is_a_majority_at_once() {
+        let mut clock = clock(0);
+        clock.set_vote(0, false);
+        echo(&mut clock, 0, 1, 1_100);
+        assert_eq!(clock.majority_since(ms(1_200)), Some(ms(1_200)), "alone");
+        clock.set_vote(0, true);
+        assert_eq!(
+            clock.majority_since(ms(1_200)),
+            Some(ms(1_100)),
+            "what it echoed as a learner counts now"
+        );
+        clock.set_vote(1, true);
+        clock.set_vote(2, true);
+        assert_eq!(clock.majority_since(ms(1_200)), None, "two of four");
+        clock.set_vote(0, false);
+        echo(&mut clock, 2, 1, 1_150);
+        assert_eq!(clock.majority_since(ms(1_200)), Some(ms(1_150)), "of three");
+        clock.forget(2);
+        assert_eq!(clock.majority_since(ms(1_200)), None, "of two, and the other one was never heard");
     }
 
     #[test]

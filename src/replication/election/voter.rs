@@ -31,8 +31,8 @@ pub struct VoterView {
     pub last_lsn: Lsn,
     /// The highest commit LSN it has heard of in its life, also from votes and before a repair.
     pub heard_commit: Lsn,
-    /// Whether the candidate is a member.
-    pub candidate_is_member: bool,
+    /// Whether a committed list of members is without the candidate, and its log ends in front of that.
+    pub candidate_was_removed: bool,
     /// Whether it repairs, or its state is not complete.
     pub incomplete: bool,
 }
@@ -71,7 +71,7 @@ fn refusal(now: Time, ballot: &Ballot, voter: &VoterView) -> Option<Refusal> {
     let same_term = ballot.term == voter.term;
     let voted_for_another = same_term && !voter.vote.is_none() && voter.vote != ballot.candidate;
     let rules = [
-        (Refusal::NotMember, !voter.candidate_is_member),
+        (Refusal::NotMember, voter.candidate_was_removed),
         (Refusal::StaleTerm, ballot.term < voter.term),
         (Refusal::HearsLeader, !skips_refusal_time(ballot, voter) && hears_leader(now, voter)),
         (Refusal::OlderLog, (ballot.last_term, ballot.last_lsn) < (voter.last_term, voter.last_lsn)),
@@ -95,8 +95,8 @@ fn skips_refusal_time(ballot: &Ballot, voter: &VoterView) -> bool {
         && (next_after_mine || ballot.term == voter.term)
 }
 
-/// Who refuses because of a leader, or does not know the candidate, stays in its term: that is what keeps a leader in
-/// office whom the candidate alone does not hear.
+/// Who refuses because of a leader, or because the candidate was removed, stays in its term: that is what keeps a
+/// leader in office whom the candidate alone does not hear.
 fn term_to_adopt(reason: Refusal, ballot: &Ballot, voter: &VoterView) -> Option<Term> {
     let stays = matches!(reason, Refusal::NotMember | Refusal::HearsLeader);
     (!stays && ballot.phase != Phase::Pre && ballot.term > voter.term).then_some(ballot.term)

@@ -1,22 +1,33 @@
 //! Forming a cluster: the founder tells every member who is in it.
 
-use super::session::decode_list;
-use super::{decode_address, finish, finish_with_flags, framed};
-use crate::ids::{ClusterId, NodeId};
-use crate::limits::MEMBERS_MAX;
-use crate::replication::members::{Member, Members};
+use super::{finish, finish_with_flags, framed};
+use crate::ids::{ClusterId, Lsn, NodeId};
+use crate::replication::members::Members;
 use crate::wire::client::decode_bool;
-use crate::wire::{DecodeError, DecodeProblem, MessageType, Reader, Writer};
+use crate::wire::{DecodeError, DecodeProblem, MessageType, Reader, Writer, put_members, read_members};
 
 /// This is the cluster, and these are its members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Form {
     /// The cluster's new identity.
     pub cluster_id: ClusterId,
-    /// Its members, sender and receiver included; never empty.
+    /// Its members; never empty. The receiver is one of them, unless it is to learn.
     pub members: Members,
-    /// Only a question: would you join? Changes nothing.
-    pub probe: bool,
+    /// The record that made this list; 0: the forming itself.
+    pub members_lsn: Lsn,
+    /// What is asked.
+    pub kind: FormKind,
+}
+
+/// What FORM asks of its receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormKind {
+    /// Would you be a member? Changes nothing.
+    Probe,
+    /// You are one.
+    Found,
+    /// Learn, without a vote: what you hold is brought up to date first.
+    Learn,
 }
 
 /// The answer, when it is durable or refused.
@@ -32,23 +43,22 @@ pub struct FormReply {
     pub message: String,
 }
 
-/// The flag in the trailer of FORM of one that only asks.
+/// The flags in the trailer of FORM: of one that only asks, and of one to a node that learns.
 const PROBE: u16 = 1;
-
-/// Bytes of a member, at least: its id and the length of its address.
-const MEMBER_SIZE_MIN: usize = 16 + 2;
+const LEARN: u16 = 2;
 
 impl Form {
     /// Appends FORM.
     pub fn encode(&self, out: &mut Vec<u8>) {
         framed(out, MessageType::Form, |out| {
             out.extend_from_slice(&self.cluster_id.0);
-            out.put_u16(self.members.len() as u16);
-            for member in self.members.iter() {
-                out.extend_from_slice(&member.node_id.0);
-                out.put_bytes16(member.address.as_bytes());
-            }
-            out.put_trailer(if self.probe { PROBE } else { 0 }, |_| {});
+            put_members(out, &self.members);
+            let flags = match self.kind {
+                FormKind::Probe => PROBE,
+                FormKind::Found => 0,
+                FormKind::Learn => LEARN,
+            };
+            out.put_trailer(flags, |fields| fields.put_u64(self.members_lsn.0));
         });
     }
 
@@ -61,19 +71,17 @@ impl Form {
             return Err(cluster_error);
         }
         let error = reader.error("members", DecodeProblem::Invalid(0));
-        let members = decode_list(
-            &mut reader,
-            "members",
-            (MEMBERS_MAX, MEMBER_SIZE_MIN),
-            |reader, _| reader.u16("member count").map(u32::from),
-            |reader| {
-                let node_id = NodeId(reader.array("member id")?);
-                Ok(Member { node_id, address: decode_address(reader, "member address")? })
-            },
-        )?;
-        let members = Members::from_sorted(members).filter(|members| !members.is_empty()).ok_or(error)?;
-        let (flags, []) = finish_with_flags(reader, [])?;
-        Ok(Form { cluster_id, members, probe: flags & PROBE != 0 })
+        let members = read_members(&mut reader)?;
+        if members.is_empty() {
+            return Err(error);
+        }
+        let (flags, [members_lsn]) = finish_with_flags(reader, ["members_lsn"])?;
+        let kind = match flags {
+            flags if flags & PROBE != 0 => FormKind::Probe,
+            flags if flags & LEARN != 0 => FormKind::Learn,
+            _ => FormKind::Found,
+        };
+        Ok(Form { cluster_id, members, members_lsn: Lsn(members_lsn), kind })
     }
 }
 

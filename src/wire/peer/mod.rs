@@ -24,7 +24,8 @@
 //! SNAPSHOT_ACK       = [term u64][tag][offset u64] trailer(flags: bit 0 installed) [match_lsn u64][match_chain u32]
 //! VOTE               = [phase u8][term u64][candidate_id 16][last_term u64][last_lsn u64][candidate address] trailer
 //! VOTE_REPLY         = [phase u8][verdict u8][term u64][asked_term u64][commit_lsn u64][refuses_for_ms u32] trailer
-//! FORM               = [cluster_id 16][member_count u16][node_id 16, address]... trailer(flags: bit 0 probe)
+//! FORM               = [cluster_id 16][member_count u16][node_id 16, address]... trailer(flags: bit 0 probe, bit 1
+//!                      learn) [members_lsn u64]
 //! FORM_REPLY         = [accepted u8][node_id 16][cluster_id 16][message_len u16][message] trailer
 //! HAND_OVER          = [term u64][last_lsn u64] trailer
 //! ```
@@ -51,7 +52,7 @@ use super::message_type::MessageType;
 use crate::limits::ADDRESS_SIZE_MAX;
 
 pub use append::{Ack, AckDurations, AppendEntries, AppendTail, StateAt, StateNews};
-pub use form::{Form, FormReply};
+pub use form::{Form, FormKind, FormReply};
 pub use hello::{
     FEATURE_ELECTED, FEATURE_SNAPSHOTS, FEATURES_KNOWN, Hello, HelloError, Refuse, RefuseCode, common_version,
 };

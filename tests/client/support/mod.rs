@@ -62,6 +62,7 @@ pub enum Seen {
     NumberedPut(SessionId, u64, Vec<u8>, Vec<u8>),
     NumberedDelete(SessionId, u64, Vec<u8>),
     Transfer(String),
+    ChangeMembers(bool, String),
 }
 
 pub struct FakeNode {
@@ -155,6 +156,7 @@ fn owned(request: &Request<'_>) -> Seen {
             Seen::NumberedDelete(session, number, key.to_vec())
         }
         Request::Transfer { address } => Seen::Transfer(address.to_owned()),
+        Request::ChangeMembers { add, address } => Seen::ChangeMembers(add, address.to_owned()),
         Request::Follow { address, discard } => Seen::Follow(address.to_owned(), discard),
     }
 }

@@ -21,6 +21,7 @@ pub fn recoded(message_type: MessageType, body: &[u8]) -> Result<Vec<u8>, Decode
         | Type::Promote
         | Type::Follow
         | Type::Transfer
+        | Type::ChangeMembers
         | Type::Inspect
         | Type::Snapshot
         | Type::Backup

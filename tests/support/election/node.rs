@@ -12,7 +12,7 @@ use kvstore::replication::election::voter::{
     Decision, VoterView, decide, may_campaign, may_take_over, refuses_for_ms,
 };
 use kvstore::replication::history::TermHistory;
-use kvstore::replication::members::Members;
+use kvstore::replication::members::{Members, Membership};
 use kvstore::rng::Rng;
 use kvstore::time::Time;
 
@@ -84,7 +84,7 @@ impl Node {
             node_id: id,
             cluster_id: ClusterId([9; 16]),
             role: StoredRole::Elected,
-            members: members.clone(),
+            members: Membership::settled(members.clone(), Lsn::ZERO),
             ..Meta::default()
         };
         let meta = MetaStore::create(&mut disk, meta).expect("the disk takes all");
@@ -363,7 +363,7 @@ impl Node {
             last_term: self.log.last_term(),
             last_lsn: self.log.last(),
             heard_commit: self.heard_commit,
-            candidate_is_member: self.members.contains(ballot.candidate),
+            candidate_was_removed: !self.members.contains(ballot.candidate),
             incomplete: false,
         };
         let decision = decide(now, ballot, &voter);

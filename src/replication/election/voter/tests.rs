@@ -25,7 +25,7 @@ fn voter() -> VoterView {
         last_term: term(3),
         last_lsn: Lsn(9),
         heard_commit: Lsn(9),
-        candidate_is_member: true,
+        candidate_was_removed: false,
         incomplete: false,
     }
 }
@@ -79,8 +79,8 @@ fn a_lower_term_is_refused() {
 }
 
 #[test]
-fn a_stranger_gets_no_vote_and_raises_no_term() {
-    let voter = VoterView { candidate_is_member: false, ..voter() };
+fn who_was_removed_gets_no_vote_and_raises_no_term() {
+    let voter = VoterView { candidate_was_removed: true, ..voter() };
     for phase in PHASES {
         assert_eq!(refused(&ballot(phase, 9), &voter), (Refusal::NotMember, None));
     }
@@ -168,7 +168,7 @@ fn no_voter_grants_what_it_must_not() {
             last_term: term(2 + pick(4, 2)),
             last_lsn: Lsn(8 + u64::from(pick(5, 4))),
             heard_commit: Lsn(8 + u64::from(pick(7, 4))),
-            candidate_is_member: pick(9, 2) == 1,
+            candidate_was_removed: pick(9, 2) == 1,
             incomplete: pick(10, 2) == 1,
         };
         for phase in PHASES {
@@ -185,7 +185,7 @@ fn no_voter_grants_what_it_must_not() {
                 continue;
             }
             granted += 1;
-            assert!(voter.candidate_is_member && !voter.incomplete && !voter.leads_with_quorum);
+            assert!(!voter.candidate_was_removed && !voter.incomplete && !voter.leads_with_quorum);
             assert!(ballot.term >= voter.term && ballot.last_lsn >= voter.heard_commit);
             assert!((ballot.last_term, ballot.last_lsn) >= (voter.last_term, voter.last_lsn));
             assert!(phase == Phase::HandOver || NOW >= voter.refuse_until);
