@@ -40,6 +40,7 @@ mod mem_disk;
 mod mirror;
 mod mishaps;
 mod net;
+mod numbered;
 mod oracle;
 mod promises;
 mod proof;

@@ -32,8 +32,7 @@ struct Catch {
 /// Looks for the variants of this name (`all`: every one), and prints the table.
 #[cfg(feature = "sabotage")]
 pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
-    // Clients do not number their writes here, and what is rarer than the set of elected clusters is long is caught by
-    // the tests of elections: see `Variant::ELECTION`.
+    // What is rarer than the set of elected clusters is long is caught by tests of elections: see `Variant::ELECTION`.
     let elsewhere = |variant: &Variant| {
         let too_rare = Variant::ELECTION.contains(variant) && !crate::elected::CAUGHT.contains(variant);
         too_rare || Variant::ELSEWHERE.contains(variant)
