@@ -5,8 +5,8 @@
 //! | aimed at | what is made to meet |
 //! |---|---|
 //! | the end of a lease | the leader's clock is as slow as is borne, the others' as fast; it hears nobody any more |
-//! | a restart | a candidate that does not hear the leader; the member that did starts anew and hears it no more |
-//! | a stalled read | the leader stands still for longer than a timeout, between two sockets that it reads in one turn |
+//! | a restart | a candidate that does not hear the leader; the member that did is started anew, deaf to it |
+//! | a stalled read | the leader stands still for longer than a timeout, between two sockets it reads in one turn |
 //! | a hand-over | the leader that hands over hears nobody any more, and the next one leads |
 //! | an older term | a leader alone with its last writes; the next one dies with its first record; the first is back |
 //!

@@ -68,6 +68,7 @@ pub struct Oracle {
     pub acks_seen: u64,
     pub histories: Histories,
     pub elections: crate::elected::Elections,
+    pub numbers: crate::numbered::Numbers,
 }
 
 impl Oracle {
@@ -189,6 +190,12 @@ impl Oracle {
                 self.seen_ids.insert(*id);
             }
         }
+    }
+
+    /// The last record of an elected cluster that a leader has taken for committed.
+    pub fn last_committed(&self) -> Option<(u64, Chain)> {
+        let (lsn, chains) = self.committed.last_key_value()?;
+        Some((*lsn, Chain(*chains.first()?)))
     }
 
     fn note_committed(&mut self, host: &Host, commit: u64) {

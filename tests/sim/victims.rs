@@ -6,15 +6,17 @@
 //!
 //! - *A barrier stays.* A member loses something (by rot, by a write in the wrong place, by an older copy of its
 //!   directory, by an empty one) only while so many others are whole that each majority has one of them. Each of these
-//!   holds, durably, every acknowledged write and all that the victim has told to be on its disk, and a record of the
-//!   highest term that the victim knows. Who would be elected with the help of what the victim has forgotten needs a
+//!   holds, durably, every committed record and all that is durable on the victim's disk, and a record of the highest
+//!   term that the victim knows. Who would be elected with the help of what the victim has forgotten needs a
 //!   vote of the barrier too, and gets none: its log ends before theirs.
 //! - *One after the other.* The next disk loses something when the one before is whole again: it runs, repairs nothing,
-//!   and holds every acknowledged write and a record of the term that it had forgotten. A barrier of two victims at
+//!   and holds every committed record and one of the term that it had forgotten. A barrier of two victims at
 //!   once could be each of the other's.
 //! - *A member whose directory was emptied is out.* It has another id, so it is nobody's vote (D17), and it is never
 //!   whole again. So many may be out as leave a majority. In the end nothing is expected of them but that.
 //! - *A read replica* is no part of any majority: its disk may lose everything at any time.
+
+use kvstore::ids::Chain;
 
 use crate::host::Host;
 use crate::world::World;
@@ -67,19 +69,24 @@ impl World {
     /// Whether this member holds what the other one may have promised.
     fn stands_behind(&self, site: usize, victim: usize) -> bool {
         let (host, victim) = (&self.hosts[site], &self.hosts[victim]);
-        let told = &victim.told;
-        let mirror = host.mirror.borrow();
-        let term = told.term.max(victim.seen.as_ref().map_or(0, |seen| seen.term.as_u64()));
-        let holds_told = told.lsn == 0 || mirror.holds(told.lsn, told.chain) && mirror.synced >= told.lsn;
-        drop(mirror);
-        !host.rotten && holds_told && self.holds_all(host, term)
+        let term = victim.told.term.max(victim.seen.as_ref().map_or(0, |seen| seen.term.as_u64()));
+        // A leader tells nobody what its own disk holds, and counts it.
+        let theirs = victim.mirror.borrow();
+        let end = theirs.get(theirs.synced).map(|entry| (entry.lsn, entry.chain));
+        !host.rotten && end.is_none_or(|(lsn, chain)| has(host, lsn, chain)) && self.holds_all(host, term)
     }
 
-    /// Whether this disk has every acknowledged write, and a record of this term or a later one.
+    /// Whether this disk has every committed record, and one of this term or a later one.
     fn holds_all(&self, host: &Host, term: u64) -> bool {
         let mirror = host.mirror.borrow();
         let newest = mirror.get(mirror.synced).map_or(0, |entry| entry.term.as_u64());
-        let has = |lsn: u64, chain| mirror.synced >= lsn && mirror.holds(lsn, chain);
-        newest >= term && self.oracle.acked.iter().all(|write| has(write.lsn, write.chain))
+        drop(mirror);
+        newest >= term && self.oracle.last_committed().is_none_or(|(lsn, chain)| has(host, lsn, chain))
     }
+}
+
+/// Whether this disk has that record, and with it the history before it.
+fn has(host: &Host, lsn: u64, chain: Chain) -> bool {
+    let mirror = host.mirror.borrow();
+    mirror.synced >= lsn && mirror.holds(lsn, chain)
 }
