@@ -183,7 +183,8 @@ impl Node {
         }
         let port = self.config.port;
         let way_out = self.way_out(format!(
-            "Promote a node that has them; or, to give them up, run `kv_client --port {port} follow ADDR --discard` there"
+            "Promote a node that has them; or, to give them up, run `kv_client --port {port} follow ADDR --discard` \
+             there"
         ));
         Some(format!(
             "this node held committed records up to LSN {} before its log was damaged, and the leader's log ends at \

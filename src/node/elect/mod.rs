@@ -218,9 +218,9 @@ impl Node {
         }
         let own = &self.config.own_address;
         format!(
-            "Stop that leader, so that the members elect one that has them. Or give up what is here: stop this node, put \
-             its data directory aside, start it with --join in place of --peers, and run `kv_client replace {own} {own}` \
-             against the others"
+            "Stop that leader, so that the members elect one that has them. Or give up what is here: stop this node, \
+             put its data directory aside, start it with --join in place of --peers, and run \
+             `kv_client replace {own} {own}` against the others"
         )
     }
 
