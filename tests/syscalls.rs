@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use kvstore::client::Client;
 use kvstore::wire::client::Request;
-use syscalls_support::{Counts, Node, by_time, cost_of_asking, ledger, minus, open_connections, total, wait_until};
+use syscalls_support::{
+    Counts, Node, by_time, cost_of_asking, ledger, minus, open_connections, total, wait_until,
+};
 
 /// Operations measured.
 const OPERATIONS: u64 = 200;

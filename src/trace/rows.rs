@@ -90,7 +90,11 @@ mod tests {
             (1..=size).for_each(|row| rows.push(Lsn(row * 2), row));
             for lsn in 0..=size * 2 + 1 {
                 let wanted = lsn.div_ceil(2).max(1);
-                assert_eq!(rows.at(Lsn(lsn)).map(|(_, row)| row), (wanted <= size).then_some(wanted), "{lsn}");
+                assert_eq!(
+                    rows.at(Lsn(lsn)).map(|(_, row)| row),
+                    (wanted <= size).then_some(wanted),
+                    "{lsn}"
+                );
             }
         }
     }
