@@ -75,6 +75,10 @@ variants! {
     ScanNotCompared = "scan-not-compared";
     /// What clients' numbered writes were answered is no part of the state hash.
     SessionsNotHashed = "sessions-not-hashed";
+    /// A repeat of a numbered write that is under way is executed like a new one.
+    NumberUnderWayAgain = "number-under-way-again";
+    /// A leader that begins does not count the numbers that its log holds and its state does not.
+    UnappliedNumbersForgotten = "unapplied-numbers-forgotten";
     /// Whom a node voted for is kept in memory alone.
     VoteNotDurable = "vote-not-durable";
     /// A campaign raises its term before it asks anybody.
@@ -118,6 +122,7 @@ impl Variant {
         Variant::FollowerAppliesUncommitted,
         Variant::StaleReadAfterPause,
         Variant::LeaseKeptDuringTransfer,
+        Variant::UnappliedNumbersForgotten,
         Variant::ChangeBeforeFirstCommit,
         Variant::RemovedMemberCampaigns,
     ];

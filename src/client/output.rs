@@ -110,10 +110,11 @@ fn numbering_fields(how: &Numbering) -> Map<String, Value> {
     let mut fields = Map::new();
     match how {
         Numbering::Plain | Numbering::Numbered(None) => {}
-        Numbering::Numbered(Some(LastWrite { id, tries })) => {
+        Numbering::Numbered(Some(LastWrite { id, tries, in_doubt })) => {
             fields.insert("session".to_owned(), id.session.to_string().into());
             fields.insert("number".to_owned(), id.number.into());
             fields.insert("tries".to_owned(), (*tries).into());
+            fields.insert("in_doubt".to_owned(), (*in_doubt).into());
         }
         Numbering::Refused(why) => {
             fields.insert("session".to_owned(), Value::Null);

@@ -43,6 +43,8 @@ pub struct LastWrite {
     pub id: WriteId,
     /// How often it was sent.
     pub tries: u32,
+    /// Whether an answer was lost on the way, so that its outcome was unknown for a time.
+    pub in_doubt: bool,
 }
 
 /// A client whose writes are executed once.
@@ -165,7 +167,8 @@ impl Session {
         let number = self.last_number + 1;
         let request = Request::Numbered { session, number, write: *op };
         let result = self.client.search(&request, deadline, search);
-        self.last_write = Some(LastWrite { id: WriteId { session, number }, tries: search.tries });
+        let (id, tries) = (WriteId { session, number }, search.tries);
+        self.last_write = Some(LastWrite { id, tries, in_doubt: search.may_be_done });
         let result = result.and_then(|reply| self.answer(&reply));
         match &result {
             Ok(_) => self.last_number = number,

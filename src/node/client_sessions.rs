@@ -127,6 +127,9 @@ fn decide(table: &Sessions, under_way: &UnderWay, id: SessionId, number: u64) ->
         return Decision::Refuse(Status::SessionExpired, text);
     }
     if let Some(lsn) = flight.and_then(|flight| flight.lsn_of(number)) {
+        if crate::sabotage::is(crate::sabotage::Variant::NumberUnderWayAgain) {
+            return Decision::Execute;
+        }
         return Decision::IsUnderWay(lsn);
     }
     if let Some(answer) = known.and_then(|session| session.answer(number)) {
@@ -246,7 +249,7 @@ impl Node {
         let (applied, last) = (self.applied, self.wal.last_lsn());
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
         let Leader { under_way, .. } = leader.as_mut();
-        if applied < last {
+        if applied < last && !crate::sabotage::is(crate::sabotage::Variant::UnappliedNumbersForgotten) {
             let (mut cursor, wanted) = (Cursor::default(), (applied.next(), last));
             self.wal.replay_some(self.disk.as_mut(), &mut cursor, wanted, &mut |record| {
                 under_way.appended(record);
@@ -264,7 +267,7 @@ impl Node {
             return None;
         }
         let unsure =
-            leader.peers.iter().find(|peer| peer.cmd_types & CMD_TYPES_SESSIONS != CMD_TYPES_SESSIONS)?;
+            leader.present().find(|peer| peer.cmd_types & CMD_TYPES_SESSIONS != CMD_TYPES_SESSIONS)?;
         let what = match unsure.cmd_types {
             0 => "has not been heard by this leader",
             _ => "is of a version that cannot apply them: update it",

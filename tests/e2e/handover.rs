@@ -9,8 +9,8 @@ use crate::elected::{Elected, Writer, expect_all};
 
 /// Acknowledged writes of a writer between two events.
 const WRITES: usize = 200;
-/// Far below an election timeout of this length.
-const LONG_TIMEOUT: &str = "--election-timeout-ms=20000";
+/// No gap in the writes is as long as this election timeout. (The first leader is waited for as long.)
+const LONG_TIMEOUT: &str = "--election-timeout-ms=8000";
 
 /// The follower that is to lead holds everything soon.
 #[track_caller]

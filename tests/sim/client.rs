@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
+use kvstore::ids::SessionId;
 use kvstore::wire::FrameBuffer;
-use kvstore::wire::client::{Inspect, Reply, Request, Status};
+use kvstore::wire::client::{Inspect, Reply, Request, Status, WriteOp, decode_session_id};
 
 use crate::core::{Core, MS};
+use crate::numbered::{By, Numbering};
 
 /// Requests of all clients in the first phase of a run, about.
 const REQUESTS_PER_RUN: u64 = 1_200;
@@ -22,6 +24,7 @@ pub enum Ask {
     Follow { site: usize, discard: bool },
     Inspect(Inspect),
     Snapshot,
+    OpenSession,
 }
 
 /// A request that was sent on a connection.
@@ -33,6 +36,15 @@ pub struct Sent {
     pub by_leader: bool,
     /// The answer was that nobody knows whether it happened.
     pub unknown: bool,
+    /// Of a numbered write.
+    pub by: Option<By>,
+}
+
+impl Sent {
+    /// When the client asked for this the first time.
+    pub fn began(&self) -> u64 {
+        self.by.filter(|by| by.tries > 1).map_or(self.at, |by| by.first_at)
+    }
 }
 
 /// All requests of one connection; the n-th reply answers the n-th request.
@@ -58,6 +70,8 @@ pub struct Client {
     pub last_lsn: u64,
     /// Sends nothing new any more.
     pub quiet: bool,
+    /// It numbers its writes.
+    pub numbering: Option<Numbering>,
 }
 
 /// A reply as a client got it.
@@ -68,6 +82,8 @@ pub struct Got {
     pub term: u64,
     /// The number of the write whose value it is.
     pub value_id: Option<u64>,
+    /// Of a session that was opened.
+    pub session: Option<SessionId>,
     pub text: String,
 }
 
@@ -83,6 +99,7 @@ impl Client {
             lazy_until: 0,
             last_lsn: 0,
             quiet: false,
+            numbering: None,
         }
     }
 
@@ -122,19 +139,25 @@ impl Client {
     }
 
     /// Encodes a request behind what waits to be sent.
-    pub fn push(&mut self, ask: &Ask, address: impl Fn(usize) -> String) {
+    pub fn push(&mut self, ask: &Ask, by: Option<By>, address: impl Fn(usize) -> String) {
         let mut out = Vec::new();
+        let write = |write: WriteOp<'_>, plain: Request<'_>, out: &mut Vec<u8>| match by {
+            Some(By { session, number, .. }) => Request::Numbered { session, number, write }.encode(out),
+            None => plain.encode(out),
+        };
         match ask {
             Ask::Put { key, id, size } => {
                 let mut value = id.to_be_bytes().to_vec();
                 value.resize((*size).max(8), *id as u8);
-                match crate::receipts::wants_receipt(*id) {
-                    true => Request::PutExplained { key, value: &value }.encode(&mut out),
-                    false => Request::Put { key, value: &value }.encode(&mut out),
-                }
+                let plain = match crate::receipts::wants_receipt(*id) {
+                    true => Request::PutExplained { key, value: &value },
+                    false => Request::Put { key, value: &value },
+                };
+                write(WriteOp::Put { key, value: &value }, plain, &mut out);
             }
             Ask::Get { key } => Request::Get { key }.encode(&mut out),
-            Ask::Delete { key, .. } => Request::Delete { key }.encode(&mut out),
+            Ask::Delete { key, .. } => write(WriteOp::Delete { key }, Request::Delete { key }, &mut out),
+            Ask::OpenSession => Request::OpenSession.encode(&mut out),
             Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
             Ask::Inspect(inspect) => Request::Inspect(*inspect).encode(&mut out),
             Ask::Snapshot => Request::Snapshot { wait: false }.encode(&mut out),
@@ -179,6 +202,7 @@ impl Client {
                     lsn: reply.lsn.0,
                     term: reply.term.as_u64(),
                     value_id: crate::mirror::value_id(reply.payload),
+                    session: decode_session_id(reply.payload).ok(),
                     text: String::from_utf8_lossy(reply.payload).into_owned(),
                 });
             }

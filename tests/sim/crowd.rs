@@ -5,6 +5,7 @@ use kvstore::wire::client::Status;
 use crate::client::{Ask, Client, Dialogue, Sent};
 use crate::core::{Event, MS};
 use crate::host::Host;
+use crate::numbered::By;
 use crate::world::World;
 
 impl World {
@@ -48,18 +49,24 @@ impl World {
         if self.clients[index].quiet {
             return;
         }
+        self.send_numbers_again(index);
         for _ in 0..batch {
             let ask = {
                 let mut core = self.core.borrow_mut();
                 self.clients[index].draw(&mut core)
             };
-            self.ask(index, ask);
+            self.ask_with_number(index, ask);
         }
         self.client_writes(index);
     }
 
     /// Sends a request on the client's connection, made now if there is none.
     pub fn ask(&mut self, index: usize, ask: Ask) {
+        self.ask_by(index, ask, None);
+    }
+
+    /// The same with a number. False: it was not sent.
+    pub fn ask_by(&mut self, index: usize, ask: Ask, by: Option<By>) -> bool {
         let mut core = self.core.borrow_mut();
         let client = &mut self.clients[index];
         if client.conn.is_none() {
@@ -68,7 +75,7 @@ impl World {
             if !up {
                 // Any of them: the next one may name this one as its leader again, and so on.
                 client.target = core.some_host();
-                return;
+                return false;
             }
             let conn = core.connect(client.site, target);
             client.conn = Some(conn);
@@ -82,10 +89,11 @@ impl World {
         let conn = client.conn.expect("it was just made");
         let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
         if dialogue.sent.len() - dialogue.received > 200 {
-            return;
+            return false;
         }
-        client.push(&ask, Host::address);
-        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false, unknown: false });
+        client.push(&ask, by, Host::address);
+        dialogue.sent.push(Sent { ask, at: core.now, by_leader: false, unknown: false, by });
+        true
     }
 
     pub fn client_writes(&mut self, index: usize) {
@@ -121,7 +129,13 @@ impl World {
                 self.clients[index].last_lsn = got.lsn;
             }
             self.heal.on_got(&core, site, &sent, got.status, self.healed_at);
-            self.oracle.histories.on_got(&core, conn, site, &sent, &got);
+            let is_new = self.oracle.numbers.is_new_in_history(&core, site, &sent, &got);
+            if is_new {
+                self.oracle.histories.on_got(&core, conn, site, &sent, &got);
+            }
+            drop(core);
+            self.on_number_got(index, &sent, &got);
+            let mut core = self.core.borrow_mut();
             if index == self.clients.len() - 1 {
                 core.trace(|| {
                     format!("operator: {:?} at host {site}: {:?} {}", sent.ask, got.status, got.text)

@@ -40,6 +40,10 @@ pub const EXPECTED: &[&str] = &[
     "client: acknowledged write",
     "client: read checked",
     "client: redirected",
+    "client: number used again",
+    "client: session opened",
+    "check: a number is answered as by another leader",
+    "check: a number is answered as the first time",
     "disk: crash point reached",
     "disk: late flush",
     "disk: stall",
@@ -71,6 +75,7 @@ pub const CAUGHT: &[Variant] = &[
     Variant::NoPreVote,
     Variant::ReadBeforeTermRecord,
     Variant::FollowerAppliesUncommitted,
+    Variant::UnappliedNumbersForgotten,
 ];
 
 /// The knobs that only such a cluster has.

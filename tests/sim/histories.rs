@@ -5,12 +5,13 @@
 //! first one, which begins with nothing. A write without an answer may have happened in any term of its leader.
 //! Where leaders are elected, one history is one key, whoever served it, from the beginning of the run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvstore::wire::client::Status;
 
 use crate::client::{Ask, Dialogue, Got, Sent};
 use crate::core::Core;
+use crate::numbered::{By, Numbers};
 use crate::search::{Call, Content, Op, Verdict, search};
 
 /// Steps of one search: about ten times what the longest history of the CI set takes.
@@ -42,7 +43,7 @@ impl Histories {
             (Ask::Get { key }, Status::NotFound) => (key, Op::Read(None)),
             _ => return,
         };
-        let call = Call { lane: conn, from: sent.at, to: Some(core.now), op };
+        let call = Call { lane: lane_of(conn, sent), from: sent.began(), to: Some(core.now), op };
         let (term, site) = if core.knobs.is_elected() { ALL_LEADERS } else { (got.term, site) };
         self.calls.entry((term, site, key.clone())).or_default().push(call);
     }
@@ -53,9 +54,10 @@ impl Histories {
         &self,
         core: &mut Core,
         dialogues: &BTreeMap<usize, Dialogue>,
+        numbers: &Numbers,
         began_twice: impl Fn(usize, u64) -> bool,
     ) {
-        let open = open_writes(dialogues, core.knobs.is_elected());
+        let open = open_writes(dialogues, numbers, core.knobs.is_elected());
         let judged = self.calls.iter().filter(|((term, site, _), _)| !began_twice(*site, *term));
         for ((term, site, key), done) in judged {
             let none = Vec::new();
@@ -104,9 +106,19 @@ fn begin_of(done: &[Call]) -> Vec<Call> {
 /// Calls by the host they were sent to and their key.
 type ByKey = BTreeMap<(usize, Vec<u8>), Vec<Call>>;
 
-/// Writes that nobody heard the end of.
-fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, elected: bool) -> ByKey {
+/// What is asked for again may have taken effect before what stands in front of it on this connection. Within a session
+/// it is in the order of the numbers.
+fn lane_of(conn: usize, sent: &Sent) -> usize {
+    match sent.by {
+        Some(By { session, tries, .. }) if tries > 1 => session.nonce as usize | 1 << 63,
+        _ => conn,
+    }
+}
+
+/// Writes that nobody heard the end of. A number counts once where it was sent, and not at all where it was answered.
+fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, numbers: &Numbers, elected: bool) -> ByKey {
     let mut open = ByKey::new();
+    let mut counted = BTreeSet::new();
     for (conn, dialogue) in dialogues {
         let unheard = |(index, sent): &(usize, &Sent)| *index >= dialogue.received || sent.unknown;
         for (_, sent) in dialogue.sent.iter().enumerate().filter(unheard) {
@@ -115,8 +127,14 @@ fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, elected: bool) -> ByKey {
                 Ask::Delete { key, .. } => (key, Op::Remove(None)),
                 _ => continue,
             };
-            let call = Call { lane: *conn, from: sent.at, to: None, op };
+            let call = Call { lane: lane_of(*conn, sent), from: sent.began(), to: None, op };
             let site = if elected { ALL_LEADERS.1 } else { dialogue.site };
+            if let Some(by) = &sent.by {
+                let number = (site, (by.session, by.number));
+                if numbers.in_history.contains(&number) || !counted.insert(number) {
+                    continue;
+                }
+            }
             open.entry((site, key.clone())).or_default().push(call);
         }
     }

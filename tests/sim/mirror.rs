@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use kvstore::disk::FileId;
-use kvstore::ids::{Chain, NodeId, Term};
+use kvstore::ids::{Chain, Lsn, NodeId, Term, WriteNumber};
 use kvstore::wal::{ENTRY_HEADER_SIZE, MARK_SIZE};
 use kvstore::wire::{Effect, Reader, Record};
 
@@ -32,6 +32,8 @@ pub struct Entry {
     pub term: Term,
     pub leader: NodeId,
     pub kind: Kind,
+    /// Of a numbered write.
+    pub by: Option<WriteNumber>,
     /// Bytes of all records up to it.
     pub end: u64,
 }
@@ -48,6 +50,8 @@ pub struct Mirror {
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<u64>)>>,
     /// Where each numbered write is.
     ids: BTreeMap<u64, u64>,
+    /// Where each number of a session is.
+    numbers: BTreeMap<(Lsn, u64), u64>,
     /// Off while the node opens its log.
     pub on: bool,
     /// Records that came since the last look.
@@ -116,6 +120,9 @@ impl Mirror {
         while self.last() > keep {
             let entry = self.entries.pop().expect("it is longer");
             self.file_of.pop();
+            if let Some(by) = entry.by {
+                self.numbers.remove(&(by.session, by.number));
+            }
             if let Kind::Put { key, id } = &entry.kind {
                 self.ids.remove(id);
                 self.keys.get_mut(key).expect("it was set").pop();
@@ -176,11 +183,23 @@ impl Mirror {
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
         let end = before.map_or(0, |entry| entry.end) + bytes.len() as u64;
-        let entry = Rc::new(Entry { lsn, chain, term, leader, kind, end });
+        let by = record.effect.number();
+        self.note_number(by, lsn);
+        let entry = Rc::new(Entry { lsn, chain, term, leader, kind, by, end });
         library::note(&entry, chain_before);
         self.entries.push(entry.clone());
         self.file_of.push(file);
         self.fresh.push(entry);
+    }
+
+    /// A number is in one log once, whatever clients repeat.
+    fn note_number(&mut self, by: Option<WriteNumber>, lsn: u64) {
+        let Some(WriteNumber { session, number }) = by else { return };
+        if let Some(other) = self.numbers.insert((session, number), lsn) {
+            panic!(
+                "number {number} of session {session} is in one log at LSN {other} and again at LSN {lsn}"
+            );
+        }
     }
 
     /// The snapshot that was received is what the log goes on from.
@@ -206,6 +225,7 @@ impl Mirror {
     /// Begins with records that are not in the files any more.
     pub fn take_front(&mut self, front: Vec<Rc<Entry>>, file: FileId) {
         for entry in front {
+            self.note_number(entry.by, entry.lsn);
             match &entry.kind {
                 Kind::Put { key, id } => {
                     self.ids.insert(*id, entry.lsn);

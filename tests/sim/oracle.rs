@@ -66,6 +66,7 @@ pub struct Oracle {
     pub acks_seen: u64,
     pub histories: Histories,
     pub elections: crate::elected::Elections,
+    pub numbers: crate::numbered::Numbers,
 }
 
 impl Oracle {

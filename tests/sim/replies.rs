@@ -72,6 +72,8 @@ impl Oracle {
                     "client: follower read checked"
                 });
             }
+            // Refused here, it is asked for again elsewhere: `numbered.rs`.
+            (Ask::Put { .. } | Ask::Delete { .. }, _) if sent.by.is_some() => {}
             (Ask::Put { id, .. } | Ask::Delete { id, .. }, status) => self.on_refused(core, *id, status),
             (Ask::Get { .. }, Status::Diverged) => core.stats.count("state: read refused"),
             (Ask::Get { .. }, Status::Repairing) => core.stats.count("node: read refused while it repairs"),
@@ -127,8 +129,11 @@ impl Oracle {
             "host {site} acknowledges {:?} at LSN {lsn}, where the log has {:?}",
             sent.ask, entry.kind
         );
-        assert!(self.answered.insert((lsn, entry.chain.0)), "LSN {lsn} was given to two writes");
-        core.stats.count("client: acknowledged write");
+        let is_again = sent.by.is_some_and(|by| self.is_told_again(core, site, by, reply, &entry));
+        assert!(self.answered.insert((lsn, entry.chain.0)) || is_again, "LSN {lsn} was given to two writes");
+        if !is_again {
+            core.stats.count("client: acknowledged write");
+        }
         let site_of = |address: &String| (0..hosts.len()).find(|site| Host::address(*site) == *address);
         let members = seen.peers.iter().filter(|(.., in_sync)| *in_sync);
         let mut in_sync: Vec<usize> = members.filter_map(|(address, ..)| site_of(address)).collect();
@@ -141,7 +146,13 @@ impl Oracle {
             in_sync,
             given_up: false,
         };
-        self.check_promise(core, hosts, &acked);
+        // A fixed leader answers again what was committed, also while too few are in sync for something new.
+        if core.knobs.is_elected() || sent.by.is_none_or(|by| by.tries == 1) {
+            self.check_promise(core, hosts, &acked);
+        }
+        if is_again {
+            return;
+        }
         for promotion in self.promotions.clone() {
             if promotion.term > acked.term && !hosts[promotion.site].mirror.borrow().holds(lsn, acked.chain) {
                 self.must_allow(core, &promotion, &acked, false);
@@ -229,7 +240,7 @@ impl Oracle {
         // One order for all that elected leaders serve; else one for each leader and term.
         let place = if core.knobs.is_elected() { (0, 0) } else { (got.term, site) };
         let order = self.orders.entry(place).or_default();
-        let before = order.done.partition_point(|(time, _)| *time < sent.at);
+        let before = order.done.partition_point(|(time, _)| *time < sent.began());
         let floor = before.checked_sub(1).map_or(0, |index| order.done[index].1);
         assert!(
             if write { got.lsn > floor } else { got.lsn >= floor },

@@ -1,8 +1,8 @@
 //! The simulator must be able to fail: each known-bad variant of the node has to be caught.
 //!
 //! ```text
-//! cargo test --release --features sabotage --test sim -- --sabotage all           the promise, asserted
-//! cargo test --release --features sabotage --test sim -- --sabotage all --seeds 400     a part of it, in CI
+//! cargo test --profile sabotage --features sabotage --test sim -- --sabotage all           the promise, asserted
+//! cargo test --profile sabotage --features sabotage --test sim -- --sabotage all --seeds 400     a part of it, in CI
 //! ```
 //!
 //! Each variant is looked for in seeds 1, 2, 3, ... until one fails; the table is in ARCHITECTURE.md. The run fails
@@ -32,8 +32,7 @@ struct Catch {
 /// Looks for the variants of this name (`all`: every one), and prints the table.
 #[cfg(feature = "sabotage")]
 pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
-    // Clients do not number their writes here, and what is rarer than the set of elected clusters is long is caught by
-    // the tests of elections: see `Variant::ELECTION`.
+    // What is rarer than the set of elected clusters is long is caught by tests of elections: see `Variant::ELECTION`.
     let elsewhere = |variant: &Variant| {
         let too_rare = Variant::ELECTION.contains(variant) && !crate::elected::CAUGHT.contains(variant);
         too_rare || Variant::ELSEWHERE.contains(variant)
@@ -49,9 +48,10 @@ pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
     println!("| variant | its line | first seed | what caught it |");
     println!("|---|---|---|---|");
     let (mut escaped, mut in_ci) = (Vec::new(), 0);
-    for variant in &chosen {
+    let caught = crate::cores::each(chosen.len(), |at| catch(chosen[at], from, seeds));
+    for (variant, caught) in chosen.iter().zip(caught) {
         let place = place_of(*variant);
-        match catch(*variant, from, seeds) {
+        match caught {
             Some(Catch { seed, check }) => {
                 in_ci += usize::from(seed <= crate::CI_SEEDS);
                 println!("| `{}` | {place} | {seed} | {check} |", variant.name());

@@ -57,6 +57,10 @@ impl World {
         let hosts = (0..knobs.hosts).map(|site| new_host(&core, &knobs, site)).collect();
         let clients =
             (0..=knobs.clients).map(|number| Client::new(knobs.hosts + number, number as u64)).collect();
+        let mut clients: Vec<Client> = clients;
+        for (index, client) in clients.iter_mut().enumerate().take(knobs.clients) {
+            client.numbering = crate::numbered::numbers(seed, index);
+        }
         World {
             core,
             hosts,
@@ -86,7 +90,8 @@ impl World {
         }
         self.check_healed();
         let began_twice = |site, term| self.oracle.began_twice(site, term);
-        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues, began_twice);
+        let numbers = &self.oracle.numbers;
+        self.oracle.histories.check(&mut self.core.borrow_mut(), &self.dialogues, numbers, began_twice);
         let mut core = self.core.borrow_mut();
         self.hosts.iter().for_each(|host| count_process(&mut core.stats, host));
         Outcome {

@@ -38,6 +38,9 @@ pub struct Cli {
     /// Clients, each with one call at a time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64).map(usize::from))]
     pub clients: usize,
+    /// Clients, of these, whose writes have no number: what is lost of them stays unknown
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=64).map(usize::from))]
+    pub plain: usize,
     /// Between an answer and a client's next call
     #[arg(long, default_value_t = 500, value_name = "US")]
     pub pause_us: u64,

@@ -6,6 +6,9 @@
 //! the first. Reads of every key after the end are part of the history, so a write that is lost is a read that has no
 //! explanation.
 //!
+//! A numbered write that was asked for several times is one call, from the first request to the answer, which is that
+//! of the first time: its LSN says where it happened, however late it was told.
+//!
 //! A write whose outcome is unknown may have happened at any time after it began, once, or not at all. One that was
 //! refused must never be seen.
 

@@ -132,3 +132,16 @@ fn a_removal_without_an_answer_explains_an_absent_key() {
     // But not one before it began.
     is_wrong(&[put, done(2, 1, What::Get(None), 2), open(1, 3, What::Delete(None))], &["NOT LINEARIZABLE"]);
 }
+
+/// A numbered write whose first answer was lost: it is told late that it happened early.
+#[test]
+fn a_write_that_is_answered_late_happened_where_its_lsn_says() {
+    let late = Call { end: End::Answered { at: 95, lsn: 1, term: 1 }, ..done(0, 0, What::Put(7), 0) };
+    let other = done(1, 1, What::Put(8), 2);
+    is_right(&[late, other, done(2, 3, What::Get(Some(8)), 2)]);
+    let removal = done(1, 1, What::Delete(Some(true)), 2);
+    is_right(&[late, removal, done(2, 3, What::Get(None), 2)]);
+    is_wrong(&[late, done(1, 1, What::Delete(Some(false)), 2)], &["told false"]);
+    // Executed a second time when it was asked for again, it would bring its value back.
+    is_wrong(&[late, other, done(2, 3, What::Get(Some(7)), 3)], &["left Some(8)"]);
+}

@@ -1,20 +1,31 @@
 //! Clients of a run: threads that put, remove and read the same few keys, and note what they were told.
+//!
+//! Most of them number their writes: one whose answer is lost is asked for again until it has one, and is one call that
+//! took long. The last ones do not: what is lost of theirs stays unknown, and the check must bear that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvstore::client::{Client, ClientError, Served};
+use kvstore::client::{Client, ClientError, Served, Session};
 use kvstore::rng::Rng;
+use kvstore::wire::client::{Status, WriteOp};
 
 use super::history::{Call, EPOCH_NS, End, Key, SLOTS, What, value_bytes, value_of};
+
+/// A cluster refuses its first session until its leader has heard every node: so long that is waited for.
+const SESSION_WAIT: Duration = Duration::from_secs(10);
+/// How often a write is asked for again that was given up, each time for the timeout of a call.
+const RESOLVE_MAX: usize = 3;
 
 /// What the clients do.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub addresses: Vec<String>,
     pub clients: usize,
+    /// Of these, how many do not number their writes.
+    pub plain: usize,
     /// Between an answer and the next request of a client.
     pub pause: Duration,
     /// For one call.
@@ -36,17 +47,21 @@ pub struct Notes {
     pub calls: Vec<Call>,
     /// Writes that failed, and in which words; the words of reads are not kept.
     pub failed_writes: Vec<String>,
+    /// Writes that were answered although an answer to them was lost.
+    pub resolved: usize,
 }
 
 /// Starts them. Times in their notes count from `started`.
-pub fn start(plan: &Plan, started: Instant) -> Running {
+pub fn start(plan: &Plan, started: Instant) -> Result<Running, String> {
     let stop = Arc::new(AtomicBool::new(false));
     let acknowledged = Arc::new(AtomicU64::new(0));
-    let threads = (0..plan.clients)
-        .map(|number| {
+    let writers: Result<Vec<Writer>, String> =
+        (0..plan.clients).map(|number| Writer::of(plan, number)).collect();
+    let threads = (writers?.into_iter().enumerate())
+        .map(|(number, writer)| {
             let worker = Worker {
                 number,
-                client: client(plan),
+                writer,
                 pause: plan.pause,
                 started,
                 rng: Rng::new(plan.seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -58,7 +73,7 @@ pub fn start(plan: &Plan, started: Instant) -> Running {
             thread::spawn(move || worker.run(&stop))
         })
         .collect();
-    Running { started, stop, acknowledged, threads }
+    Ok(Running { started, stop, acknowledged, threads })
 }
 
 fn client(plan: &Plan) -> Client {
@@ -98,14 +113,72 @@ impl Running {
             let notes = thread.join().expect("clients do not panic");
             all.calls.extend(notes.calls);
             all.failed_writes.extend(notes.failed_writes);
+            all.resolved += notes.resolved;
         }
         all
     }
 }
 
+/// How a client writes.
+enum Writer {
+    Plain(Client),
+    Numbered(Session),
+}
+
+impl Writer {
+    fn of(plan: &Plan, number: usize) -> Result<Writer, String> {
+        if number + plan.plain >= plan.clients {
+            return Ok(Writer::Plain(client(plan)));
+        }
+        let (mut session, until) = (Session::new(client(plan)), Instant::now() + SESSION_WAIT);
+        loop {
+            match session.open() {
+                Ok(_) => return Ok(Writer::Numbered(session)),
+                Err(why) if why.status() != Some(Status::Refused) || Instant::now() > until => {
+                    return Err(format!("no session for client {number}: {why}"));
+                }
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    fn client(&mut self) -> &mut Client {
+        match self {
+            Writer::Plain(client) => client,
+            Writer::Numbered(session) => session.client(),
+        }
+    }
+
+    /// Executes a write; of a removal it says whether the key was there.
+    fn write(&mut self, op: &WriteOp<'_>) -> Result<Served<bool>, ClientError> {
+        match (self, *op) {
+            (Writer::Plain(client), WriteOp::Put { key, value }) => {
+                client.put(key, value).map(|Served { lsn, term, .. }| Served { value: true, lsn, term })
+            }
+            (Writer::Plain(client), WriteOp::Delete { key }) => client.delete(key),
+            (Writer::Numbered(session), op) => {
+                let mut result = session.write(&op);
+                for _ in 0..RESOLVE_MAX {
+                    let Some(resolved) = session.resolve() else { break };
+                    result = resolved;
+                }
+                result
+            }
+        }
+    }
+
+    /// Whether the last write had lost an answer.
+    fn was_in_doubt(&self) -> bool {
+        match self {
+            Writer::Plain(_) => false,
+            Writer::Numbered(session) => session.last_write().is_some_and(|last| last.in_doubt),
+        }
+    }
+}
+
 struct Worker {
     number: usize,
-    client: Client,
+    writer: Writer,
     pause: Duration,
     started: Instant,
     rng: Rng,
@@ -135,15 +208,15 @@ impl Worker {
             0..10 => {
                 self.writes += 1;
                 let value = ((self.number as u64) << 48) | self.writes;
-                let result = self.client.put(&bytes, &value_bytes(value));
-                self.ended(result, |()| What::Put(value), What::Put(value))
+                let result = self.writer.write(&WriteOp::Put { key: &bytes, value: &value_bytes(value) });
+                self.ended(result, |_| What::Put(value), What::Put(value))
             }
             10..12 => {
-                let result = self.client.delete(&bytes);
+                let result = self.writer.write(&WriteOp::Delete { key: &bytes });
                 self.ended(result, |existed| What::Delete(Some(existed)), What::Delete(None))
             }
             _ => {
-                let result = self.client.get(&bytes);
+                let result = self.writer.client().get(&bytes);
                 self.ended(result, |told| What::Get(seen(told)), What::Get(None))
             }
         };
@@ -155,6 +228,7 @@ impl Worker {
         }
         if is_answered && call.is_write() {
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            self.notes.resolved += usize::from(self.writer.was_in_doubt());
         }
         self.notes.calls.push(call);
     }

@@ -1,9 +1,10 @@
 //! `kv_failover`: what clients of an elected cluster see while its nodes fail, and whether all of it was right.
 //!
 //! It starts three nodes ([`nodes`]) on a network that it can cut ([`network`]), lets clients write, remove and read
-//! ([`load`]), makes one failure after the other ([`faults`]), and then judges the whole [`history`] ([`check`]): no
-//! acknowledged write is lost, and there is one order of all that was told. It prints how long clients waited
-//! ([`gaps`]) and draws it ([`timeline`]). It ends with 1 if anything is wrong, and says what.
+//! ([`load`]), all but one with numbered writes, makes one failure after the other ([`faults`]), and then judges the
+//! whole [`history`] ([`check`]): no acknowledged write is lost, and there is one order of all that was told. It
+//! prints how long clients waited ([`gaps`]) and draws it ([`timeline`]). It ends with 1 if anything is wrong, and
+//! says what.
 
 mod args;
 mod check;
@@ -64,11 +65,12 @@ fn run(cli: &Cli) -> Result<bool, String> {
     let plan = Plan {
         addresses: nodes.addresses.clone(),
         clients: cli.clients,
+        plain: cli.plain,
         pause: Duration::from_micros(cli.pause_us),
         timeout: Duration::from_millis(cli.client_timeout_ms),
         seed,
     };
-    let load = load::start(&plan, started);
+    let load = load::start(&plan, started)?;
     let mut told = |event: &Event| {
         if cli.verbose {
             eprintln!("{:8.3} s  {}", event.at as f64 / 1e9, event.title());
@@ -127,8 +129,10 @@ fn judge(
     let gaps: Vec<Gaps> = events.iter().map(|event| acks.gaps(event)).collect();
     let ended = |wanted: fn(&Call) -> bool| notes.calls.iter().filter(|call| wanted(call)).count();
     println!(
-        "{} writes acknowledged, {} without an answer, {} refused; {} reads; {} keys read at the end",
+        "{} writes acknowledged, of which {} had lost an answer and were asked for again; {} without an answer, \
+         {} refused; {} reads; {} keys read at the end",
         ended(|call| call.is_write() && call.answered().is_some()),
+        notes.resolved,
         ended(|call| call.end == End::Unknown),
         ended(|call| call.end == End::Refused),
         ended(|call| !call.is_write()),
