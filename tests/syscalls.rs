@@ -34,8 +34,8 @@ struct Measured {
 }
 
 /// `connections`: how many each node has meanwhile, the asking one included. An earlier one may still be about to end
-/// although its client has let go of it: whoever starts a process at that moment, as the test beside this one does, has a
-/// copy of its descriptor until that process runs. Its end would be three calls that no operation made.
+/// although its client has let go of it: whoever starts a process at that moment, as the test beside this one does,
+/// has a copy of its descriptor until that process runs. Its end would be three calls that no operation made.
 fn measure(asking: &mut [Client], connections: &[u64], work: impl FnOnce()) -> Vec<Measured> {
     for (client, connections) in asking.iter_mut().zip(connections) {
         wait_until("earlier connections are gone", || open_connections(client) == Some(*connections));

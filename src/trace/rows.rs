@@ -43,8 +43,8 @@ impl<T: Copy> Rows<T> {
         self.rows.get(self.count_before(lsn)).copied()
     }
 
-    /// How many rows end before a write. Nearly all who ask mean one of the newest, so the search begins there and doubles
-    /// its steps: halving all of 4,096 took four times the instructions of what a reply else costs here.
+    /// How many rows end before a write. Nearly all who ask mean one of the newest, so the search begins there and
+    /// doubles its steps: halving all of 4,096 took a fifth of the 2,500 instructions of a lone write's receipt.
     fn count_before(&self, lsn: Lsn) -> usize {
         let (mut low, mut high, mut step) = (0, self.rows.len(), 1);
         while let Some(place) = high.checked_sub(step) {
