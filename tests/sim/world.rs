@@ -55,12 +55,13 @@ impl World {
         let (rng, knobs) = seed.begin();
         let core: Shared = Rc::new(RefCell::new(Core::new(rng, knobs.clone(), verbose, hash_trace)));
         let hosts = (0..knobs.hosts).map(|site| new_host(&core, &knobs, site)).collect();
-        let clients =
-            (0..=knobs.clients).map(|number| Client::new(knobs.hosts + number, number as u64)).collect();
-        let mut clients: Vec<Client> = clients;
-        for (index, client) in clients.iter_mut().enumerate().take(knobs.clients) {
-            client.numbering = crate::numbered::numbers(seed, index);
-        }
+        let new_client = |index: usize| {
+            let mut client = Client::new(knobs.hosts + index, index as u64);
+            let is_operator = index == knobs.clients;
+            client.numbering = crate::numbered::numbers(seed, index).filter(|_| !is_operator);
+            client
+        };
+        let clients = (0..=knobs.clients).map(new_client).collect();
         World {
             core,
             hosts,
