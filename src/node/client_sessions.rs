@@ -267,7 +267,7 @@ impl Node {
             return None;
         }
         let unsure =
-            leader.peers.iter().find(|peer| peer.cmd_types & CMD_TYPES_SESSIONS != CMD_TYPES_SESSIONS)?;
+            leader.present().find(|peer| peer.cmd_types & CMD_TYPES_SESSIONS != CMD_TYPES_SESSIONS)?;
         let what = match unsure.cmd_types {
             0 => "has not been heard by this leader",
             _ => "is of a version that cannot apply them: update it",

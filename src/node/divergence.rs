@@ -88,7 +88,7 @@ impl Node {
     /// The question that frames carry from now on: a new one, if it is time.
     pub(super) fn question(&mut self) -> Lsn {
         let last = self.wal.last_lsn();
-        let has_followers = self.leader().is_some_and(|leader| !leader.peers.is_empty());
+        let has_followers = self.leader().is_some_and(|leader| leader.present().next().is_some());
         if last > self.checks.asked && self.now >= self.checks.next_at && has_followers {
             // Whoever has not answered by now is not waited for.
             self.compare_states(true);
@@ -144,7 +144,7 @@ impl Node {
         let Role::Leader(leader) = &mut self.role else { return };
         let answers: Vec<u128> =
             leader.peers.iter().filter_map(|peer| peer.state.answer_to(question)).collect();
-        let judgement = judge(own, &answers, leader.peers.len() + 1);
+        let judgement = judge(own, &answers, leader.present().count() + 1);
         let is_waited_for = |peer: &Peer| {
             peer.conn().is_some() && peer.state.asked == question && peer.state.answer_to(question).is_none()
         };

@@ -193,6 +193,11 @@ impl Leader {
         index
     }
 
+    /// All but those who are gone.
+    pub(super) fn present(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| peer.kind != PeerKind::Gone)
+    }
+
     /// Those who count: the members beside this node.
     pub(super) fn voters(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter().filter(|peer| peer.votes())
@@ -255,6 +260,7 @@ impl Peer {
         let conn = self.conn();
         self.kind = PeerKind::Gone;
         self.progress.leave();
+        self.state = PeerState::default();
         // Never dialled again; see `add_learner` for what becomes of the place.
         self.link = Link::Down { retry_at: Time(u64::MAX), refused: false };
         conn

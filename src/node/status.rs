@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::leader::{Link, Peer, PeerKind};
+use super::leader::{Leader, Link, Peer};
 use super::{Node, Role};
 use crate::conn::Io;
 use crate::ids::{Lsn, Term};
@@ -187,8 +187,7 @@ impl Node {
 
     fn peers_document(&self, io: &mut dyn Io) -> Value {
         let last = self.wal.last_lsn();
-        let peers = self.leader().map_or(&[][..], |leader| &leader.peers);
-        let present = peers.iter().filter(|peer| peer.kind != PeerKind::Gone);
+        let present = self.leader().into_iter().flat_map(Leader::present);
         present.map(|peer| self.peer_document(io, peer, last)).collect()
     }
 

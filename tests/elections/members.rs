@@ -217,6 +217,23 @@ fn who_was_removed_is_told_and_disturbs_nobody() {
 }
 
 #[test]
+fn nobody_waits_for_a_node_that_is_gone() {
+    let mut changed = Changed::formed(&["a", "b", "c"]);
+    let dead = changed.others()[0];
+    changed.cluster.kill(dead, true);
+    // A leader that has never heard it: the first session of a cluster waits for all who are there.
+    let old = changed.leader();
+    let moved = changed.ask(&Request::Transfer { address: "" });
+    assert!(moved.contains("Ok"), "{moved}");
+    assert_ne!(changed.leader(), old);
+    let refused = changed.ask(&Request::OpenSession);
+    assert!(refused.contains("Refused") && refused.contains(&format!("{dead}:1")), "{refused}");
+    assert!(changed.remove(dead).contains("Ok"));
+    let answer = changed.ask(&Request::OpenSession);
+    assert!(answer.contains("Ok"), "{answer}");
+}
+
+#[test]
 fn a_newcomer_that_cannot_be_reached_is_refused_and_nothing_is_changed() {
     let mut changed = Changed::formed(&["a", "b", "c"]);
     let leader = changed.leader();

@@ -81,6 +81,11 @@ impl Calls {
         self.0.iter_mut().for_each(|call| call.answered = false);
     }
 
+    /// Whether everybody has answered whose connection stands.
+    pub fn open_ones_answered(&self) -> bool {
+        self.0.iter().all(|call| call.answered || !matches!(call.state, CallState::Open(..)))
+    }
+
     /// Whether nobody is left of whom an answer can be expected soon.
     pub fn all_heard(&self) -> bool {
         self.0.iter().all(|call| call.answered || (call.failed && !matches!(call.state, CallState::Open(..))))

@@ -33,13 +33,31 @@ pub(super) struct Canvass {
     pub calls: Calls,
     /// Why the last one who said no did.
     refusal: Option<String>,
+    /// From then on nobody is waited for whose connection does not stand, if somebody says no for the moment only.
+    /// Packets to a leader that is cut off are lost without a word, and the other one of three, who heard it a little
+    /// later, may say yes by the next campaign: waiting for the deadline cost clients a second more, in the worst case.
+    patience_until: Time,
+    refused_for_now: bool,
+}
+
+/// The part of the election timeout that makes up [`Canvass::patience_until`].
+const PATIENCE_PART: u64 = 4;
+
+impl Canvass {
+    /// Whether somebody says no for the moment only, and nobody else is there to answer.
+    fn only_waits_for_the_dead(&self) -> bool {
+        self.refused_for_now && self.calls.open_ones_answered()
+    }
 }
 
 impl Member {
     /// When the timers have something to do.
     pub(super) fn deadline(&self) -> Option<Time> {
         match &self.canvass {
-            Some(canvass) => [Some(canvass.deadline), canvass.calls.deadline()].into_iter().flatten().min(),
+            Some(canvass) => {
+                let patience = canvass.only_waits_for_the_dead().then_some(canvass.patience_until);
+                [Some(canvass.deadline), canvass.calls.deadline(), patience].into_iter().flatten().min()
+            }
             None => Some(self.timer.campaign_at()),
         }
     }
@@ -52,6 +70,11 @@ impl Node {
         match &member.canvass {
             Some(canvass) if now >= canvass.deadline => {
                 self.campaign_over(io, "not enough of them answered in time");
+                Ok(())
+            }
+            Some(canvass) if now >= canvass.patience_until && canvass.only_waits_for_the_dead() => {
+                let why = self.refusal_text();
+                self.campaign_over(io, &why);
                 Ok(())
             }
             Some(_) => self.place_calls(io),
@@ -145,9 +168,15 @@ impl Node {
         let addresses: Vec<String> = self.other_members().into_iter().map(|(_, address)| address).collect();
         let own_vote = campaign.own_vote();
         let Elect::Member(member) = &mut self.elect else { return Ok(()) };
-        let deadline = Time(now.0 + member.timer.timing().timeout_ns());
-        let calls = Calls::new(addresses, now);
-        member.canvass = Some(Canvass { campaign, deadline, calls, refusal: None });
+        let timeout_ns = member.timer.timing().timeout_ns();
+        member.canvass = Some(Canvass {
+            campaign,
+            deadline: Time(now.0 + timeout_ns),
+            calls: Calls::new(addresses, now),
+            refusal: None,
+            patience_until: Time(now.0 + timeout_ns / PATIENCE_PART),
+            refused_for_now: false,
+        });
         if let Some(vote) = own_vote {
             let _own: MetaDurable = self.vote_for(vote)?;
         }
@@ -198,6 +227,7 @@ impl Node {
         {
             call.answered = true;
             note_refusal(&mut canvass.refusal, &call.address, &reply);
+            canvass.refused_for_now |= reply.verdict == Err(Refusal::HearsLeader) && reply.refuses_for_ms > 0;
         }
         let was_removed = reply.verdict == Err(Refusal::NotMember);
         let outcome = canvass.campaign.on_reply(from, &reply);
@@ -238,7 +268,7 @@ impl Node {
         };
         let vote = canvass.campaign.stand();
         canvass.calls.nothing_answered();
-        canvass.refusal = None;
+        (canvass.refusal, canvass.refused_for_now) = (None, false);
         let open: Vec<ConnId> = canvass.calls.open().map(|(_, conn, _)| conn).collect();
         let _own: MetaDurable = self.vote_for(vote)?;
         log_info!("election", "a majority would vote for this node: it stands for term {}", vote.term);
