@@ -11,7 +11,9 @@
 set -u
 # The records of strace are bytes: no character set may get in awk's way.
 export LC_ALL=C
-flags=--heartbeat-ms=1000
+# A small segment is full of zeros before anybody looks; a node that was just started with a large one writes some more
+# ahead of its log whenever it has nothing to do.
+flags='--heartbeat-ms=1000 --segment-bytes=1048576'
 case ${1:-} in
 '') ;;
 --marks) flags+=' --strace-marks' ;;
@@ -39,11 +41,13 @@ for n in 1 2 3; do
     strace_node "$n" -ttt -T -yy -xx -s 160 -o "$dir/calls$n"
     straces+=("$strace_pid")
 done
+# One more beforehand: the leader's next heartbeat is a second away from now on, however long strace took to attach.
+put
 asked_at=$EPOCHREALTIME
 put
-# The nodes go back to sleep; the leader's next heartbeat is up to a second away, and is cut off below.
-answered() { grep -q 'sendto.*\\x20' "$dir/calls1"; }
-wait_until 5 answered
+# The nodes go back to sleep behind both replies. What strace saw of the first is cut off below.
+answered() { (($(grep -c 'sendto.*"\\x00\\x00\\x00\\x1a\\x20' "$dir/calls1") >= 2)); }
+wait_until 5 answered || fail "strace did not see the reply: $(tail -n 3 "$dir/calls1")"
 sleep 0.05
 for pid in "${straces[@]}"; do stop_strace "$pid"; done
 
@@ -88,6 +92,7 @@ function whom(text) {
 }
 function purpose(node, call, type, text, result) {
     if (call == "epoll_wait") return "wakes up: " (result + 0 == 1 ? "1 connection has" : result + 0 " connections have") " something to read"
+    if (call == "pwrite64" && result + 0 == 1048576) return "zeros ahead of the log: of no PUT, not counted"
     if (call == "pwritev2") { synced[node] = 1; return "its log: batch and fdatasync in one call (RWF_DSYNC)" }
     if (node == 1 && call == "recvfrom" && type == "01") return "the PUT, whole, in one read"
     if (node == 1 && call == "recvfrom" && type == "05") { acks++; return "ACK of " whom(text) ": durable there" }
@@ -122,7 +127,7 @@ done[$2] { next }
     if ($3 == "epoll_wait") took = ""; else took = sprintf("%.0f", $4 * 1e6)
     if ($3 ~ /recvfrom|sendto/) shown = shown "<" whom_else($2, text) ">"
     printf line, sprintf("%.0f", ($1 - first) * 1e6), name[$2], shown ") = " $5 + 0, took, what
-    calls[$2]++
+    if (what !~ /not counted$/) calls[$2]++
 }
 function whom_else(node, text) { return node == 1 ? whom(text) : "the leader" }
 END {

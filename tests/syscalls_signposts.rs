@@ -4,6 +4,7 @@ mod syscalls_support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 use kvstore::client::Client;
@@ -55,12 +56,40 @@ fn what_every_node_has_open_comes_before_what_varies_and_in_one_order() {
         // Where the kernel allows it.
         let ring = open.iter().position(|(_, what)| what.contains("io_uring"));
         assert!(ring.is_none_or(|ring| (order[2]..order[3]).contains(&ring)), "{open:?}");
+        // Through the page cache, and past it where the file system allows that.
+        let written = open.iter().filter(|(_, what)| what.contains("/wal-")).count();
+        assert!((1..=2).contains(&written), "{open:?}");
         assert_eq!(
             open[place("/LOCK") - 1].0 + 1,
             open[place("/LOCK")].0,
             "the directory, then its lock: {open:?}"
         );
     }
+}
+
+#[test]
+fn one_put_through_three_nodes_is_shown_call_by_call_and_in_the_budget() {
+    let programs = std::path::Path::new(env!("CARGO_BIN_EXE_kvstore")).parent().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let shown = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/strace-put.sh"))
+        .env("KVSTORE_BIN_DIR", programs)
+        .env("KVSTORE_DEBUG_PORT", free.to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout);
+    if shown.status.code() == Some(3) {
+        println!("{text}");
+        return;
+    }
+    assert_eq!(shown.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&shown.stderr));
+    let lines = |wanted: &str| text.lines().filter(|line| line.contains(wanted)).count();
+    assert_eq!(lines("its log: batch and fdatasync in one call (RWF_DSYNC)"), 3, "{text}");
+    assert_eq!(
+        (lines("the PUT, whole, in one read"), lines("OK to the client: durable on 3 of 3")),
+        (1, 1),
+        "{text}"
+    );
+    assert_eq!(lines("  -"), 0, "a call that nobody can say what it is for: {text}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use kvstore::client::Client;
 use rustix::process::{Pid, Signal, kill_process};
-use syscalls_support::{Counts, Node, ledger, minus, wait_until};
+use syscalls_support::{Counts, Node, ledger, minus, open_connections, wait_until};
 
 /// Calls that no request causes by itself: the allocator's, and what a debugger's arrival restarts.
 const NOT_OURS: &[&str] = &["brk", "mmap", "munmap", "mremap", "madvise", "restart_syscall", "rt_sigreturn"];
@@ -77,10 +77,6 @@ fn known_load(node: &Node) {
         client.ping().unwrap();
         client.status().unwrap();
     }
-}
-
-fn open_connections(client: &mut Client) -> Option<u64> {
-    client.status().unwrap().value["connections"].as_u64()
 }
 
 /// Runs the load on the first node while strace watches the given one.

@@ -164,11 +164,13 @@ impl Node {
         if ours.term != open.term || last <= open.last_lsn || self.meta.get().discard_allowed {
             return None;
         }
+        let way_out = self.way_out(format!(
+            "To keep these records stop that leader and run `kv_client --port {port} promote` there; to give them up \
+             (they are kept aside in a file) run `kv_client --port {port} follow ADDR --discard` there"
+        ));
         Some(format!(
             "this node holds records up to LSN {last} of term {}, which that leader began, and its own log ends at \
-             LSN {}: its data directory was restored from an older copy. Nothing was cut. To keep these records \
-             stop that leader and run `kv_client --port {port} promote` there; to give them up (they are kept aside in \
-             a file) run `kv_client --port {port} follow ADDR --discard` there",
+             LSN {}: its data directory was restored from an older copy. Nothing was cut. {way_out}",
             open.term, open.last_lsn
         ))
     }
@@ -180,10 +182,13 @@ impl Node {
             return None;
         }
         let port = self.config.port;
+        let way_out = self.way_out(format!(
+            "Promote a node that has them; or, to give them up, run `kv_client --port {port} follow ADDR --discard` \
+             there"
+        ));
         Some(format!(
             "this node held committed records up to LSN {} before its log was damaged, and the leader's log ends at \
-             LSN {}. Promote a node that has them; or, to give them up, run `kv_client --port {port} follow ADDR \
-             --discard` there",
+             LSN {}. {way_out}",
             repair.commit_lsn, open.last_lsn
         ))
     }

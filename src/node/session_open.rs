@@ -245,11 +245,14 @@ impl Node {
             return Ok(());
         }
         let port = self.config.port;
+        let way_out = self.way_out(format!(
+            "To give up records {} to {last} of this node (they are kept aside in a file) run `kv_client --port {port} \
+             follow ADDR --discard` there; to keep them, promote that node",
+            match_lsn.next()
+        ));
         let why = format!(
             "the logs agree up to LSN {match_lsn} only, and committed records up to LSN {commit} are here that the \
-             leader lacks: nothing was cut. To give up records {} to {last} of this node (they are kept aside in a \
-             file) run `kv_client --port {port} follow ADDR --discard` there; to keep them, promote that node",
-            match_lsn.next()
+             leader lacks: nothing was cut. {way_out}"
         );
         Err(Refusal(RefuseCode::CutBelowCommit, why))
     }

@@ -190,10 +190,14 @@ impl Node {
         if peer.votes() && peer.progress.rejoin(commit, last, loop_now) {
             let (address, count, all) =
                 (&leader.peers[index].address, leader.in_sync_count(), leader.voters().count() + 1);
-            log_info!(
-                "replication",
-                "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync"
-            );
+            match leader.quorum {
+                // Who is in sync decides nothing there: a majority does, whoever it is.
+                Some(_) => log_info!("replication", "follower {address} has caught up at LSN {commit}"),
+                None => log_info!(
+                    "replication",
+                    "follower {address} is in sync again at LSN {commit}: {count} of {all} nodes in sync"
+                ),
+            }
         }
     }
 
@@ -381,11 +385,18 @@ impl Node {
                 left += 1;
                 let (address, match_lsn) = (peer.address.clone(), peer.progress.match_lsn());
                 let (count, all) = (leader.in_sync_count(), leader.voters().count() + 1);
-                log_warn!(
-                    "replication",
-                    "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN {match_lsn}: \
-                     writes go on without it, {count} of {all} nodes in sync"
-                );
+                match leader.quorum {
+                    Some(_) => log_warn!(
+                        "replication",
+                        "follower {address} made no progress for {timeout_ms} ms, at LSN {match_lsn}: writes go on \
+                         while a majority has them"
+                    ),
+                    None => log_warn!(
+                        "replication",
+                        "follower {address} made no progress for {timeout_ms} ms and is out of sync at LSN \
+                         {match_lsn}: writes go on without it, {count} of {all} nodes in sync"
+                    ),
+                }
             }
         }
         if left > 0 {

@@ -40,13 +40,31 @@ impl<T: Copy> Rows<T> {
 
     /// The row that a write is in, or the one that comes next if it is in none; with the row's last LSN.
     pub fn at(&self, lsn: Lsn) -> Option<(Lsn, T)> {
-        self.rows.get(self.rows.partition_point(|(last, _)| *last < lsn)).copied()
+        self.rows.get(self.count_before(lsn)).copied()
+    }
+
+    /// How many rows end before a write. Nearly all who ask mean one of the newest, so the search begins there and
+    /// doubles its steps: halving all of 4,096 took a fifth of the 2,500 instructions of a lone write's receipt.
+    fn count_before(&self, lsn: Lsn) -> usize {
+        let (mut low, mut high, mut step) = (0, self.rows.len(), 1);
+        while let Some(place) = high.checked_sub(step) {
+            if self.rows[place].0 < lsn {
+                low = place + 1;
+                break;
+            }
+            high = place;
+            step *= 2;
+        }
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.rows[middle].0 < lsn { low = middle + 1 } else { high = middle }
+        }
+        low
     }
 
     /// That row and all behind it, in order.
     pub fn from(&self, lsn: Lsn) -> Peekable<Copied<Iter<'_, (Lsn, T)>>> {
-        let first = self.rows.partition_point(|(last, _)| *last < lsn);
-        self.rows.range(first..).copied().peekable()
+        self.rows.range(self.count_before(lsn)..).copied().peekable()
     }
 }
 
@@ -63,6 +81,22 @@ mod tests {
         assert_eq!([1, 3, 4, 5, 9, 10].map(row_of), [3, 3, 4, 9, 9, 20].map(Some));
         assert_eq!([21, 22, 23, 30, 31].map(row_of), [Some(21), Some(22), Some(30), Some(30), None]);
         assert_eq!(rows.at(Lsn(7)), Some((Lsn(9), 90)));
+    }
+
+    #[test]
+    fn every_row_is_found_however_far_back_it_is() {
+        for size in 0..70 {
+            let mut rows = Rows::new();
+            (1..=size).for_each(|row| rows.push(Lsn(row * 2), row));
+            for lsn in 0..=size * 2 + 1 {
+                let wanted = lsn.div_ceil(2).max(1);
+                assert_eq!(
+                    rows.at(Lsn(lsn)).map(|(_, row)| row),
+                    (wanted <= size).then_some(wanted),
+                    "{lsn}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::thread;
 
 use kvstore::client::{Client, ClientError, Session, WriteId};
 use kvstore::ids::Lsn;
+use kvstore::limits::CLIENT_SESSIONS_MAX;
 use kvstore::wire::client::{Request, Status, WriteOp};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -184,6 +185,30 @@ fn a_number_of_an_unknown_session_is_an_unknown_outcome() {
     .unwrap_err();
     assert!(error.status() == Some(Status::SessionExpired) && error.is_outcome_unknown(), "{error}");
     assert_eq!(opened.client().get(b"k").unwrap().value, None);
+}
+
+/// Who is away while thousands of others open theirs finds no session any more.
+#[test]
+fn a_session_that_others_have_pushed_out_is_replaced_and_what_was_in_doubt_stays_so() {
+    let single = Single::start(&[]);
+    let mut writes = Session::new(Client::new(&single.node.address(), DEADLINE).unwrap());
+    writes.put(b"k", b"1").unwrap();
+    let id = writes.last_write().unwrap().id;
+    let mut others = Client::new(&single.node.address(), DEADLINE).unwrap();
+    for _ in 0..8 {
+        (0..CLIENT_SESSIONS_MAX / 8).for_each(|_| others.send(&Request::OpenSession).unwrap());
+        others.flush().unwrap();
+        while others.replies_due() > 0 {
+            assert_eq!(others.receive().unwrap().status, Status::Ok);
+        }
+    }
+    let put = WriteOp::Put { key: b"k", value: b"1" };
+    let error = Session::of_unresolved(others, id, &put).resolve().unwrap().unwrap_err();
+    assert!(error.status() == Some(Status::SessionExpired) && error.is_outcome_unknown(), "{error}");
+    writes.put(b"k", b"2").unwrap();
+    let last = writes.last_write().unwrap();
+    assert!(last.id.session != id.session && last.id.number == 1 && !last.in_doubt, "{last:?}");
+    assert_eq!(writes.client().get(b"k").unwrap().value.unwrap(), b"2");
 }
 
 /// The first session of a cluster waits until all nodes can apply one: by default the write is done all the same.

@@ -32,6 +32,8 @@ use crate::world::World;
 /// So many of a million times that a client acts it asks for an old number.
 const OLD_NUMBER_PPM: u64 = 100_000;
 
+/// Sets the generator that draws who numbers apart from the one of the run.
+const DRAWN_BESIDE: u64 = 0x6e75_6d62_6572;
 /// Numbers that a client begins in one moment, at most; in nanoseconds too.
 const AT_ONCE_MAX: u64 = 2 * CLIENT_SESSION_WINDOW as u64;
 /// After so many refusals for want of memory or space a number is given up: its value may be too large for ever.
@@ -85,7 +87,7 @@ struct Write {
 
 /// Whether this client of a run numbers its writes: some of the clients of every second run.
 pub fn numbers(seed: Seed, client: usize) -> Option<Numbering> {
-    let drawn = Rng::new(seed.number ^ 0x6e75_6d62_6572).next_u64();
+    let drawn = Rng::new(seed.number ^ DRAWN_BESIDE).next_u64();
     let is_it = drawn & 1 == 1 && (client == 0 || drawn >> (client + 1) & 1 == 1);
     is_it.then(Numbering::default)
 }
@@ -173,7 +175,7 @@ impl World {
         }
         numbering.last += 1;
         // In the order of the numbers, and none later than it was: so there is an order of them by time.
-        let first_at = (numbering.last_first_at + 1).max(self.core.borrow().now - AT_ONCE_MAX);
+        let first_at = (numbering.last_first_at + 1).max(self.core.borrow().now.saturating_sub(AT_ONCE_MAX));
         numbering.last_first_at = first_at;
         numbering.unanswered.push_back(Write { number: numbering.last, ask, first_at, tries: 0 });
         let write = numbering.unanswered.back().expect("it was just put there").clone();

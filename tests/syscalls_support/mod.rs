@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kvstore::client::Client;
+use kvstore::limits::SNAPSHOT_CHECK_MS;
 use serde_json::Value;
 
 /// How long anything that must happen may take.
@@ -137,10 +138,18 @@ pub fn total(counts: &Counts) -> u64 {
     counts.values().sum()
 }
 
-/// What the heartbeats of that time may have cost a node, each with its ACK: a timer's turn, a frame to and
-/// one from every other node, each in a turn of its own.
-pub fn heartbeats(elapsed: Duration, others: u64) -> u64 {
-    (elapsed.as_millis() as u64 / HEARTBEAT_MS + 1) * (1 + 3 * others)
+/// What a node may have done in that time although nobody asked it: of heartbeats with each other node, and their ACKs,
+/// a timer's turn, a frame to and one from it, each in a turn of its own; and looks at how much log there is, each a
+/// wake-up where it finds the loop asleep.
+pub fn by_time(elapsed: Duration, others: u64) -> u64 {
+    let times = |every_ms: u64| elapsed.as_millis() as u64 / every_ms + 1;
+    let heartbeats = if others > 0 { times(HEARTBEAT_MS) * (1 + 3 * others) } else { 0 };
+    heartbeats + times(SNAPSHOT_CHECK_MS)
+}
+
+/// How many connections the node has, this one included.
+pub fn open_connections(client: &mut Client) -> Option<u64> {
+    client.status().unwrap().value["connections"].as_u64()
 }
 
 /// What one question for the ledger costs, measured.

@@ -127,15 +127,17 @@ fn judge(
 ) -> Result<bool, String> {
     let acks = Acks::of(&notes.calls, plan.clients);
     let gaps: Vec<Gaps> = events.iter().map(|event| acks.gaps(event)).collect();
-    let ended = |wanted: fn(&Call) -> bool| notes.calls.iter().filter(|call| wanted(call)).count();
+    let ended = |wanted: &dyn Fn(&Call) -> bool| notes.calls.iter().filter(|call| wanted(call)).count();
+    let is_unknown = |call: &Call| call.end == End::Unknown;
     println!(
-        "{} writes acknowledged, of which {} had lost an answer and were asked for again; {} without an answer, \
-         {} refused; {} reads; {} keys read at the end",
-        ended(|call| call.is_write() && call.answered().is_some()),
+        "{} writes acknowledged, of which {} had lost an answer and were asked for again; {} without an answer, {} of \
+         them numbered; {} refused; {} reads; {} keys read at the end",
+        ended(&|call| call.is_write() && call.answered().is_some()),
         notes.resolved,
-        ended(|call| call.end == End::Unknown),
-        ended(|call| call.end == End::Refused),
-        ended(|call| !call.is_write()),
+        ended(&is_unknown),
+        ended(&|call| is_unknown(call) && call.client + plan.plain < plan.clients),
+        ended(&|call| call.end == End::Refused),
+        ended(&|call| !call.is_write()),
         last_reads.len()
     );
     print!("\n{}\n", gaps::table(events, &gaps));

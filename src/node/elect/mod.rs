@@ -211,6 +211,19 @@ impl Node {
         meta.members.others(meta.node_id).map(|member| (member.node_id, member.address.clone())).collect()
     }
 
+    /// What an operator can do about a leader that lacks what is committed here. `fixed` is for fixed roles.
+    pub(super) fn way_out(&self, fixed: String) -> String {
+        if !self.is_elected() {
+            return fixed;
+        }
+        let own = &self.config.own_address;
+        format!(
+            "Stop that leader, so that the members elect one that has them. Or give up what is here: stop this node, \
+             put its data directory aside, start it with --join in place of --peers, and run \
+             `kv_client replace {own} {own}` against the others"
+        )
+    }
+
     /// For a command that has no meaning where leaders are elected: what to do instead.
     pub(super) fn refuse_fixed_command(&self, command: &str) -> Option<String> {
         (self.wants_elections() || self.meta.get().is_elected()).then(|| {
