@@ -222,11 +222,10 @@ impl Command {
         Some(match self {
             Command::Put { .. } | Command::Get { .. } | Command::Delete { .. } => return None,
             Command::Status | Command::Doctor { .. } => return None,
-            Command::Member(_) | Command::Replace { .. } => return None,
+            Command::Member(_) | Command::Replace { .. } | Command::Transfer { .. } => return None,
             Command::Ping => "ping",
             Command::Promote { .. } => "promote",
             Command::Follow { .. } => "follow",
-            Command::Transfer { .. } => "transfer",
             Command::Snapshot { .. } => "snapshot",
             Command::Backup { .. } => "backup",
             Command::Explain { .. } => "explain",

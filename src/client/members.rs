@@ -48,7 +48,8 @@ impl Client {
         let Some(listed) = election["members"].as_array() else {
             return Err(self.refused(FIXED));
         };
-        let members = listed.iter().map(member).collect();
+        let mut members: Vec<ListedMember> = listed.iter().map(member).collect();
+        members.sort_by(|a, b| a.address.cmp(&b.address));
         let lsn = election["members_lsn"].as_u64().unwrap_or_default();
         Ok(Served { value: (members, lsn), lsn: status.lsn, term: status.term })
     }

@@ -81,6 +81,9 @@ fn the_leader_is_removed_by_its_successor_and_a_newcomer_that_is_not_there_is_re
     let nowhere = Port::reserve();
     let refused = cluster.nodes[leader].cli(&["member", "add", &nowhere.number.to_string()]);
     assert!(refused.0 == 5 && refused.2.contains("cannot be reached"), "{refused:?}");
+    let moved = operator(&cluster, &["transfer"]);
+    assert!(moved.contains("leads in term"), "{moved}");
+    let leader = cluster.wait_leader();
     let address = cluster.nodes[leader].address();
     let said = operator(&cluster, &["member", "remove", &address]);
     assert!(said.contains("no member any more"), "{said}");

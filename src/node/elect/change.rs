@@ -289,8 +289,9 @@ impl Node {
         let Some(Changing { address, operator, stage: Stage::Appended { lsn, added } }) = changing else {
             return;
         };
-        let members: Vec<String> =
+        let mut members: Vec<String> =
             self.meta.get().members.iter().map(|member| member.address.clone()).collect();
+        members.sort_unstable();
         let what = if added { "is a member" } else { "is no member any more" };
         let message =
             format!("{address} {what}, by the record at LSN {lsn}; members: {}", members.join(", "));
