@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
 # What a snapshot costs while it is made, what a restart takes and what a key costs in memory, beside redis or valkey.
 #
-#   scripts/snapshot_compare.sh [--keys N] [--runs N] [--restarts N] [--seconds S]      (5000000, 5, 5, 3)
+#   scripts/snapshot_compare.sh [--keys N] [--runs N] [--restarts N] [--seconds S] [--only kvstore] (5000000, 5, 5, 3)
 #
 # Both stores hold the same keys (16 bytes, values of 64) and run at the same time; only one is asked at a time, in
 # turns. kvstore syncs every write before it answers; redis keeps an append-only file with `everysec`, as most do.
 # `fill` makes the data and stops there, `run` measures with it (SNAPSHOT_COMPARE_PHASE, SNAPSHOT_COMPARE_DIR): the
-# first may then lie outside of the quiet time that the second needs.
+# first may then lie outside of the quiet time that the second needs. Runs of a directory add up: each `run` goes on
+# behind those before it, so that many pairs can be measured in short quiet times. Beside each load of kvstore lies what
+# its slowest writes waited for (`slowest/`).
 set -euo pipefail
 # shellcheck source=scripts/bench_cluster.sh
 source "$(dirname "${BASH_SOURCE[0]}")/bench_cluster.sh"
 
-keys=5000000 runs=5 restarts=5 seconds=3
+keys=5000000 runs=5 restarts=5 seconds=3 only=
 while (($# > 0)); do
     case $1 in
         --keys) keys=$2; shift ;;
         --runs) runs=$2; shift ;;
         --restarts) restarts=$2; shift ;;
         --seconds) seconds=$2; shift ;;
-        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        --only) only=$2; shift ;;
+        -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) die "unknown flag $1 (see --help)" ;;
     esac
     shift
@@ -29,6 +32,7 @@ client=$TARGET_DIR/kv_client
 out=$dir/out
 systems=(kvstore)
 for server in redis valkey; do
+    [[ -z $only || $only == "$server" ]] || continue
     if have "$server-server" && have "$server-cli"; then
         systems+=("$server")
     else
@@ -38,7 +42,7 @@ done
 for program in "$KV_BENCH" "$KVSTORE" "$client"; do
     [[ -x $program ]] || die "$program is missing: cargo build --release --workspace"
 done
-mkdir -p "$out"
+mkdir -p "$out" "$dir/slowest"
 trap 'stop_servers' EXIT
 
 declare -A port pid
@@ -143,7 +147,7 @@ figure() { # figure NAME SYSTEM RUN NUMBER
 
 fill() {
     rm -rf "${dir:?}"/*
-    mkdir -p "$out"
+    mkdir -p "$out" "$dir/slowest"
     for system in "${systems[@]}"; do
         mkdir -p "$dir/$system"
         if [[ $system == kvstore ]]; then start kvstore; else start "$system" --appendonly yes; fi
@@ -177,8 +181,20 @@ measure_restarts() {
 
 # measure SYSTEM LOAD RUN
 measure() {
-    echo "run $3 of $runs: $1, $2" >&2
+    echo "run $3 of $last: $1, $2" >&2
+    [[ $1 != kvstore ]] || "$client" --port "${port[kvstore]}" reset >/dev/null
     load "$1" --op put --duration "$seconds" --warmup 0.5 --label "$1, $2" --json "$out/$2@$1@$3.json" >/dev/null
+    [[ $1 != kvstore ]] || keep_slowest "$2" "$3"
+}
+
+# keep_slowest LOAD RUN: the slowest sync of the log meanwhile, and what each of the slowest writes waited for.
+keep_slowest() {
+    local latency
+    latency=$("$client" --port "${port[kvstore]}" -o json latency)
+    [[ $latency =~ \"put\ sync\":\{[^}]*\"max_us\":([0-9.]+) ]] || die "no time of a sync in $latency"
+    figure "$1-sync" kvstore "$2" "${BASH_REMATCH[1]}"
+    "$client" --port "${port[kvstore]}" slowest >"$dir/slowest/$1@$2.txt"
+    printf '%s\n' "$latency" >"$dir/slowest/$1@$2.json"
 }
 
 measure_saving() { # measure_saving SYSTEM RUN
@@ -200,7 +216,11 @@ measure_saving() { # measure_saving SYSTEM RUN
 }
 
 run() {
-    measure_restarts
+    local first
+    # shellcheck disable=SC2012 # the names are this script's own
+    first=$(ls "$out" | sed -n 's/^put@kvstore@\([0-9]*\)\.json$/\1/p' | sort -n | tail -n 1)
+    last=$((${first:-0} + runs)) first=$((${first:-0} + 1))
+    if ((restarts > 0)); then measure_restarts; else start kvstore; await kvstore; fi
     for system in "${systems[@]:1}"; do
         cli "$system" config set appendonly yes >/dev/null
         while [[ $(info "$system" aof_rewrite_in_progress)$(info "$system" aof_rewrite_scheduled) != 00 ]]; do
@@ -208,7 +228,7 @@ run() {
         done
     done
     local number system
-    for ((number = 1; number <= runs; number++)); do
+    for ((number = first; number <= last; number++)); do
         for system in "${systems[@]}"; do
             # In turns: what a load leaves behind for the next one is left behind for either.
             if ((number % 2)); then

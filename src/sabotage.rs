@@ -97,7 +97,7 @@ variants! {
     FollowerAppliesUncommitted = "follower-applies-uncommitted";
     /// A leader judges its lease by the time its turn began.
     StaleReadAfterPause = "stale-read-after-pause";
-    /// A lease that is given up before leadership is handed over goes on.
+    /// A leader that hands over leads on, with its lease, until it meets the next one.
     LeaseKeptDuringTransfer = "lease-kept-during-transfer";
     /// A leader changes the members before it knows what its log holds of earlier terms to be committed.
     ChangeBeforeFirstCommit = "change-before-first-commit";

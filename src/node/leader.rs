@@ -428,10 +428,10 @@ impl Node {
             };
             // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
             let sleep_ns_max = self.loop_clock.credit_max_ns();
-            let expiry = peer
-                .progress
-                .expires_in(self.loop_clock.now(), timeout_ns)
-                .map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
+            // A read replica is never in the set, so none of its waits ends: a deadline would stay in the past.
+            let expires_in =
+                peer.progress.expires_in(self.loop_clock.now(), timeout_ns).filter(|_| peer.votes());
+            let expiry = expires_in.map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));
             [Some(link), expiry, peer.kept.as_ref().and_then(Kept::lapses_at)].into_iter().flatten()
         });
         times.chain(self.slow_window_end()).min()

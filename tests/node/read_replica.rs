@@ -11,6 +11,8 @@ const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const REPLICA: &str = "r";
 /// Milliseconds in which a cluster of three elects.
 const ELECTION_MS: u64 = 1_500;
+/// Milliseconds without progress after which a member is out of sync here.
+const INSYNC_TIMEOUT_MS: u64 = 500;
 
 fn leads(cluster: &MiniCluster) -> &'static str {
     let leads = |name: &&str| cluster.is_up(name) && cluster.node(name).observe().leads;
@@ -143,6 +145,20 @@ fn leadership_is_handed_to_a_member_and_never_to_a_replica() {
     }
     cluster.wait(ELECTION_MS, true);
     assert!(others(leader).contains(&leads(&cluster)));
+}
+
+#[test]
+fn a_replica_that_lags_does_not_wake_its_leader_again_and_again() {
+    let (mut cluster, leader) = started();
+    // With ACKs as fresh as these a member that is out of sync would be about to come back.
+    for value in ["1", "2", "3"] {
+        expect(&put(&mut cluster, leader, value), &["Ok"]);
+    }
+    cluster.freeze(REPLICA, true);
+    expect(&put(&mut cluster, leader, "4"), &["Ok"]);
+    cluster.wait(2 * INSYNC_TIMEOUT_MS, true);
+    let deadline = cluster.node(leader).next_deadline().expect("there are heartbeats");
+    assert!(deadline > cluster.now(), "a poll that sleeps until {deadline:?} does not sleep at all");
 }
 
 #[test]

@@ -130,11 +130,14 @@ impl World {
         let term = |other: &usize| self.hosts[*other].seen.as_ref().map(|seen| seen.term);
         let leaders = (0..self.hosts.len()).filter(|other| *other != site && self.leads(*other));
         let leader = leaders.max_by_key(term).unwrap_or((site + 1) % self.hosts.len());
+        let elected = self.core.borrow().knobs.is_elected();
         let host = &mut self.hosts[site];
-        // With the flags of a leader it would begin a cluster of its own.
-        host.config.role = RoleFlag::Follower;
-        host.config.leader = Host::address(leader);
-        host.config.peers = Vec::new();
+        if !elected {
+            // With the flags of a leader it would begin a cluster of its own.
+            host.config.role = RoleFlag::Follower;
+            host.config.leader = Host::address(leader);
+            host.config.peers = Vec::new();
+        }
         (host.rotten, host.snapshots_rot) = (false, None);
         host.mem = MemDisk::new();
         *host.mirror.borrow_mut() = Mirror::default();

@@ -1,10 +1,10 @@
 //! Hosts that stay broken for good in the second phase. A cluster must come to rest with those that are left: the
 //! hosts that could serve are chosen, only what connects them is healed, and the rest keeps its trouble to the end.
 
+use kvstore::node::Observed;
 use kvstore::replication::commit::AckPolicy;
 
 use crate::core::{Event, MS};
-use crate::host::Host;
 use crate::mem_disk::{EIO, OpKind};
 use crate::world::World;
 
@@ -28,6 +28,8 @@ pub enum Broken {
     NoSync,
     /// Its disk is full.
     Full,
+    /// A member whose directory was emptied: nothing is the matter with it but that it is another node now.
+    Out,
 }
 
 const KINDS: [(Broken, &str); 7] = [
@@ -46,6 +48,11 @@ impl World {
         self.heal.broken.get(&site).copied()
     }
 
+    /// Whether nothing of this host is healed.
+    pub fn stays_broken(&self, site: usize) -> bool {
+        self.broken(site).is_some_and(|broken| broken != Broken::Out)
+    }
+
     /// The hosts that are to serve.
     pub fn serving(&self) -> impl Iterator<Item = usize> + use<'_> {
         (0..self.hosts.len()).filter(|site| self.broken(*site).is_none())
@@ -53,23 +60,29 @@ impl World {
 
     /// Draws whether the run ends with everything healed, or which hosts stay broken.
     pub fn choose_broken(&mut self) {
-        let hosts = self.hosts.len();
-        let need = {
+        let (hosts, members) = (self.hosts.len(), self.members());
+        self.heal.broken.extend(self.oracle.out.iter().map(|site| (*site, Broken::Out)));
+        let out = self.oracle.out.len() as u64;
+        self.core.borrow_mut().stats.add("broken for good: out, its directory was emptied", out);
+        // So many members, and all replicas, are not needed.
+        let mut spare = {
             let mut core = self.core.borrow_mut();
             let by_majority = matches!(core.knobs.ack, AckPolicy::Quorum | AckPolicy::Majority);
-            let majority = if by_majority { hosts / 2 + 1 } else { 1 };
-            let need = majority.max(core.knobs.min_insync);
-            // Forming takes all hosts, and one that is about to get its state has no vote.
-            let votes = |host: &Host| {
-                host.seen.as_ref().is_some_and(|seen| seen.complete && seen.repair_until.0 == 0)
+            let majority = if by_majority { members / 2 + 1 } else { 1 };
+            let spare = members - self.oracle.out.len() - majority.max(core.knobs.min_insync);
+            // Forming takes all members, and one that is about to get its state has no vote.
+            let votes = |site: usize| {
+                let host = &self.hosts[site];
+                let whole = |seen: &Observed| seen.complete && seen.repair_until.0 == 0;
+                self.oracle.out.contains(&site) || !host.rotten && host.seen.as_ref().is_some_and(whole)
             };
-            let formed = self.oracle.elections.have_begun() && self.hosts.iter().all(votes);
+            let formed = self.oracle.elections.have_begun() && (0..members).all(votes);
             let formed = formed || !core.knobs.is_elected();
-            if need >= hosts || !formed || !core.chance(PARTIAL_PPM) {
+            if spare + hosts - members == 0 || !formed || !core.chance(PARTIAL_PPM) {
                 core.stats.count("second phase: everything is healed");
                 return;
             }
-            need
+            spare
         };
         // It may have been on its way up; who led in the highest term knows the most.
         let elected = self.core.borrow().knobs.is_elected();
@@ -77,9 +90,14 @@ impl World {
         self.heal.chosen = chosen;
         let mut core = self.core.borrow_mut();
         core.stats.count("second phase: some stay broken");
-        let mut others: Vec<usize> = (0..hosts).filter(|site| Some(*site) != chosen).collect();
-        for _ in 0..core.between(1, (hosts - need) as u64) {
+        let mut others: Vec<usize> =
+            (0..hosts).filter(|site| Some(*site) != chosen && !self.oracle.out.contains(site)).collect();
+        for _ in 0..core.between(1, (spare + hosts - members) as u64) {
             let site = others.swap_remove(core.rng.below(others.len() as u64) as usize);
+            if site < members {
+                let Some(left) = spare.checked_sub(1) else { continue };
+                spare = left;
+            }
             // An elected leader with a full disk goes on leading, refuses writes and serves reads (D9).
             let kinds = if elected { &KINDS[..KINDS.len() - 1] } else { &KINDS };
             let (kind, name) = kinds[core.rng.below(kinds.len() as u64) as usize];
@@ -126,6 +144,7 @@ impl World {
                     self.wake_broken(site);
                 }
                 Broken::CutOff | Broken::Deaf | Broken::Mute => self.wake_broken(site),
+                Broken::Out => {}
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use kvstore::ids::SessionId;
 use kvstore::wire::FrameBuffer;
-use kvstore::wire::client::{Inspect, Reply, Request, Status, WriteOp, decode_session_id};
+use kvstore::wire::client::{Inspect, ReadMode, Reply, Request, Status, WriteOp, decode_session_id};
 
 use crate::core::{Core, MS};
 use crate::numbered::{By, Numbering};
@@ -17,11 +17,31 @@ const INSPECT_PPM: u64 = 20_000;
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
-    Put { key: Vec<u8>, id: u64, size: usize },
-    Get { key: Vec<u8> },
-    Delete { key: Vec<u8>, id: u64 },
-    Promote { force: bool },
-    Follow { site: usize, discard: bool },
+    Put {
+        key: Vec<u8>,
+        id: u64,
+        size: usize,
+    },
+    /// `local`: from what the node has, where leaders are elected.
+    Get {
+        key: Vec<u8>,
+        local: bool,
+    },
+    Delete {
+        key: Vec<u8>,
+        id: u64,
+    },
+    Promote {
+        force: bool,
+    },
+    /// An elected leader hands over, to this host or to any.
+    Transfer {
+        to: Option<usize>,
+    },
+    Follow {
+        site: usize,
+        discard: bool,
+    },
     Inspect(Inspect),
     Snapshot,
     OpenSession,
@@ -122,7 +142,8 @@ impl Client {
         }
         let key = format!("{}{}", if hot { "hot" } else { "cold" }, core.rng.below(keys)).into_bytes();
         if core.chance_of(|knobs| knobs.read_ppm) {
-            return Ask::Get { key };
+            let local = core.knobs.is_elected() && core.chance_of(|knobs| knobs.local_read_ppm);
+            return Ask::Get { key, local };
         }
         self.next_id += 1;
         if core.chance_of(|knobs| knobs.delete_ppm) {
@@ -155,10 +176,16 @@ impl Client {
                 };
                 write(WriteOp::Put { key, value: &value }, plain, &mut out);
             }
-            Ask::Get { key } => Request::Get { key }.encode(&mut out),
+            Ask::Get { key, local: false } => Request::Get { key }.encode(&mut out),
+            Ask::Get { key, local: true } => {
+                Request::GetWith { key, reads: ReadMode::Local }.encode(&mut out);
+            }
             Ask::Delete { key, .. } => write(WriteOp::Delete { key }, Request::Delete { key }, &mut out),
             Ask::OpenSession => Request::OpenSession.encode(&mut out),
             Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
+            Ask::Transfer { to } => {
+                Request::Transfer { address: &to.map_or_else(String::new, address) }.encode(&mut out);
+            }
             Ask::Inspect(inspect) => Request::Inspect(*inspect).encode(&mut out),
             Ask::Snapshot => Request::Snapshot { wait: false }.encode(&mut out),
             Ask::Follow { site, discard } => {

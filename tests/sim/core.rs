@@ -48,6 +48,10 @@ pub enum Event {
     Away { site: usize, steps: u64 },
     /// Something comes in between when it is back.
     Trouble { site: usize, trouble: crate::away::Trouble },
+    /// The next step of what an aimed run is aimed at.
+    Aim,
+    /// Each member of an aimed run is asked for one key.
+    Probe,
     /// A blocked link works again.
     Unblock { from: usize, to: usize },
     /// A dead process is started.
@@ -82,6 +86,8 @@ pub struct Core {
     /// ACKs told and disks crashed on a copy so far, by all hosts.
     pub acks_told: u64,
     pub proofs: u64,
+    /// HAND_OVER was handed to the network by this host.
+    pub hand_over_left: Option<usize>,
     /// Print every step.
     pub verbose: bool,
     /// Keep a checksum of the trace even if it is not printed.
@@ -104,6 +110,7 @@ impl Core {
             knobs,
             acks_told: 0,
             proofs: 0,
+            hand_over_left: None,
             verbose,
             hash_trace,
             trace_hash: 0,

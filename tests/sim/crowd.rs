@@ -74,7 +74,11 @@ impl World {
             let up = core.net.alive[target] > 0 && core.net.works(client.site, target);
             if !up {
                 // Any of them: the next one may name this one as its leader again, and so on.
-                client.target = core.some_host();
+                let elsewhere = core.some_host();
+                drop(core);
+                if !self.is_bound(index) {
+                    self.clients[index].target = elsewhere;
+                }
                 return false;
             }
             let conn = core.connect(client.site, target);
@@ -145,7 +149,11 @@ impl World {
                 let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);
                 // Two nodes that nobody leads any more may name each other for ever.
                 let named = if core.chance(250_000) { Some(core.some_host()) } else { named };
-                self.clients[index].target = named.unwrap_or((site + 1) % self.hosts.len());
+                let next = named.unwrap_or((site + 1) % self.hosts.len());
+                drop(core);
+                if !self.is_bound(index) {
+                    self.clients[index].target = next;
+                }
             }
         }
         let target = self.clients[index].target;
@@ -155,7 +163,7 @@ impl World {
             .is_some_and(|dialogue| dialogue.site != target && dialogue.received == dialogue.sent.len());
         if over || moved {
             self.client_lost(index);
-            if over {
+            if over && !self.is_bound(index) {
                 self.clients[index].target = (target + 1) % self.hosts.len();
             }
         }

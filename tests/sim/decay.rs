@@ -43,8 +43,12 @@ struct Claimed {
 }
 
 impl World {
-    /// Whether a follower's disk may be taken from it now.
+    /// Whether a follower's disk may be taken from it now; where leaders are elected, anybody's. A log that is damaged
+    /// beyond repair leaves an empty directory.
     pub fn may_decay(&self, site: usize) -> bool {
+        if self.core.borrow().knobs.is_elected() {
+            return self.hosts[site].process.is_some() && self.may_be_out(site);
+        }
         let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
         !leads
             && site != 0
@@ -79,6 +83,14 @@ impl World {
 
     /// The same on a leader, at most once in a run.
     pub fn rot_leader(&mut self, site: usize) {
+        if self.core.borrow().knobs.is_elected() {
+            // It comes back as a follower, like everybody, and repairs.
+            if self.leads(site) && self.may_decay(site) {
+                self.end_process(site, true);
+                self.flip_a_bit(site, "disk: bit rot on a leader");
+            }
+            return;
+        }
         let leads = self.leads(site) && self.broken_leader.is_none() && self.hosts.len() > 1;
         if leads && !self.leader_replaced && self.twin.is_none() && self.is_spare(site) {
             self.end_process(site, true);

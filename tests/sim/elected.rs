@@ -21,13 +21,11 @@ use kvstore::replication::election::ballot::Phase;
 use kvstore::replication::election::reads::ReadMode;
 use kvstore::replication::election::timing::ElectionTiming;
 use kvstore::rng::Rng;
-#[cfg(feature = "sabotage")]
-use kvstore::sabotage::Variant;
 use kvstore::wire::MessageType;
 use kvstore::wire::peer::{Vote, VoteReply};
 
 use crate::client::{Ask, Sent};
-use crate::core::{Core, Shared};
+use crate::core::{Core, MS, Shared};
 use crate::host::Host;
 use crate::knobs::Knobs;
 use crate::mem_disk::{Keep, MemDisk};
@@ -35,47 +33,71 @@ use crate::world::World;
 
 /// Everything that the set of elected clusters must have seen.
 pub const EXPECTED: &[&str] = &[
-    "check: a vote was on the disk before it was told",
-    "check: history of a key put in order",
-    "client: acknowledged write",
-    "client: read checked",
-    "client: redirected",
-    "client: number used again",
-    "client: session opened",
+    "aimed: a hand-over to a leader that the old one does not hear",
+    "aimed: a restart of who heard the leader",
+    "aimed: a stalled read",
+    "aimed: an older term's records",
+    "aimed: the end of a lease",
+    "broken for good: out, its directory was emptied",
+    "check: a leader has heard a majority within the timeout",
     "check: a number is answered as by another leader",
     "check: a number is answered as the first time",
+    "check: a vote was on the disk before it was told",
+    "check: history of a key put in order",
+    "check: nobody without a committed record could be elected",
+    "check: state of an installed snapshot is that of the log",
+    "client: acknowledged write",
+    "client: follower read checked",
+    "client: number used again",
+    "client: read checked",
+    "client: redirected",
+    "client: session opened",
+    "disk: ENOSPC",
+    "disk: bit rot",
+    "disk: bit rot on a leader",
     "disk: crash point reached",
     "disk: late flush",
+    "disk: misdirected write behind the log",
+    "disk: misdirected write over a copy of META",
+    "disk: misdirected write over the log",
+    "disk: short write",
+    "disk: slow",
     "disk: stall",
+    "disk: stall beyond 5 s",
     "disk: sync failed",
+    "disk: ten times slower for the whole run",
+    "memory: a bit flips",
     "net: half open",
     "net: leader unreachable for one node",
     "net: link flaps every 200 ms",
     "net: one-way partition",
     "node: cut",
+    "node: disk full refused a write",
+    "node: refused a member whose directory was emptied",
+    "node: repairs a damaged log",
+    "node: repairs what its leader has heard of",
     "node: session",
     "operator: rolling restart of all nodes",
+    "operator: transfer",
+    "process: a follower's directory rolled back",
+    "process: a leader's directory rolled back",
     "process: kill",
     "process: orderly end",
     "process: pause",
+    "process: pause in the middle of a turn",
     "process: power loss",
+    "process: wiped",
     "role: elected",
+    "role: hand-over refused",
+    "role: handed over",
     "role: stopped leading",
     "second phase: everything is healed",
     "second phase: some stay broken",
     "snapshot: segments removed",
+    "state: a scan finds a flipped bit",
+    "state: disputed",
+    "state: outvoted",
     "transfer: installed",
-];
-
-/// Variants of elections that a few hundred seeds catch. The others need a second fault at the right moment:
-/// `tests/elections/model.rs` and the tests beside it break them on purpose.
-#[cfg(feature = "sabotage")]
-pub const CAUGHT: &[Variant] = &[
-    Variant::VoteNotDurable,
-    Variant::NoPreVote,
-    Variant::ReadBeforeTermRecord,
-    Variant::FollowerAppliesUncommitted,
-    Variant::UnappliedNumbersForgotten,
 ];
 
 /// The knobs that only such a cluster has.
@@ -89,7 +111,8 @@ impl Knobs {
     /// Turns the knobs of a seed into those of a cluster that elects its leader.
     pub fn elect(&mut self, rng: &mut Rng) {
         let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
-        self.hosts = pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5]) as usize;
+        self.members = pick(&[1, 2, 3, 3, 3, 3, 4, 5, 5]) as usize;
+        self.hosts = self.members + pick(&[0, 0, 0, 1, 2]) as usize;
         self.ack = AckPolicy::Majority;
         self.min_insync = 1;
         // A timeout shorter than some round trips of the run, or than a record takes on its links, elects nobody for
@@ -103,19 +126,27 @@ impl Knobs {
         self.heartbeat_ms = ElectionTiming::from_ms(timeout_ms).heartbeat_ms(self.heartbeat_ms);
         // Half of the spread is either side of the true rate, and the lease bears five percent.
         self.clock_rate_spread_ppm = pick(&[0, 100, 20_000, 100_000]);
-        self.operator_every_ns = 0;
+        self.local_read_ppm = pick(&[0, 50_000, 300_000]);
+        self.operator_every_ns = pick(&[0, 0, 1_000, 3_000]) * MS;
         self.force_ppm = 0;
         self.discard_ppm = 0;
-        // A disk that loses what it promised costs a vote too.
-        self.weights.wipe = 0;
-        self.weights.rot = 0;
         let mishaps = &mut self.mishaps;
-        (mishaps.os_durability, mishaps.slow_site) =
-            (false, mishaps.slow_site.filter(|site| *site < self.hosts));
-        (mishaps.misdirect, mishaps.rot_leader, mishaps.roll_back, mishaps.twin) = (0, 0, 0, 0);
-        mishaps.rot_snapshot = 0;
-        // Who is outvoted stays without a state until its operator restarts it: nobody does here.
-        mishaps.flip_memory = 0;
+        // More often than with fixed roles: most of these find no barrier, see `victims.rs`.
+        let decays = self.snapshot.log_bytes == Some(u64::MAX) || self.transfers;
+        self.weights.wipe = pick(&[0, 0, 0, 2]) * u64::from(!self.removal || self.transfers);
+        self.weights.rot = pick(&[0, 0, 2]) * u64::from(decays);
+        mishaps.rot_leader = pick(&[0, 0, 0, 3]) * u64::from(decays);
+        mishaps.misdirect = pick(&[0, 0, 3]) * u64::from(decays);
+        mishaps.roll_back = pick(&[0, 0, 3]);
+        mishaps.slow_site = mishaps.slow_site.filter(|site| *site < self.hosts);
+        // A power loss may take from all disks at once what only their page caches had; and two nodes of one identity
+        // are two votes of one member.
+        (mishaps.os_durability, mishaps.twin) = (false, 0);
+        // One run of five is aimed.
+        let aim = pick(&[0, 0, 0, 0, 1]) * pick(&[1, 2, 3, 4, 5]);
+        if let Some(aim) = aim.checked_sub(1) {
+            self.aim_at(aim, &mut pick);
+        }
     }
 
     /// Whether leaders are elected in this run.
@@ -127,8 +158,8 @@ impl Knobs {
 /// What was seen of elections in a run.
 #[derive(Debug, Default)]
 pub struct Elections {
-    /// Who led in which term.
-    leaders: BTreeMap<Term, usize>,
+    /// Who led in which term, and when that was seen first.
+    leaders: BTreeMap<Term, (usize, u64)>,
     /// Whom a host gave its vote, by term and host.
     votes: BTreeMap<(Term, usize), NodeId>,
     /// The record that was applied at an LSN.
@@ -142,11 +173,14 @@ impl Elections {
     pub fn after_turn(&mut self, core: &mut Core, host: &Host, seen: &Observed) {
         let site = host.site;
         if seen.leads {
-            let leader = *self.leaders.entry(seen.term).or_insert_with(|| {
+            assert!(site < core.knobs.members, "host {site} leads, and is a read replica");
+            let turn_ended = core.now + host.ahead.get();
+            let (leader, since) = *self.leaders.entry(seen.term).or_insert_with(|| {
                 core.stats.count("role: elected");
-                site
+                (site, turn_ended)
             });
             assert!(leader == site, "hosts {leader} and {site} both lead in term {}", seen.term);
+            crate::quorums::check_heard(core, host, since);
         }
         // What a node tells of commits ends with its own disk; what it has applied as a leader may not.
         let beyond_its_disk = seen.applied > seen.durable;
@@ -166,6 +200,12 @@ impl Elections {
     /// Whether anybody has ever been elected: forming takes all hosts.
     pub fn have_begun(&self) -> bool {
         !self.leaders.is_empty()
+    }
+
+    /// This host has another directory, which knows this term: what it votes in that one and later ones is not bound
+    /// by what it has voted before.
+    pub fn forget_votes(&mut self, site: usize, back_to: u64) {
+        self.votes.retain(|(term, host), _| *host != site || term.as_u64() < back_to);
     }
 
     /// This host has told these votes.
@@ -218,6 +258,7 @@ impl Told {
         copy.set_capacity(None);
         let loaded = MetaStore::load(&mut copy).unwrap_or_else(|why| panic!("host {site} voted: {why}"));
         let meta = loaded.expect("who votes has a record");
+        assert!(!meta.get().members.is_empty(), "host {site} votes, and its directory is of no cluster");
         let (on_disk, vote) = (meta.get().term, meta.get().vote);
         if on_disk > term {
             // It has given another one in the same turn, and gives none in this term any more.
@@ -234,9 +275,14 @@ impl Told {
 }
 
 /// Whether this is a request whose answer has its place in the one order of an elected cluster: everything but a read
-/// that may be stale.
-pub fn is_ordered(core: &Core, sent: &Sent) -> bool {
-    core.knobs.is_elected() && matches!(sent.ask, Ask::Put { .. } | Ask::Delete { .. } | Ask::Get { .. })
+/// that may be stale, as it was asked for or as a read replica serves all of them.
+pub fn is_ordered(core: &Core, site: usize, sent: &Sent) -> bool {
+    core.knobs.is_elected()
+        && match sent.ask {
+            Ask::Put { .. } | Ask::Delete { .. } => true,
+            Ask::Get { local, .. } => !local && site < core.knobs.members,
+            _ => false,
+        }
 }
 
 impl World {

@@ -2,6 +2,7 @@
 
 use crate::client::Ask;
 use crate::core::{Event, MS};
+use crate::host::Stop;
 use crate::mem_disk::{EIO, Keep};
 use crate::world::World;
 
@@ -75,11 +76,28 @@ impl World {
             return;
         }
         let mut core = self.core.borrow_mut();
-        self.hosts[site].paused = true;
-        self.hosts[site].next_turn = None;
-        core.stats.count("process: pause");
         let long = core.chance(300_000);
         let for_ns = if long { core.between(MS, 10_000 * MS) } else { core.between(MS, 500 * MS) };
+        // With fixed roles nothing depends on the clock that a turn began with.
+        if core.knobs.is_elected() && core.chance(500_000) {
+            let behind = core.rng.below(2) as usize;
+            self.hosts[site].stops_in_turn = Some(Stop { for_ns, behind });
+            return;
+        }
+        drop(core);
+        self.stop_for(site, for_ns);
+    }
+
+    /// The process stands still: between two turns, or in the middle of one.
+    pub fn stop_for(&mut self, site: usize, for_ns: u64) {
+        let host = &mut self.hosts[site];
+        host.paused = true;
+        host.next_turn = None;
+        let mut core = self.core.borrow_mut();
+        core.stats.count("process: pause");
+        if host.stopped.is_some() {
+            core.stats.count("process: pause in the middle of a turn");
+        }
         if for_ns > 5_000 * MS {
             core.stats.count("process: long gap");
         }
@@ -174,14 +192,15 @@ impl World {
         }
     }
 
-    /// A follower's data directory is lost.
+    /// A follower's data directory is lost; where leaders are elected, anybody's.
     fn wipe(&mut self, site: usize) {
-        let leads = self.hosts[site].seen.as_ref().is_none_or(|seen| seen.leads);
-        if leads || site == 0 || self.hosts[site].process.is_none() || !self.is_spare(site) {
-            return;
+        let elected = self.core.borrow().knobs.is_elected();
+        let follows = self.hosts[site].seen.as_ref().is_some_and(|seen| !seen.leads) && site != 0;
+        let may_go = if elected { self.may_be_out(site) } else { follows && self.is_spare(site) };
+        if may_go && self.hosts[site].process.is_some() {
+            self.end_process(site, false);
+            self.empty_directory(site);
         }
-        self.end_process(site, false);
-        self.empty_directory(site);
     }
 
     /// The operator's answer to damage, and what a lost disk looks like.
@@ -190,6 +209,11 @@ impl World {
         let mut core = self.core.borrow_mut();
         core.stats.count("process: wiped");
         core.trace(|| format!("host {site} has lost its data directory"));
+        let is_member = core.knobs.is_elected() && site < core.knobs.members;
+        drop(core);
+        if is_member {
+            self.oracle.out.insert(site);
+        }
     }
 
     /// A command at a moment that nobody chose.
@@ -201,6 +225,10 @@ impl World {
         let every = core.knobs.operator_every_ns;
         let next = core.between(every / 4, every * 2);
         core.after(next, Event::Operator);
+        if core.knobs.is_elected() {
+            drop(core);
+            return self.ask_to_hand_over();
+        }
         let hosts = core.knobs.hosts as u64;
         let target = core.rng.below(hosts) as usize;
         let ask = if core.chance(500_000) {
@@ -222,6 +250,17 @@ impl World {
             self.cut_off_from_leader(target);
         }
         self.command(target, ask);
+    }
+
+    /// Mostly a leader, to any host, or to whoever holds most.
+    fn ask_to_hand_over(&mut self) {
+        let leaders: Vec<usize> = (0..self.hosts.len()).filter(|site| self.leads(*site)).collect();
+        let mut core = self.core.borrow_mut();
+        let (any, to) = (core.some_host(), core.some_host());
+        let target = if core.chance(900_000) { leaders.last().copied().unwrap_or(any) } else { any };
+        let to = core.chance(700_000).then_some(to);
+        drop(core);
+        self.command(target, Ask::Transfer { to });
     }
 
     /// The leader and this host do not hear each other for a while; both reach the rest. A promotion then
@@ -266,6 +305,7 @@ impl World {
                     self.oracle.forced.insert(target);
                 }
             }
+            Ask::Transfer { .. } => core.stats.count("operator: transfer"),
             Ask::Follow { discard, .. } => {
                 core.stats.count(if *discard { "operator: follow --discard" } else { "operator: follow" });
                 if *discard {

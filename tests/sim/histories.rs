@@ -39,8 +39,8 @@ impl Histories {
             (Ask::Delete { key, .. }, Status::NotFound) => (key, Op::Remove(Some(false))),
             // A follower's reads are as old as the follower.
             (Ask::Get { .. }, _) if !sent.by_leader => return,
-            (Ask::Get { key }, Status::Ok) => (key, Op::Read(got.value_id)),
-            (Ask::Get { key }, Status::NotFound) => (key, Op::Read(None)),
+            (Ask::Get { key, .. }, Status::Ok) => (key, Op::Read(got.value_id)),
+            (Ask::Get { key, .. }, Status::NotFound) => (key, Op::Read(None)),
             _ => return,
         };
         let call = Call { lane: lane_of(conn, sent), from: sent.began(), to: Some(core.now), op };

@@ -2,6 +2,7 @@
 //! `net` step by step, over simulated streams.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
@@ -40,6 +41,9 @@ pub struct Told {
     pub read_lsn: u64,
     /// As above, with this turn: connections are looked at one after the other, not in the order of their reads.
     pub read_newest: u64,
+    /// The same two of reads that may be stale, by this process.
+    pub local_lsn: u64,
+    pub local_newest: u64,
     /// The commit LSN in the last synced mark.
     pub mark_commit: u64,
 }
@@ -63,6 +67,14 @@ pub struct Host {
     pub dialled: Vec<(DialId, Result<usize, String>)>,
     pub busy_until: u64,
     pub paused: bool,
+    /// Its process is about to stop in the middle of a turn.
+    pub stops_in_turn: Option<Stop>,
+    /// The turn in whose middle its process has stopped.
+    pub stopped: Option<Turn>,
+    /// When its last turn began.
+    pub turn_began: u64,
+    /// Turns in whose middle the process stood still: when each began and when it went on.
+    pub stops: Vec<(u64, u64)>,
     pub token: u64,
     pub next_turn: Option<u64>,
     pub seen: Option<Observed>,
@@ -108,9 +120,27 @@ pub struct Host {
     pub state_fault: Option<kvstore::replication::divergence::Fault>,
 }
 
+/// A process stops for so long before it reads a client's socket, when it has read so many others in this turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    pub for_ns: u64,
+    pub behind: usize,
+}
+
+/// The part of a turn that reads sockets.
+pub struct Turn {
+    now: Time,
+    /// What the poll has told of, and is still to be read: with what comes meanwhile.
+    todo: VecDeque<ConnId>,
+    done: usize,
+    input_left: bool,
+}
+
 /// How a turn ended.
 pub enum TurnEnd {
     GoesOn,
+    /// It has not: the process was stopped in its middle, for so long.
+    Stopped(u64),
     /// The crash point of the disk was reached.
     Crashed,
     Fatal(FatalReason),
@@ -154,6 +184,7 @@ impl Host {
         self.load_checked = false;
         self.installs = 0;
         (self.flip, self.state_fault) = (None, None);
+        (self.told.local_lsn, self.told.local_newest) = (0, 0);
         if let Some(small) = self.core.borrow().knobs.mishaps.budgets {
             node.set_budgets(small.of_node());
         }
@@ -169,6 +200,7 @@ impl Host {
         );
         self.process = Some(Process { node, socks, backlog: Vec::new(), sweep_at: None });
         self.busy_until = now + self.ahead.get();
+        (self.stops_in_turn, self.stopped) = (None, None);
         self.cuts = 0;
         self.ending = false;
         Ok(())
@@ -213,12 +245,21 @@ impl Host {
         match result {
             Err(reason) => TurnEnd::Fatal(reason),
             Ok(true) => TurnEnd::Ended,
-            Ok(false) => TurnEnd::GoesOn,
+            Ok(false) => match self.stops_in_turn.take_if(|_| self.stopped.is_some()) {
+                Some(stop) => TurnEnd::Stopped(stop.for_ns),
+                None => TurnEnd::GoesOn,
+            },
         }
     }
 
+    /// True: the process has ended in order.
     fn run_turn(&mut self) -> Result<bool, FatalReason> {
+        if let Some(turn) = self.stopped.take() {
+            self.stops.push((self.turn_began, self.core.borrow().now));
+            return self.rest_of_turn(turn);
+        }
         let now = self.clock.now();
+        self.turn_began = self.core.borrow().now;
         let Some(process) = &mut self.process else { return Ok(false) };
         process.socks.now = now;
         process.node.begin_turn(now);
@@ -238,7 +279,23 @@ impl Host {
         if self.mem.has_crashed() {
             return Ok(false);
         }
-        let input_left = process.take_input(now)?;
+        let todo = process.has_input();
+        process.backlog.clear();
+        self.rest_of_turn(Turn { now, todo, done: 0, input_left: false })
+    }
+
+    fn rest_of_turn(&mut self, mut turn: Turn) -> Result<bool, FatalReason> {
+        let Some(process) = &mut self.process else { return Ok(false) };
+        while let Some(id) = turn.todo.pop_front() {
+            let stops = |stop: Stop| turn.done >= stop.behind && !process.node.is_peer(id);
+            if self.stops_in_turn.is_some_and(stops) {
+                turn.todo.push_front(id);
+                self.stopped = Some(turn);
+                return Ok(false);
+            }
+            process.take_input_of(id, &mut turn)?;
+        }
+        let Turn { now, input_left, .. } = turn;
         process.node.finish_turn(&mut process.socks, input_left)?;
         process.sweep(now)?;
         process.node.flush(&mut process.socks)?;
@@ -293,37 +350,37 @@ impl Process {
         self.socks.slots.iter().flatten().any(|sock| sock.phase == Phase::Open && !sock.output.is_empty())
     }
 
-    fn take_input(&mut self, now: Time) -> Result<bool, FatalReason> {
-        let mut input_left = false;
-        self.backlog.clear();
-        let busy = |sock: &Sock| sock.readable || sock.intake.has_frame() || !sock.output.is_empty();
-        let todo: Vec<ConnId> =
-            self.socks.slots.iter().flatten().filter(|sock| busy(sock)).map(|sock| sock.id).collect();
-        for id in todo {
-            let Some(sock) = self.socks.get_mut(id) else { continue };
-            match sock.phase {
-                Phase::Open => {
-                    if !sock.output.is_empty()
-                        && !sock.write_blocked
-                        && let Some(why) = self.socks.flush_one(id)
-                    {
-                        self.over(id, &why)?;
-                    }
-                    self.read_and_deliver(id, now)?;
+    /// The sockets that the poll tells of, and those with something left.
+    fn has_input(&self) -> VecDeque<ConnId> {
+        let busy = |sock: &&Sock| sock.readable || sock.intake.has_frame() || !sock.output.is_empty();
+        self.socks.slots.iter().flatten().filter(busy).map(|sock| sock.id).collect()
+    }
+
+    fn take_input_of(&mut self, id: ConnId, turn: &mut Turn) -> Result<(), FatalReason> {
+        let Some(sock) = self.socks.get_mut(id) else { return Ok(()) };
+        turn.done += usize::from(sock.readable);
+        match sock.phase {
+            Phase::Open => {
+                if !sock.output.is_empty()
+                    && !sock.write_blocked
+                    && let Some(why) = self.socks.flush_one(id)
+                {
+                    self.over(id, &why)?;
                 }
-                Phase::Draining(_) => {
-                    self.socks.flush_one(id);
-                }
-                Phase::Doomed => {}
+                self.read_and_deliver(id, turn.now)?;
             }
-            let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
-            if self.socks.get(id).is_some_and(left) {
-                self.backlog.push(id);
-                let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
-                input_left |= self.node.is_peer(id) && !throttled;
+            Phase::Draining(_) => {
+                self.socks.flush_one(id);
             }
+            Phase::Doomed => {}
         }
-        Ok(input_left)
+        let left = |sock: &Sock| sock.phase == Phase::Open && (sock.readable || sock.intake.has_frame());
+        if self.socks.get(id).is_some_and(left) {
+            self.backlog.push(id);
+            let throttled = self.socks.get(id).is_some_and(|sock| sock.intake.is_throttled());
+            turn.input_left |= self.node.is_peer(id) && !throttled;
+        }
+        Ok(())
     }
 
     fn read_and_deliver(&mut self, id: ConnId, now: Time) -> Result<(), FatalReason> {

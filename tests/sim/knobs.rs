@@ -13,7 +13,11 @@ use crate::mishaps::Mishaps;
 pub struct Knobs {
     /// Leaders are elected; or roles are fixed.
     pub elected: Option<crate::elected::Elected>,
+    /// The run tries one encounter again and again.
+    pub aim: Option<crate::aim::Aim>,
     pub hosts: usize,
+    /// The first so many of them have a say: where leaders are elected, the others are read replicas.
+    pub members: usize,
     pub clients: usize,
     pub ack: AckPolicy,
     pub min_insync: usize,
@@ -53,6 +57,8 @@ pub struct Knobs {
     pub think_ns: u64,
     pub lazy_reader_ppm: u64,
     pub follower_read_ppm: u64,
+    /// Reads that may be stale, where leaders are elected: other reads are refused by all but the leader.
+    pub local_read_ppm: u64,
     pub force_ppm: u64,
     pub discard_ppm: u64,
     pub snapshot: SnapshotConfig,
@@ -150,7 +156,9 @@ impl Knobs {
             if net_delay_max_ns > MS { pick(&[8 << 10, 64 << 10]) } else { pick(&[512, 4 << 10, 64 << 10]) };
         Knobs {
             elected: None,
+            aim: None,
             hosts,
+            members: hosts,
             clients: pick(&[1, 2, 3, 4]) as usize,
             ack,
             min_insync: pick(&[1, 1, 1, 2]).min(hosts as u64) as usize,
@@ -189,6 +197,7 @@ impl Knobs {
             think_ns: pick(&[MS / 2, 2 * MS, 20 * MS, 100 * MS]),
             lazy_reader_ppm: pick(&[0, 0, 5_000]),
             follower_read_ppm: pick(&[0, 50_000, 300_000]),
+            local_read_ppm: 0,
             // A cut below both snapshots leaves nothing that a log without its beginning could feed.
             force_ppm: if removal && !transfers { 0 } else { pick(&[0, 0, 300_000]) },
             discard_ppm: pick(&[0, 100_000, 500_000]),

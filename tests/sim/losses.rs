@@ -63,6 +63,11 @@ impl Oracle {
         self.losses.iter().any(|loss| loss.site == site && loss.took(lsn, chain))
     }
 
+    /// The highest term that the disk of this host has ever forgotten; none if it never lost anything.
+    pub fn highest_term_lost(&self, site: usize) -> Option<u64> {
+        self.losses.iter().filter(|loss| loss.site == site).map(|loss| loss.term).max()
+    }
+
     /// Whether any disk did.
     pub fn lost_somewhere(&self, write: &Acked) -> bool {
         self.losses.iter().any(|loss| loss.took(write.lsn, write.chain))
@@ -112,6 +117,9 @@ impl Oracle {
 impl World {
     /// Whether some other host holds every acknowledged write on its disk, so that this one's may go.
     pub fn is_spare(&self, site: usize) -> bool {
+        if self.core.borrow().knobs.is_elected() {
+            return self.may_lose(site);
+        }
         let holds_all = |host: &&Host| {
             let mirror = host.mirror.borrow();
             let mut writes = self.oracle.acked.iter().filter(|write| !write.given_up);
@@ -124,8 +132,12 @@ impl World {
     /// A disk loses what is not in `left`; the host has nothing to answer for any more but that.
     pub fn disk_loses(&mut self, site: usize, left: &Mirror, back_to: u64, same_node: Option<NodeId>) {
         let before = self.hosts[site].mirror.borrow().entries.clone();
+        let elected = self.core.borrow().knobs.is_elected();
+        // Whoever comes back leads no term of an elected cluster twice: nothing is excused by that.
+        let same_node = same_node.filter(|_| !elected);
         let loss = Loss::of(&self.hosts[site], &before, left, back_to, same_node);
-        if loss.led || same_node.is_some() {
+        self.oracle.elections.forget_votes(site, back_to);
+        if !elected && (loss.led || same_node.is_some()) {
             // Replies on their way are of a history that this leader does not continue.
             for dialogue in self.dialogues.values_mut().filter(|dialogue| dialogue.site == site) {
                 dialogue.sent.iter_mut().for_each(|sent| sent.by_leader = false);

@@ -15,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+mod aim;
 mod args;
 mod away;
 mod backups;
@@ -44,6 +45,7 @@ mod numbered;
 mod oracle;
 mod promises;
 mod proof;
+mod quorums;
 mod receipts;
 mod replies;
 mod sabotage;
@@ -52,6 +54,7 @@ mod seed;
 mod socks;
 mod stats;
 mod trace;
+mod victims;
 mod world;
 
 use args::{Args, Mode};

@@ -120,6 +120,26 @@ impl Mishaps {
         }
     }
 
+    /// None of them.
+    pub fn none() -> Mishaps {
+        Mishaps {
+            os_durability: false,
+            slow_site: None,
+            budgets: None,
+            client_gap_ppm: 0,
+            misdirect: 0,
+            rot_leader: 0,
+            roll_back: 0,
+            twin: 0,
+            rolling: 0,
+            leader_unreachable: 0,
+            fast_flap: 0,
+            away: 0,
+            rot_snapshot: 0,
+            flip_memory: 0,
+        }
+    }
+
     /// The faults with their weights.
     pub fn table(&self) -> [(u64, Fault); 10] {
         [

@@ -63,13 +63,26 @@ pub struct Net {
     pub conns: Vec<NetConn>,
     sites: usize,
     blocked: Vec<u32>,
+    /// When a site has read something from another one last.
+    heard: Vec<u64>,
     /// Which process of a site is alive now; 0: none.
     pub alive: Vec<u64>,
 }
 
 impl Net {
     pub fn new(sites: usize) -> Net {
-        Net { conns: Vec::new(), sites, blocked: vec![0; sites * sites], alive: vec![0; sites] }
+        Net {
+            conns: Vec::new(),
+            sites,
+            blocked: vec![0; sites * sites],
+            heard: vec![0; sites * sites],
+            alive: vec![0; sites],
+        }
+    }
+
+    /// When this site has read something from that one last.
+    pub fn heard_at(&self, site: usize, from: usize) -> u64 {
+        self.heard[site * self.sites + from]
     }
 
     /// Whether the link works in this direction.
@@ -200,6 +213,11 @@ impl Core {
             return Err("the other side closed the connection");
         }
         let size = buffer.len().min(pipe.arrived.len());
+        if size > 0 {
+            let ends = &self.net.conns[conn].ends;
+            self.net.heard[ends[side].site * self.net.sites + ends[1 - side].site] = self.now;
+        }
+        let pipe = &mut self.net.conns[conn].pipes[1 - side];
         for (to, byte) in buffer.iter_mut().zip(pipe.arrived.drain(..size)) {
             *to = byte;
         }

@@ -59,6 +59,8 @@ pub struct Oracle {
     pub discarding: BTreeSet<usize>,
     /// A bit has flipped in some node's memory in this run.
     pub memory_failed: bool,
+    /// Members of an elected cluster whose directory was emptied: each is another node now.
+    pub out: BTreeSet<usize>,
     /// Disks that lost something.
     pub losses: Vec<crate::losses::Loss>,
     /// A cut below a commit LSN happened before the second phase.
@@ -83,14 +85,15 @@ impl Oracle {
         let Some(process) = &mut host.process else { return };
         let mut seen = process.node.observe();
         if process.node.is_loading() {
-            // Its role is still to come: until then it counts as what it was.
-            seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+            // Its role is still to come: until then it counts as what it was. Who is elected begins as a follower.
+            seen.leads = !core.knobs.is_elected() && host.seen.as_ref().is_some_and(|before| before.leads);
             seen.complete = host.seen.as_ref().is_some_and(|before| before.complete);
         }
         let emitted = std::mem::take(&mut process.socks.emitted);
         let acks = std::mem::take(&mut process.socks.acks);
         self.elections.on_votes(site, std::mem::take(&mut process.socks.votes));
         let told = process.socks.told;
+        let told_commit = std::mem::take(&mut process.socks.told_commit);
         if !crashed {
             host.mirror.borrow_mut().install();
         }
@@ -103,6 +106,10 @@ impl Oracle {
             let applied = if core.knobs.is_elected() { seen.applied.0 } else { 0 };
             self.note_committed(host, seen.commit.0.max(applied));
         }
+        if core.knobs.is_elected() {
+            // With the disks of the others it may be ahead of its own, and say so before it has applied anything.
+            self.note_committed(host, told_commit);
+        }
         if !crashed {
             self.check_positions(core, host, &seen);
             if core.knobs.is_elected() {
@@ -110,6 +117,11 @@ impl Oracle {
             }
             check_loaded(core, host, &seen, true);
         }
+        let committed = host.seen.as_ref().map_or(0, |before| before.commit.0);
+        if !crashed && core.knobs.is_elected() && seen.leads && seen.commit.0 > committed {
+            crate::quorums::check_commit(core, hosts, site, &seen, &self.out);
+        }
+        let host = &mut hosts[site];
         let shrunk = host.mirror.borrow_mut().shrunk_to.take();
         {
             let mirror = host.mirror.borrow();
@@ -127,6 +139,7 @@ impl Oracle {
         }
         let told = &mut hosts[site].told;
         told.read_lsn = told.read_lsn.max(std::mem::take(&mut told.read_newest));
+        told.local_lsn = told.local_lsn.max(std::mem::take(&mut told.local_newest));
         if promoted {
             self.on_promoted(core, hosts, site, &seen);
         }
@@ -177,6 +190,12 @@ impl Oracle {
                 self.seen_ids.insert(*id);
             }
         }
+    }
+
+    /// The last record of an elected cluster that a leader has taken for committed.
+    pub fn last_committed(&self) -> Option<(u64, Chain)> {
+        let (lsn, chains) = self.committed.last_key_value()?;
+        Some((*lsn, Chain(*chains.first()?)))
     }
 
     fn note_committed(&mut self, host: &Host, commit: u64) {
@@ -244,7 +263,9 @@ impl Oracle {
         }
         host.cuts = cuts;
         drop(mirror);
-        check_waits(&mut host.waits, seen, site);
+        // A read replica is in no set: they stand behind the members.
+        let judged = if core.knobs.is_elected() { core.knobs.members - 1 } else { seen.peers.len() };
+        check_waits(&mut host.waits, seen, site, judged);
         let mirror = host.mirror.borrow();
         if seen.commit.0 > 0 && !seen.leads {
             let chain = mirror.get(seen.commit.0).map(|entry| entry.chain.0);
@@ -298,7 +319,13 @@ impl Oracle {
         }
         match core.knobs.ack {
             AckPolicy::Leader => {}
-            AckPolicy::Quorum | AckPolicy::Majority => {
+            // See `victims.rs`: what a disk lost is no excuse there.
+            AckPolicy::Majority => {
+                panic!(
+                    "LSN {lsn}, acknowledged by a majority, is lost: host {site} was elected in {term} without it"
+                )
+            }
+            AckPolicy::Quorum => {
                 assert!(
                     self.quorum_excused(promotion, write),
                     "LSN {lsn}, acknowledged by a majority, is lost: host {site} leads in {term}"
@@ -340,7 +367,7 @@ impl Oracle {
         let process = host.process.as_ref().expect("it has started");
         let mut seen = process.node.observe();
         if process.node.is_loading() {
-            seen.leads = host.seen.as_ref().is_some_and(|before| before.leads);
+            seen.leads = !core.knobs.is_elected() && host.seen.as_ref().is_some_and(|before| before.leads);
             seen.complete = host.seen.as_ref().is_some_and(|before| before.complete);
         }
         check_loaded(core, host, &seen, false);
@@ -469,10 +496,10 @@ pub struct Wait {
 /// Seen from outside a wait begins with the end of a turn, for the leader in its middle: its target is lower, is
 /// reached earlier, and the wait it then begins may be one that is counted here to the target before. So turns
 /// count from there.
-fn check_waits(waits: &mut Vec<Wait>, seen: &Observed, site: usize) {
-    if !seen.leads || waits.len() != seen.peers.len() {
+fn check_waits(waits: &mut Vec<Wait>, seen: &Observed, site: usize, judged: usize) {
+    if !seen.leads || waits.len() != judged {
         let fresh = Wait { target: 0, turns: 0, turns_before: 0, in_sync: true };
-        *waits = vec![fresh; if seen.leads { seen.peers.len() } else { 0 }];
+        *waits = vec![fresh; if seen.leads { judged } else { 0 }];
     }
     for (wait, (address, match_lsn, in_sync)) in waits.iter_mut().zip(&seen.peers) {
         wait.turns += 1;

@@ -32,13 +32,17 @@ impl Oracle {
         dialogue.emitted += 1;
         let key_is_flipped = |key: &Vec<u8>| hosts[site].flip.as_ref().is_some_and(|flip| flip.key == *key);
         // What is read of it has no order.
-        let excused = matches!(&sent.ask, Ask::Get { key } if key_is_flipped(key));
-        let by_leader =
-            crate::elected::is_ordered(core, sent) || seen.leads && seen.term.as_u64() == reply.term;
+        let excused = matches!(&sent.ask, Ask::Get { key, .. } if key_is_flipped(key));
+        let by_leader = match core.knobs.is_elected() {
+            true => crate::elected::is_ordered(core, site, sent),
+            false => seen.leads && seen.term.as_u64() == reply.term,
+        };
         sent.by_leader = by_leader && !excused;
         let sent = sent.clone();
         let host = &hosts[site];
-        let asked_ns = core.now + host.ahead.get() - sent.at;
+        // What came while the process stood still, behind a poll, was under way since that poll, as it sees it.
+        let stop = host.stops.iter().find(|(from, to)| (*from..=*to).contains(&sent.at));
+        let asked_ns = core.now + host.ahead.get() - stop.map_or(sent.at, |(from, _)| *from);
         let host_ns = u128::from(asked_ns) * u128::from(host.clock.rate_ppm) / 1_000_000;
         crate::receipts::check(core, site, &sent, reply, host_ns as u64);
         core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
@@ -47,25 +51,9 @@ impl Oracle {
             (Ask::Put { .. }, Status::Ok) | (Ask::Delete { .. }, Status::Ok | Status::NotFound) => {
                 self.on_acked(core, hosts, site, seen, &sent, reply);
             }
-            (Ask::Get { key }, Status::Ok | Status::NotFound) if !shrunk => {
-                let mirror = hosts[site].mirror.borrow();
-                assert!(
-                    reply.lsn >= hosts[site].told.read_lsn,
-                    "host {site} serves a read at LSN {} behind one at LSN {}, and cut nothing",
-                    reply.lsn,
-                    hosts[site].told.read_lsn
-                );
-                assert!(reply.lsn <= mirror.last(), "host {site} serves a read at LSN {}", reply.lsn);
-                let expected = mirror.value_at(key, reply.lsn);
-                let value = if reply.status == Status::Ok { reply.value_id } else { None };
-                assert!(
-                    value == expected || excused,
-                    "host {site}: read of {} at LSN {} gives {value:?}, the log says {expected:?}",
-                    String::from_utf8_lossy(key),
-                    reply.lsn
-                );
-                drop(mirror);
-                hosts[site].told.read_newest = hosts[site].told.read_newest.max(reply.lsn);
+            (Ask::Get { key, .. }, Status::Ok | Status::NotFound) if !shrunk => {
+                let stale = core.knobs.is_elected() && !by_leader;
+                check_read(&mut hosts[site], key, reply, stale, excused);
                 core.stats.count(if sent.by_leader {
                     "client: read checked"
                 } else {
@@ -78,6 +66,11 @@ impl Oracle {
             (Ask::Get { .. }, Status::Diverged) => core.stats.count("state: read refused"),
             (Ask::Get { .. }, Status::Repairing) => core.stats.count("node: read refused while it repairs"),
             (Ask::Promote { .. }, Status::Refused) => core.stats.count("role: promotion refused"),
+            (Ask::Transfer { .. }, status) => core.stats.count(match status {
+                Status::Ok => "role: handed over",
+                Status::OutcomeUnknown => "role: handed over, or nobody leads",
+                _ => "role: hand-over refused",
+            }),
             (Ask::Promote { force: true }, Status::Ok) => {
                 core.trace(|| format!("host {site}: {}", reply.text));
             }
@@ -141,7 +134,8 @@ impl Oracle {
         let mut acked = Acked {
             lsn,
             chain: entry.chain,
-            term: reply.term,
+            // A number that is asked again is answered as by the leader of the first time, and promised by this one.
+            term: if core.knobs.is_elected() { term_of_answer(host, seen) } else { reply.term },
             round: (seen.round.0.as_u64(), seen.round.1),
             in_sync,
             given_up: false,
@@ -214,8 +208,9 @@ impl Oracle {
         let by_majority = core.knobs.ack == AckPolicy::Majority
             || core.knobs.ack == AckPolicy::Quorum && all_are_followers();
         if by_majority {
-            let holders = (0..hosts.len()).filter(|site| has(*site)).count();
-            assert!(holders > hosts.len() / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
+            let members = core.knobs.members;
+            let holders = (0..members).filter(|site| has(*site)).count();
+            assert!(holders > members / 2, "LSN {} was acknowledged with {holders} copies", acked.lsn);
         }
         // In the turn of the reply somebody may have left the set behind it.
         let left = hosts[leader].process.as_ref().map_or(0, |process| process.node.counters.insync_left);
@@ -251,4 +246,33 @@ impl Oracle {
         let highest = order.done.last().map_or(0, |(_, lsn)| *lsn).max(got.lsn);
         order.done.push((core.now, highest));
     }
+}
+
+/// The term in which this host, which leads or led when the turn began, has answered.
+fn term_of_answer(host: &Host, seen: &Observed) -> u64 {
+    let before = host.seen.as_ref().filter(|before| before.leads);
+    before.map_or(seen.term, |before| before.term).as_u64()
+}
+
+/// A read is of what the log says at its LSN, and goes back only across a cut. A `stale` one goes back with a restart
+/// too: what is committed is told to a node, and kept on no disk but as a lower bound.
+fn check_read(host: &mut Host, key: &[u8], reply: &Emitted, stale: bool, excused: bool) {
+    let (site, mirror) = (host.site, host.mirror.borrow());
+    let floor = if stale { host.told.local_lsn } else { host.told.read_lsn };
+    assert!(
+        reply.lsn >= floor,
+        "host {site} serves a read at LSN {} behind one at LSN {floor}, and cut nothing",
+        reply.lsn
+    );
+    assert!(reply.lsn <= mirror.last(), "host {site} serves a read at LSN {}", reply.lsn);
+    let expected = mirror.value_at(key, reply.lsn);
+    let value = if reply.status == Status::Ok { reply.value_id } else { None };
+    assert!(
+        value == expected || excused,
+        "host {site}: read of {} at LSN {} gives {value:?}, the log says {expected:?}",
+        String::from_utf8_lossy(key),
+        reply.lsn
+    );
+    let newest = if stale { &mut host.told.local_newest } else { &mut host.told.read_newest };
+    *newest = reply.lsn.max(*newest);
 }

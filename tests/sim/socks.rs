@@ -73,6 +73,8 @@ pub struct Socks {
     pub emitted: Vec<Emitted>,
     /// ACKs and match answers since the last look: connection, LSN and the chain there.
     pub acks: Vec<(usize, u64, Chain)>,
+    /// The highest commit LSN that a frame of records has told since the last look.
+    pub told_commit: u64,
     /// Votes since the last look.
     pub votes: Vec<crate::elected::Told>,
     /// The connection of the session: the one that the last OPEN_REPLY left on.
@@ -104,6 +106,7 @@ impl Socks {
             dials: Vec::new(),
             emitted: Vec::new(),
             acks: Vec::new(),
+            told_commit: 0,
             votes: Vec::new(),
             session: None,
             mem,
@@ -273,18 +276,28 @@ impl Socks {
                         },
                     });
                 }
+                MessageType::HandOver => self.core.borrow_mut().hand_over_left = Some(self.site),
                 MessageType::Refuse => {
                     let refuse = Refuse::decode(body).expect("well formed");
                     if refuse.code == RefuseCode::Identity {
                         let text = &refuse.message;
-                        assert!(
-                            text.contains("copied"),
-                            "two nodes of one identity are refused with: {text}"
-                        );
-                        self.core.borrow_mut().stats.count("node: refused a second node of one identity");
+                        let mut core = self.core.borrow_mut();
+                        let (word, what) = match core.knobs.is_elected() {
+                            true => ("wiped", "node: refused a member whose directory was emptied"),
+                            false => ("copied", "node: refused a second node of one identity"),
+                        };
+                        assert!(text.contains(word), "another identity is refused with: {text}");
+                        core.stats.count(what);
                     }
                 }
-                MessageType::AppendEntries if body.len() > APPEND_HEAD + APPEND_TAIL => {
+                MessageType::AppendEntries if body.len() >= APPEND_HEAD + APPEND_TAIL => {
+                    let trailer = &body[body.len() - APPEND_TAIL..];
+                    let commit = u64::from_be_bytes(trailer[4..12].try_into().expect("8 bytes"));
+                    self.told_commit = self.told_commit.max(commit);
+                    if body.len() == APPEND_HEAD + APPEND_TAIL {
+                        at += 4 + size;
+                        continue;
+                    }
                     let mut core = self.core.borrow_mut();
                     if core.chance_of(|knobs| knobs.flip_ppm) {
                         let records = (body.len() - APPEND_HEAD - APPEND_TAIL) as u64;

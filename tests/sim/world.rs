@@ -30,6 +30,8 @@ pub struct World {
     pub healed_at: Option<u64>,
     pub heal: crate::heal::Heal,
     pub turns: u64,
+    /// What an aimed run is at.
+    pub encounter: crate::aim::Encounter,
     /// A rolling restart under way.
     pub rolling: Option<crate::mishaps::Rolling>,
     /// The host that runs with a copy of another one's directory.
@@ -71,6 +73,7 @@ impl World {
             healed_at: None,
             heal: crate::heal::Heal::default(),
             turns: 0,
+            encounter: Default::default(),
             rolling: None,
             twin: None,
             broken_leader: None,
@@ -116,7 +119,8 @@ impl World {
         for client in &self.clients {
             core.net.alive[client.site] = 1;
         }
-        for client in 0..self.clients.len() - 1 {
+        let bound = |client: &usize| core.knobs.aim.is_some() && *client < crate::aim::PROBES;
+        for client in (0..self.clients.len() - 1).filter(|client| !bound(client)).collect::<Vec<_>>() {
             let when = core.between(0, 100 * MS);
             core.at(when, Event::Client(client));
         }
@@ -125,6 +129,9 @@ impl World {
         if core.knobs.operator_every_ns > 0 {
             let when = core.knobs.operator_every_ns;
             core.at(when, Event::Operator);
+        }
+        if core.knobs.aim.is_some() {
+            core.at(1_000 * MS, Event::Aim);
         }
         core.at(chaos, Event::Heal);
         core.at(chaos + crate::heal::HEAL_NS, Event::Deadline);
@@ -150,6 +157,8 @@ impl World {
             Event::TwinEnds => self.end_twin(),
             Event::Away { site, steps } => self.away_step(site, steps),
             Event::Trouble { site, trouble } => self.trouble(site, trouble),
+            Event::Aim => self.aim_step(),
+            Event::Probe => self.probe(),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
             Event::Start(site) => self.start(site),
             Event::CrashNow { host, incarnation, power } => {
@@ -288,6 +297,7 @@ impl World {
         self.turns += 1;
         host.check_spin();
         match host.turn() {
+            TurnEnd::Stopped(for_ns) => self.stop_for(site, for_ns),
             TurnEnd::Crashed => {
                 self.core.borrow_mut().stats.count("disk: crash point reached");
                 let power = self.core.borrow_mut().chance(600_000);
@@ -328,7 +338,7 @@ impl World {
                 if removal {
                     self.let_log_go(site);
                 }
-                if self.trouble_in_transfer(site) {
+                if self.trouble_in_transfer(site) || self.aim_after_turn(site) {
                     return;
                 }
                 self.start_dials(site);
@@ -446,30 +456,33 @@ fn count_process(stats: &mut Stats, host: &Host) {
 }
 
 fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
-    let others: Vec<String> = (0..knobs.hosts).filter(|other| *other != site).map(Host::address).collect();
+    let others: Vec<String> = (0..knobs.members).filter(|other| *other != site).map(Host::address).collect();
     let ahead = Rc::new(Cell::new(0));
     let spread = knobs.clock_rate_spread_ppm;
     let rate_ppm = 1_000_000 - spread / 2 + core.borrow_mut().rng.below(spread + 1);
+    let rate_ppm = knobs.aimed_rate_ppm(site).unwrap_or(rate_ppm);
     let modes = [FlushMode::Inline, FlushMode::Beside, FlushMode::Beside, FlushMode::Auto];
     let flush = modes[core.borrow_mut().rng.below(modes.len() as u64) as usize];
     let durability = if knobs.mishaps.os_durability { Durability::Os } else { Durability::Fsync };
     let role = match site {
-        _ if knobs.is_elected() => RoleFlag::Auto,
+        _ if knobs.is_elected() && site < knobs.members => RoleFlag::Auto,
         0 => RoleFlag::Leader,
         _ => RoleFlag::Follower,
     };
     let election = knobs.elected.map_or_else(ElectionConfig::default, |elected| ElectionConfig {
         timeout_ms: elected.timeout_ms,
         reads: elected.reads,
-        replicas: Vec::new(),
+        replicas: (knobs.members..knobs.hosts).map(Host::address).collect(),
         join: false,
     });
+    // Whoever leads dials a read replica.
+    let leader = if knobs.is_elected() { String::new() } else { Host::address(0) };
     let config = NodeConfig {
         port: 9000,
         own_address: Host::address(site),
         role,
         peers: if role == RoleFlag::Follower { Vec::new() } else { others },
-        leader: if role == RoleFlag::Follower { Host::address(0) } else { String::new() },
+        leader: if role == RoleFlag::Follower { leader } else { String::new() },
         ack: knobs.ack,
         min_insync: knobs.min_insync,
         insync_timeout_ms: knobs.insync_timeout_ms,
@@ -498,6 +511,10 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         dialled: Vec::new(),
         busy_until: 0,
         paused: false,
+        stops_in_turn: None,
+        stopped: None,
+        turn_began: 0,
+        stops: Vec::new(),
         token: 0,
         next_turn: None,
         seen: None,

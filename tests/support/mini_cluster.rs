@@ -351,6 +351,11 @@ impl MiniCluster {
         }
     }
 
+    /// What the clock shows.
+    pub fn now(&self) -> Time {
+        self.clock.now()
+    }
+
     /// Time goes on and nobody runs, until a test says who.
     pub fn pass(&mut self, ms: u64) {
         let now = self.clock.now().after_ms(ms);

@@ -22,6 +22,7 @@ use crate::conn::{ConnId, Io};
 use crate::limits::HAND_OVER_DEADLINE_MS;
 use crate::replication::election::campaign::Campaign;
 use crate::replication::election::voter::{may_campaign, may_take_over};
+use crate::sabotage::{Variant, is};
 use crate::time::Time;
 use crate::wire::client::Status;
 use crate::wire::peer::HandOver;
@@ -164,6 +165,9 @@ impl Node {
         let deadline = self.now.after_ms(HAND_OVER_DEADLINE_MS);
         let Some(handing) = self.member_mut().and_then(|member| member.handing_over.as_mut()) else { return };
         (handing.left, handing.deadline) = (true, deadline);
+        if is(Variant::LeaseKeptDuringTransfer) {
+            return;
+        }
         let why =
             format!("it hands over to {}, which holds everything up to LSN {last_lsn}", handing.address);
         self.leave_office_but(io, &why, Some(conn));

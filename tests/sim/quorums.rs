@@ -1,0 +1,78 @@
+//! What must hold of majorities, at every moment and not only where it comes to light.
+//!
+//! *Nothing that is committed can be lost by an election.* When a leader takes a record for committed, whoever of the
+//! members does not have it could not be elected: too few logs end where its own ends, or before. By the logs on
+//! the disks and by nothing that a node says. Two disjoint majorities, or a record of an older term that is committed
+//! by count, show here, and no second crash has to bring it to light.
+//!
+//! *Who leads is heard.* A leader that has read nothing from a majority for an election timeout, on its own clock,
+//! leads no more at the end of a turn that began later.
+
+use std::collections::BTreeSet;
+
+use kvstore::ids::Term;
+use kvstore::node::Observed;
+
+use crate::core::{Core, MS};
+use crate::host::Host;
+
+/// Where a log ends, as elections compare it.
+fn log_end(host: &Host, last: u64) -> (Term, u64) {
+    host.mirror.borrow().get(last).map_or((Term::ZERO, 0), |entry| (entry.term, entry.lsn))
+}
+
+/// Whether this member votes and campaigns, as far as its log is concerned.
+fn has_a_say(host: &Host) -> bool {
+    let seen = host.seen.as_ref();
+    !host.rotten && seen.is_none_or(|seen| seen.complete && seen.repair_until.0 == 0)
+}
+
+/// The commit LSN of this leader has risen to that of `seen`. `out`: members that are other nodes now.
+pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observed, out: &BTreeSet<usize>) {
+    let Some(entry) = hosts[site].mirror.borrow().get(seen.commit.0).cloned() else { return };
+    let members = core.knobs.members;
+    let sayers = || hosts[..members].iter().filter(|host| !out.contains(&host.site) && has_a_say(host));
+    for candidate in sayers().filter(|host| !host.mirror.borrow().holds(entry.lsn, entry.chain)) {
+        // A crash may leave of its log what was written, and of theirs what was synced.
+        let own = log_end(candidate, candidate.mirror.borrow().last());
+        let votes = sayers()
+            .filter(|voter| {
+                let synced = voter.mirror.borrow().synced;
+                voter.site == candidate.site || log_end(voter, synced) <= own
+            })
+            .count();
+        assert!(
+            votes <= members / 2,
+            "host {site} takes LSN {} of term {} for committed, and host {}, whose log ends at LSN {} of term {} \
+             without it, would get the votes of {votes} of {members}",
+            entry.lsn,
+            entry.term,
+            candidate.site,
+            own.1,
+            own.0
+        );
+    }
+    core.stats.count("check: nobody without a committed record could be elected");
+}
+
+/// A turn of this host has ended, and it leads, since this moment at the latest.
+pub fn check_heard(core: &mut Core, host: &Host, elected_at: u64) {
+    let Some(elected) = core.knobs.elected else { return };
+    let members = core.knobs.members;
+    let mut heard: Vec<u64> = (0..members)
+        .filter(|other| *other != host.site)
+        .map(|other| core.net.heard_at(host.site, other))
+        .collect();
+    heard.sort_unstable_by(|a, b| b.cmp(a));
+    let Some(index) = (members / 2).checked_sub(1) else { return };
+    let since = heard[index].max(elected_at);
+    let passed_ns =
+        u128::from(host.turn_began.saturating_sub(since)) * u128::from(host.clock.rate_ppm) / 1_000_000;
+    assert!(
+        passed_ns <= u128::from((elected.timeout_ms + 1) * MS),
+        "host {} leads, and has heard nothing from a majority for {} ms",
+        host.site,
+        passed_ns / u128::from(MS)
+    );
+    core.stats.count("check: a leader has heard a majority within the timeout");
+}
