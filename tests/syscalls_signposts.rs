@@ -4,13 +4,12 @@ mod syscalls_support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 use kvstore::client::Client;
 use kvstore::ids::Lsn;
 use rustix::process::{Pid, Signal, kill_process};
-use syscalls_support::{Node, wait_until};
+use syscalls_support::{Node, reserve_port, wait_until};
 
 fn name(node: &Node) -> String {
     fs::read_to_string(format!("/proc/{}/comm", node.pid())).unwrap().trim_end().to_owned()
@@ -70,10 +69,11 @@ fn what_every_node_has_open_comes_before_what_varies_and_in_one_order() {
 #[test]
 fn one_put_through_three_nodes_is_shown_call_by_call_and_in_the_budget() {
     let programs = std::path::Path::new(env!("CARGO_BIN_EXE_kvstore")).parent().unwrap();
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let reserved: Vec<_> = (0..3).map(|_| reserve_port()).collect();
+    let ports: Vec<String> = reserved.iter().map(|(number, _held)| number.to_string()).collect();
     let shown = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/strace-put.sh"))
         .env("KVSTORE_BIN_DIR", programs)
-        .env("KVSTORE_DEBUG_PORT", free.to_string())
+        .env("KVSTORE_DEBUG_PORTS", ports.join(" "))
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&shown.stdout);
@@ -90,6 +90,22 @@ fn one_put_through_three_nodes_is_shown_call_by_call_and_in_the_budget() {
         "{text}"
     );
     assert_eq!(lines("  -"), 0, "a call that nobody can say what it is for: {text}");
+}
+
+#[test]
+fn a_session_whose_port_a_stranger_took_says_so() {
+    let stranger = Node::cluster(1).remove(1);
+    let reserved: Vec<_> = (0..2).map(|_| reserve_port()).collect();
+    let ports = [reserved[0].0, stranger.port(), reserved[1].0].map(|number| number.to_string());
+    let programs = std::path::Path::new(env!("CARGO_BIN_EXE_kvstore")).parent().unwrap();
+    let shown = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/debug/stalled-follower.sh"))
+        .env("KVSTORE_BIN_DIR", programs)
+        .env("KVSTORE_DEBUG_PORTS", ports.join(" "))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert_eq!(shown.status.code(), Some(1), "{text}");
+    assert!(text.contains("node 2 has ended") && text.contains("Address already in use"), "{text}");
 }
 
 #[test]

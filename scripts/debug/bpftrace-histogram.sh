@@ -28,7 +28,7 @@ usdt:'"$kvstore"':kvstore:replied /@received[arg0]/ {
     @put_us = hist((nsecs - @received[arg0]) / 1000); delete(@received[arg0]);
 }
 usdt:'"$kvstore"':kvstore:synced { @sync_us = hist(arg1 / 1000); }
-usdt:'"$kvstore"':kvstore:ack_received { @follower_sync_us[arg0] = hist(arg2 / 1000); }
+usdt:'"$kvstore"':kvstore:ack_received /arg2 > 0/ { @follower_sync_us[arg0] = hist(arg2 / 1000); }
 interval:s:5 { exit(); }
 END { clear(@received); }' || fail "bpftrace did not work (kernel without uprobes?)"
 cat <<'WORDS'

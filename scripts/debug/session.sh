@@ -91,20 +91,36 @@ start_node() {
     pids[$1]=$!
 }
 
-# start_cluster: three nodes, all in sync.
+# ours_run: every node that was started here runs. One whose port somebody else took has ended, and the leader might have
+# made that stranger its follower.
+ours_run() {
+    local n
+    for n in 1 2 3; do
+        kill -0 "${pids[n]}" 2>/dev/null || fail "node $n has ended: $(tail -n 1 "$dir/node$n.log")"
+    done
+}
+
+ours_in_sync() { ours_run && in_sync 3; }
+
+# start_cluster: three nodes, all in sync, on free ports from $KVSTORE_DEBUG_PORT on, or on the three that
+# $KVSTORE_DEBUG_PORTS names, which whoever named them keeps free.
 start_cluster() {
     trap end_session EXIT
     trap 'exit 130' INT TERM
     dir=$(mktemp -d "${TMPDIR:-/tmp}/kvstore-debug.XXXXXX")
-    local port=${KVSTORE_DEBUG_PORT:-9701} n
+    local port=${KVSTORE_DEBUG_PORT:-9701} n named
+    read -r -a named <<<"${KVSTORE_DEBUG_PORTS:-}"
     for n in 1 2 3; do
+        ports[n]=${named[n - 1]:-}
+        [[ -z ${ports[n]} ]] || continue
         until is_free "$port"; do port=$((port + 1)); done
         ports[n]=$port
         port=$((port + 1))
     done
     for n in 2 3 1; do start_node "$n"; done
     wait_until 10 answers 1 || fail "node 1 does not answer: $(cat "$dir/node1.log")"
-    wait_until 10 in_sync 3 || fail "three nodes are not in sync after 10 s"
+    wait_until 10 ours_in_sync || fail "three nodes are not in sync after 10 s"
+    ours_run
     echo "three nodes: leader on port ${ports[1]} (pid ${pids[1]}), followers on ${ports[2]} (pid ${pids[2]}) and ${ports[3]} (pid ${pids[3]})"
 }
 

@@ -1,6 +1,8 @@
 //! Real nodes that elect their leader: they form a cluster, go on when the leader is killed or stopped, and lose
 //! nothing that was acknowledged.
 
+use std::fs;
+
 use rustix::process::Signal;
 
 use crate::cluster::{DEADLINE, Node};
@@ -24,6 +26,30 @@ fn three_nodes_form_a_cluster_and_come_back_after_all_of_them_end() {
     assert_eq!(cluster.nodes[leader].client().get(b"hello").unwrap().value.as_deref(), Some(&b"world"[..]));
     cluster.expect_equal();
     assert_eq!(cluster.nodes[leader].status()["cluster_id"], id);
+}
+
+#[test]
+fn the_name_of_a_process_follows_elections() {
+    let mut cluster = Elected::start(3, &[]);
+    let first = cluster.wait_leader();
+    expect_names(&cluster.nodes.iter().collect::<Vec<_>>(), first);
+    cluster.nodes[first].kill9();
+    let second = cluster.wait_leader();
+    let left: Vec<&Node> =
+        cluster.nodes.iter().filter(|node| node.port != cluster.nodes[first].port).collect();
+    let place = left.iter().position(|node| node.port == cluster.nodes[second].port).unwrap();
+    expect_names(&left, place);
+}
+
+/// Asked once more, a node is a turn behind the one that changed its role: its name has followed.
+#[track_caller]
+fn expect_names(nodes: &[&Node], leader: usize) {
+    for (index, node) in nodes.iter().enumerate() {
+        node.status();
+        let name = fs::read_to_string(format!("/proc/{}/comm", node.pid())).unwrap();
+        let role = if index == leader { "leader" } else { "follow" };
+        assert_eq!(name.trim_end(), format!("kv-{role}:{}", node.port));
+    }
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Node {
 
 /// A port that is this test's while the descriptor lives: bound and not listening, so that the system gives
 /// it to nobody else, while a node (both say SO_REUSEADDR) may listen there.
-fn reserve_port() -> (u16, OwnedFd) {
+pub fn reserve_port() -> (u16, OwnedFd) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
     let held = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     sockopt::set_socket_reuseaddr(&held, true).unwrap();
