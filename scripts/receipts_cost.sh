@@ -87,4 +87,5 @@ for load in '1 1' '50 1' '50 16'; do
     printf '%-20s  %10d  %10d  %4d.%03d  %d %%\n' "$connections x $pipeline" "$on" "$off" $((ratio / 1000)) $((ratio % 1000)) "$outside"
 done
 printf '%s\n' 'Batches of 50 connections differ in size from run to run, and with them what a turn adds to each write: 2 %.' \
-    'What to look at: on/off, times the share, is what receipts take of a leader.'
+    'Readings of the clock are not counted: callgrind does not see the vDSO. See ARCHITECTURE.md, "Measured choices".' \
+    'What to look at: what on/off is above 1, times the share, is what the counted part takes of a leader.'

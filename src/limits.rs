@@ -168,8 +168,9 @@ pub const BACKUP_PART_SIZE: usize = 256 << 10;
 pub const ARCHIVE_LOG_BYTES_DEFAULT: u64 = 8 << 30;
 /// The value of `--archive-log-bytes`, at least.
 pub const ARCHIVE_LOG_BYTES_MIN: u64 = 1 << 20;
-/// Bytes of a segment read, checked, and written to the archive at once: about 250 us.
-pub const ARCHIVE_COPY_SIZE: usize = 256 << 10;
+/// Bytes of a segment read, checked, and written to the archive at once: about 60 us. Beside it the p99 of writers was
+/// 1.43 times that of without an archive, and 1.66 times with 256 KiB.
+pub const ARCHIVE_COPY_SIZE: usize = 64 << 10;
 /// Milliseconds between two looks at a sync of the archive that runs beside the loop.
 pub const ARCHIVE_LOOK_MS: u64 = 10;
 /// Milliseconds before an archive that failed is tried again: the first and the largest step.

@@ -116,7 +116,8 @@ impl Client {
             search.rounds += 1;
             let pause = doubled(PAUSE_MIN, search.rounds - 1).min(PAUSE_MAX);
             let pause = jittered(&mut self.rng, pause);
-            if deadline.left().is_ok_and(|left| left > pause) {
+            // A round takes time too: a write that is sent at the last moment has an unknown outcome, for nothing.
+            if deadline.left().is_ok_and(|left| left > 2 * pause) {
                 thread::sleep(pause);
             } else {
                 return Err(search.given_up(request, deadline.timeout()));
