@@ -278,6 +278,11 @@ impl Told {
         let meta = loaded.expect("who votes has a record");
         assert!(!meta.get().members.is_empty(), "host {site} votes, and its directory is of no cluster");
         let (on_disk, vote) = (meta.get().term, meta.get().vote);
+        if on_disk > term {
+            // It has given another one in the same turn, and gives none in this term any more.
+            core.stats.count("check: a vote was told when a later term was on the disk");
+            return None;
+        }
         assert!(
             on_disk == term && !vote.is_none(),
             "host {site} votes in term {term}; after a power loss it is in term {on_disk} and has voted for {vote}"

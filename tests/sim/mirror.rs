@@ -268,15 +268,21 @@ impl Mirror {
 
     /// The node wrote these bytes; if they are a batch, its records are read.
     pub fn on_write(&mut self, file: FileId, bytes: &[u8]) {
-        let is_batch =
-            bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes();
-        if !self.on || !is_batch {
+        let is_mark = |bytes: &[u8]| {
+            bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes()
+        };
+        if !self.on || !is_mark(bytes) {
             return;
         }
         self.install();
         let commit = u64::from_be_bytes(bytes[16..24].try_into().expect("8 bytes"));
         let mut rest = &bytes[MARK_SIZE..];
         while rest.len() > ENTRY_HEADER_SIZE {
+            if is_mark(rest) {
+                // A log that is opened again writes several batches at once.
+                rest = &rest[MARK_SIZE..];
+                continue;
+            }
             let word = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("4 bytes"));
             let (chain, size) = (Chain(word(0)), word(4) as usize);
             let body = &rest[ENTRY_HEADER_SIZE..ENTRY_HEADER_SIZE + size];
