@@ -158,6 +158,21 @@ fn nothing_is_formed_before_all_are_there() {
 }
 
 #[test]
+fn an_answer_that_never_comes_holds_the_forming_up_and_does_not_end_it() {
+    logs::capture();
+    let mut cluster = MiniCluster::new();
+    ["a", "b"].into_iter().for_each(|name| start(&mut cluster, name));
+    cluster.wait(500, true);
+    cluster.mute("b", "a", true);
+    start(&mut cluster, "c");
+    cluster.wait(1_000, true);
+    assert!(cluster.node("a").cluster().0.is_none(), "all must have agreed");
+    cluster.mute("b", "a", false);
+    cluster.wait(10_000, true);
+    expect_one_cluster(&cluster);
+}
+
+#[test]
 fn lists_that_differ_form_nothing_and_each_side_is_told() {
     logs::capture();
     let mut cluster = MiniCluster::new();

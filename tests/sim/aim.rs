@@ -85,7 +85,8 @@ impl Knobs {
     pub fn aim_at(&mut self, aim: u64, pick: &mut impl FnMut(&[u64]) -> u64) {
         let (aim, _) = AIMS[aim as usize];
         self.aim = Some(aim);
-        (self.members, self.hosts, self.clients) = (MEMBERS, MEMBERS, PROBES + 1);
+        (self.members, self.joiners) = (MEMBERS, 0);
+        (self.hosts, self.clients) = (MEMBERS, PROBES + 1);
         let timeout_ms = pick(&[200, 500]);
         self.elected = Some(Elected { timeout_ms, reads: ReadMode::Lease });
         self.heartbeat_ms = ElectionTiming::from_ms(timeout_ms).heartbeat_ms(self.heartbeat_ms);

@@ -55,7 +55,7 @@ impl World {
 
     /// The hosts that are to serve.
     pub fn serving(&self) -> impl Iterator<Item = usize> + use<'_> {
-        (0..self.hosts.len()).filter(|site| self.broken(*site).is_none())
+        (0..self.hosts.len()).filter(|site| self.broken(*site).is_none() && self.is_to_serve(*site))
     }
 
     /// Draws whether the run ends with everything healed, or which hosts stay broken.
@@ -78,7 +78,8 @@ impl World {
             };
             let formed = self.oracle.elections.have_begun() && (0..members).all(votes);
             let formed = formed || !core.knobs.is_elected();
-            if spare + hosts - members == 0 || !formed || !core.chance(PARTIAL_PPM) {
+            let changes = core.knobs.joiners > 0;
+            if changes || spare + hosts - members == 0 || !formed || !core.chance(PARTIAL_PPM) {
                 core.stats.count("second phase: everything is healed");
                 return;
             }

@@ -34,6 +34,11 @@ pub enum Ask {
     Promote {
         force: bool,
     },
+    /// A member is added, or removed.
+    ChangeMembers {
+        add: bool,
+        site: usize,
+    },
     /// An elected leader hands over, to this host or to any.
     Transfer {
         to: Option<usize>,
@@ -183,6 +188,9 @@ impl Client {
             Ask::Delete { key, .. } => write(WriteOp::Delete { key }, Request::Delete { key }, &mut out),
             Ask::OpenSession => Request::OpenSession.encode(&mut out),
             Ask::Promote { force } => Request::Promote { force: *force }.encode(&mut out),
+            Ask::ChangeMembers { add, site } => {
+                Request::ChangeMembers { add: *add, address: &address(*site) }.encode(&mut out);
+            }
             Ask::Transfer { to } => {
                 Request::Transfer { address: &to.map_or_else(String::new, address) }.encode(&mut out);
             }

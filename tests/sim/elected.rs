@@ -77,6 +77,8 @@ pub const EXPECTED: &[&str] = &[
     "node: repairs a damaged log",
     "node: repairs what its leader has heard of",
     "node: session",
+    "operator: member add",
+    "operator: member remove",
     "operator: rolling restart of all nodes",
     "operator: transfer",
     "process: a follower's directory rolled back",
@@ -90,6 +92,8 @@ pub const EXPECTED: &[&str] = &[
     "role: elected",
     "role: hand-over refused",
     "role: handed over",
+    "role: member added",
+    "role: member removed",
     "role: stopped leading",
     "second phase: everything is healed",
     "second phase: some stay broken",
@@ -142,6 +146,17 @@ impl Knobs {
         // A power loss may take from all disks at once what only their page caches had; and two nodes of one identity
         // are two votes of one member.
         (mishaps.os_durability, mishaps.twin) = (false, 0);
+        // One run of six changes its members: then no disk loses anything.
+        if pick(&[0, 0, 0, 0, 0, 1]) == 1 {
+            (self.members, self.joiners) = (pick(&[1, 2, 3, 3]) as usize, pick(&[1, 2, 2]) as usize);
+            self.hosts = self.members + self.joiners;
+            self.operator_every_ns = pick(&[300, 1_000]) * MS;
+            self.weights.wipe = 0;
+            self.weights.rot = 0;
+            let mishaps = &mut self.mishaps;
+            (mishaps.rot_leader, mishaps.misdirect, mishaps.roll_back) = (0, 0, 0);
+            (mishaps.rot_snapshot, mishaps.slow_site) = (0, None);
+        }
         // One run of five is aimed.
         let aim = pick(&[0, 0, 0, 0, 1]) * pick(&[1, 2, 3, 4, 5]);
         if let Some(aim) = aim.checked_sub(1) {
@@ -173,7 +188,10 @@ impl Elections {
     pub fn after_turn(&mut self, core: &mut Core, host: &Host, seen: &Observed) {
         let site = host.site;
         if seen.leads {
-            assert!(site < core.knobs.members, "host {site} leads, and is a read replica");
+            let knobs = &core.knobs;
+            assert!(site < knobs.members + knobs.joiners, "host {site} leads, and is a read replica");
+            let is_in = crate::lists::of_log(host, knobs.members).contains(&site);
+            assert!(is_in, "host {site} leads, and the newest list of members in its log is without it");
             let turn_ended = core.now + host.ahead.get();
             let (leader, since) = *self.leaders.entry(seen.term).or_insert_with(|| {
                 core.stats.count("role: elected");
@@ -260,6 +278,11 @@ impl Told {
         let meta = loaded.expect("who votes has a record");
         assert!(!meta.get().members.is_empty(), "host {site} votes, and its directory is of no cluster");
         let (on_disk, vote) = (meta.get().term, meta.get().vote);
+        if on_disk > term {
+            // It has given another one in the same turn, and gives none in this term any more.
+            core.stats.count("check: a vote was told when a later term was on the disk");
+            return None;
+        }
         assert!(
             on_disk == term && !vote.is_none(),
             "host {site} votes in term {term}; after a power loss it is in term {on_disk} and has voted for {vote}"
@@ -275,7 +298,7 @@ pub fn is_ordered(core: &Core, site: usize, sent: &Sent) -> bool {
     core.knobs.is_elected()
         && match sent.ask {
             Ask::Put { .. } | Ask::Delete { .. } => true,
-            Ask::Get { local, .. } => !local && site < core.knobs.members,
+            Ask::Get { local, .. } => !local && site < core.knobs.members + core.knobs.joiners,
             _ => false,
         }
 }

@@ -226,8 +226,9 @@ impl World {
         let next = core.between(every / 4, every * 2);
         core.after(next, Event::Operator);
         if core.knobs.is_elected() {
+            let changes = core.knobs.joiners > 0 && core.chance(800_000);
             drop(core);
-            return self.ask_to_hand_over();
+            return if changes { self.ask_to_change() } else { self.ask_to_hand_over() };
         }
         let hosts = core.knobs.hosts as u64;
         let target = core.rng.below(hosts) as usize;
@@ -306,6 +307,8 @@ impl World {
                 }
             }
             Ask::Transfer { .. } => core.stats.count("operator: transfer"),
+            Ask::ChangeMembers { add: true, .. } => core.stats.count("operator: member add"),
+            Ask::ChangeMembers { add: false, .. } => core.stats.count("operator: member remove"),
             Ask::Follow { discard, .. } => {
                 core.stats.count(if *discard { "operator: follow --discard" } else { "operator: follow" });
                 if *discard {

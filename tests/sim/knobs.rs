@@ -16,8 +16,10 @@ pub struct Knobs {
     /// The run tries one encounter again and again.
     pub aim: Option<crate::aim::Aim>,
     pub hosts: usize,
-    /// The first so many of them have a say: where leaders are elected, the others are read replicas.
+    /// The first so many of them have a say from the beginning. Where leaders are elected there are others behind them.
     pub members: usize,
+    /// So many hosts behind the members wait to be added: there is an operator who changes the members.
+    pub joiners: usize,
     pub clients: usize,
     pub ack: AckPolicy,
     pub min_insync: usize,
@@ -159,6 +161,7 @@ impl Knobs {
             aim: None,
             hosts,
             members: hosts,
+            joiners: 0,
             clients: pick(&[1, 2, 3, 4]) as usize,
             ack,
             min_insync: pick(&[1, 1, 1, 2]).min(hosts as u64) as usize,

@@ -35,6 +35,7 @@ mod histories;
 mod host;
 mod knobs;
 mod library;
+mod lists;
 mod losses;
 #[path = "../support/mem_disk.rs"]
 mod mem_disk;

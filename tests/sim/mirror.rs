@@ -16,11 +16,21 @@ use crate::library;
 /// What a record does, as far as checks need it. A value begins with the number of the write that made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    Put { key: Vec<u8>, id: u64 },
-    Delete { key: Vec<u8> },
+    Put {
+        key: Vec<u8>,
+        id: u64,
+    },
+    Delete {
+        key: Vec<u8>,
+    },
     Term,
-    Session { nonce: u64 },
-    Members,
+    Session {
+        nonce: u64,
+    },
+    /// The addresses of those who have a say.
+    Members {
+        addresses: Vec<String>,
+    },
 }
 
 /// A record of some log.
@@ -48,6 +58,8 @@ pub struct Mirror {
     pub synced: u64,
     /// Where each key was set, for reads at an LSN.
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<u64>)>>,
+    /// The lists of members, by LSN.
+    pub lists: Vec<(u64, Vec<String>)>,
     /// Where each numbered write is.
     ids: BTreeMap<u64, u64>,
     /// Where each number of a session is.
@@ -132,6 +144,7 @@ impl Mirror {
             }
             self.shrunk_to = Some(self.shrunk_to.unwrap_or(keep).min(keep));
         }
+        self.lists.retain(|(lsn, _)| *lsn <= keep);
         self.synced = self.synced.min(keep);
         if let Some((_, last, commit)) = &mut self.flushing
             && *last > keep
@@ -171,7 +184,10 @@ impl Mirror {
                 Kind::Term
             }
             Effect::Session { nonce } => Kind::Session { nonce },
-            Effect::Members { .. } => Kind::Members,
+            Effect::Members { .. } => {
+                let list = record.members().expect("a node writes whole lists");
+                Kind::Members { addresses: list.iter().map(|member| member.address.clone()).collect() }
+            }
         };
         let chain_before = before.map_or(0, |entry| entry.chain.0);
         let mut hasher = crc32fast::Hasher::new_with_initial(chain_before);
@@ -183,6 +199,9 @@ impl Mirror {
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
         let end = before.map_or(0, |entry| entry.end) + bytes.len() as u64;
+        if let Kind::Members { addresses } = &kind {
+            self.lists.push((lsn, addresses.clone()));
+        }
         let by = record.effect.number();
         self.note_number(by, lsn);
         let entry = Rc::new(Entry { lsn, chain, term, leader, kind, by, end });
@@ -234,7 +253,8 @@ impl Mirror {
                 Kind::Delete { key } => {
                     self.keys.entry(key.clone()).or_default().push((entry.lsn, None));
                 }
-                Kind::Term | Kind::Members | Kind::Session { .. } => {}
+                Kind::Members { addresses } => self.lists.push((entry.lsn, addresses.clone())),
+                Kind::Term | Kind::Session { .. } => {}
             }
             self.entries.push(entry);
             self.file_of.push(file);
@@ -248,15 +268,21 @@ impl Mirror {
 
     /// The node wrote these bytes; if they are a batch, its records are read.
     pub fn on_write(&mut self, file: FileId, bytes: &[u8]) {
-        let is_batch =
-            bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes();
-        if !self.on || !is_batch {
+        let is_mark = |bytes: &[u8]| {
+            bytes.len() >= MARK_SIZE && bytes[4..8] == (0x8000_0000 | (MARK_SIZE as u32 - 8)).to_be_bytes()
+        };
+        if !self.on || !is_mark(bytes) {
             return;
         }
         self.install();
         let commit = u64::from_be_bytes(bytes[16..24].try_into().expect("8 bytes"));
         let mut rest = &bytes[MARK_SIZE..];
         while rest.len() > ENTRY_HEADER_SIZE {
+            if is_mark(rest) {
+                // A log that is opened again writes several batches at once.
+                rest = &rest[MARK_SIZE..];
+                continue;
+            }
             let word = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("4 bytes"));
             let (chain, size) = (Chain(word(0)), word(4) as usize);
             let body = &rest[ENTRY_HEADER_SIZE..ENTRY_HEADER_SIZE + size];

@@ -264,7 +264,12 @@ impl Oracle {
         host.cuts = cuts;
         drop(mirror);
         // A read replica is in no set: they stand behind the members.
-        let judged = if core.knobs.is_elected() { core.knobs.members - 1 } else { seen.peers.len() };
+        let judged = match core.knobs.is_elected() {
+            // Whose place in the list of followers changes is not judged.
+            true if core.knobs.joiners > 0 => 0,
+            true => core.knobs.members - 1,
+            false => seen.peers.len(),
+        };
         check_waits(&mut host.waits, seen, site, judged);
         let mirror = host.mirror.borrow();
         if seen.commit.0 > 0 && !seen.leads {
@@ -497,7 +502,7 @@ pub struct Wait {
 /// reached earlier, and the wait it then begins may be one that is counted here to the target before. So turns
 /// count from there.
 fn check_waits(waits: &mut Vec<Wait>, seen: &Observed, site: usize, judged: usize) {
-    if !seen.leads || waits.len() != judged {
+    if !seen.leads || waits.len() != judged || judged == 0 {
         let fresh = Wait { target: 0, turns: 0, turns_before: 0, in_sync: true };
         *waits = vec![fresh; if seen.leads { judged } else { 0 }];
     }

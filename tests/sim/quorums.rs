@@ -30,26 +30,31 @@ fn has_a_say(host: &Host) -> bool {
 /// The commit LSN of this leader has risen to that of `seen`. `out`: members that are other nodes now.
 pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observed, out: &BTreeSet<usize>) {
     let Some(entry) = hosts[site].mirror.borrow().get(seen.commit.0).cloned() else { return };
-    let members = core.knobs.members;
-    let sayers = || hosts[..members].iter().filter(|host| !out.contains(&host.site) && has_a_say(host));
-    for candidate in sayers().filter(|host| !host.mirror.borrow().holds(entry.lsn, entry.chain)) {
+    let formed = core.knobs.members;
+    let has_say = |site: usize| !out.contains(&site) && has_a_say(&hosts[site]);
+    for candidate in hosts.iter().filter(|host| !host.mirror.borrow().holds(entry.lsn, entry.chain)) {
+        // It goes by its own list, and whoever is in it votes.
+        let list = crate::lists::of_log(candidate, formed);
+        if !list.contains(&candidate.site) || !has_say(candidate.site) {
+            continue;
+        }
         // A crash may leave of its log what was written, and of theirs what was synced.
         let own = log_end(candidate, candidate.mirror.borrow().last());
-        let votes = sayers()
-            .filter(|voter| {
-                let synced = voter.mirror.borrow().synced;
-                voter.site == candidate.site || log_end(voter, synced) <= own
-            })
-            .count();
+        let would_vote = |site: usize| {
+            let synced = hosts[site].mirror.borrow().synced;
+            site == candidate.site || log_end(&hosts[site], synced) <= own
+        };
+        let votes = list.iter().filter(|site| has_say(**site) && would_vote(**site)).count();
         assert!(
-            votes <= members / 2,
+            votes <= list.len() / 2,
             "host {site} takes LSN {} of term {} for committed, and host {}, whose log ends at LSN {} of term {} \
-             without it, would get the votes of {votes} of {members}",
+             without it, would get the votes of {votes} of {}",
             entry.lsn,
             entry.term,
             candidate.site,
             own.1,
-            own.0
+            own.0,
+            list.len()
         );
     }
     core.stats.count("check: nobody without a committed record could be elected");
@@ -58,13 +63,11 @@ pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observe
 /// A turn of this host has ended, and it leads, since this moment at the latest.
 pub fn check_heard(core: &mut Core, host: &Host, elected_at: u64) {
     let Some(elected) = core.knobs.elected else { return };
-    let members = core.knobs.members;
-    let mut heard: Vec<u64> = (0..members)
-        .filter(|other| *other != host.site)
-        .map(|other| core.net.heard_at(host.site, other))
-        .collect();
+    let list = crate::lists::of_log(host, core.knobs.members);
+    let others = list.iter().filter(|other| **other != host.site);
+    let mut heard: Vec<u64> = others.map(|other| core.net.heard_at(host.site, *other)).collect();
     heard.sort_unstable_by(|a, b| b.cmp(a));
-    let Some(index) = (members / 2).checked_sub(1) else { return };
+    let Some(index) = (list.len() / 2).checked_sub(1) else { return };
     let since = heard[index].max(elected_at);
     let passed_ns =
         u128::from(host.turn_began.saturating_sub(since)) * u128::from(host.clock.rate_ppm) / 1_000_000;

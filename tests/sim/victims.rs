@@ -34,13 +34,17 @@ impl World {
 
     /// Whether this host is a read replica.
     pub fn is_replica(&self, site: usize) -> bool {
-        site >= self.members()
+        let core = self.core.borrow();
+        site >= core.knobs.members + core.knobs.joiners
     }
 
     /// Whether the disk of this host may lose something now.
     pub fn may_lose(&self, site: usize) -> bool {
         if self.is_replica(site) {
             return true;
+        }
+        if self.core.borrow().knobs.joiners > 0 {
+            return false;
         }
         let members = self.members();
         let others = || (0..members).filter(|other| *other != site && !self.oracle.out.contains(other));

@@ -465,15 +465,15 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
     let flush = modes[core.borrow_mut().rng.below(modes.len() as u64) as usize];
     let durability = if knobs.mishaps.os_durability { Durability::Os } else { Durability::Fsync };
     let role = match site {
-        _ if knobs.is_elected() && site < knobs.members => RoleFlag::Auto,
+        _ if knobs.is_elected() && site < knobs.members + knobs.joiners => RoleFlag::Auto,
         0 => RoleFlag::Leader,
         _ => RoleFlag::Follower,
     };
     let election = knobs.elected.map_or_else(ElectionConfig::default, |elected| ElectionConfig {
         timeout_ms: elected.timeout_ms,
         reads: elected.reads,
-        replicas: (knobs.members..knobs.hosts).map(Host::address).collect(),
-        join: false,
+        replicas: (knobs.members + knobs.joiners..knobs.hosts).map(Host::address).collect(),
+        join: site >= knobs.members,
     });
     // Whoever leads dials a read replica.
     let leader = if knobs.is_elected() { String::new() } else { Host::address(0) };
@@ -481,7 +481,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         port: 9000,
         own_address: Host::address(site),
         role,
-        peers: if role == RoleFlag::Follower { Vec::new() } else { others },
+        peers: if role == RoleFlag::Follower || election.join { Vec::new() } else { others },
         leader: if role == RoleFlag::Follower { leader } else { String::new() },
         ack: knobs.ack,
         min_insync: knobs.min_insync,

@@ -30,7 +30,7 @@ use super::Elect;
 use super::calls::Calls;
 use crate::conn::{ConnId, Io};
 use crate::ids::{ClusterId, Lsn, NodeId};
-use crate::limits::REFUSED_RETRY_MS;
+use crate::limits::{HANDSHAKE_DEADLINE_MS, REFUSED_RETRY_MS};
 use crate::meta::{MetaDurable, StoredRole};
 use crate::node::fatal::{fence, malformed};
 use crate::node::handshake::PeerOut;
@@ -49,13 +49,16 @@ pub(in super::super) struct Forming {
     pub(super) calls: Calls,
     /// What all others are asked to agree to.
     proposed: Option<Form>,
+    /// By then they have answered, or one of them is gone without a word.
+    answers_by: Time,
     /// What the operator was told last.
     told: String,
 }
 
 impl Forming {
     pub(super) fn deadline(&self) -> Option<Time> {
-        self.calls.deadline()
+        let answers_by = self.proposed.as_ref().map(|_| self.answers_by);
+        [self.calls.deadline(), answers_by].into_iter().flatten().min()
     }
 
     /// What is waited for, for an operator.
@@ -98,8 +101,7 @@ impl Node {
             (_, false) => format!("{} has the lowest address and forms it", addresses[0]),
         };
         log_info!("election", "no cluster yet; it is to be formed of {nodes}: {begin}");
-        self.elect =
-            Elect::Forming(Box::new(Forming { addresses, calls, proposed: None, told: String::new() }));
+        self.elect = Elect::Forming(Box::new(Forming { addresses, calls, ..Forming::default() }));
         if self.config.peers.is_empty() {
             let form = self.proposal(Vec::new()).expect("one node has one id and one address");
             self.join(&form)?;
@@ -119,6 +121,14 @@ impl Node {
     }
 
     pub(super) fn forming_timers(&mut self, io: &mut dyn Io) -> Result<(), FatalReason> {
+        if let Elect::Forming(forming) = &self.elect
+            && forming.proposed.is_some()
+            && self.now >= forming.answers_by
+            && let Some(index) = forming.calls.0.iter().position(|call| !call.answered)
+        {
+            let why = format!("no answer for {HANDSHAKE_DEADLINE_MS} ms to what it was asked to agree to");
+            self.call_failed(io, index, &why)?;
+        }
         self.place_calls(io)
     }
 
@@ -157,11 +167,13 @@ impl Node {
                 "two addresses of --peers lead to one node; correct --peers",
             );
         };
+        let answers_by = self.now.after_ms(HANDSHAKE_DEADLINE_MS);
         let Elect::Forming(forming) = &mut self.elect else { return Ok(()) };
         forming.calls.nothing_answered();
         let conns: Vec<ConnId> = forming.calls.open().map(|(_, conn, _)| conn).collect();
         conns.into_iter().for_each(|conn| proposal.encode(io.output(conn).bytes_mut()));
         forming.proposed = Some(proposal);
+        forming.answers_by = answers_by;
         Ok(())
     }
 
