@@ -108,10 +108,14 @@ fn objection(me: &Position, peer: &PeerAnswer) -> Option<String> {
         }
         Answer::Position { position, leads, complete, .. } if position.has_more_than(me) => {
             let theirs = position.last_lsn.max(position.commit_lsn);
-            let lost = if theirs > me.last_lsn {
+            // Of another term: where the logs part is not known, and may be long before the end of the one here.
+            let lost = if position.last_term == me.last_term {
                 format!("records {} to {theirs}", me.last_lsn.next())
             } else {
-                format!("its records of term {}", position.last_term)
+                format!(
+                    "its records of term {}, from where the two logs part up to LSN {theirs},",
+                    position.last_term
+                )
             };
             let standing = if *leads { "leads and has" } else { "has" };
             let instead = match complete {
@@ -175,7 +179,16 @@ mod tests {
         assert!(text.contains("records 10 to 12 would be lost; promote 127.0.0.1:9003"), "{text}");
         // A longer log of an older term is not more, unless it knows more to be committed.
         assert_eq!(judge(&at(2, 9, 5), true, &[answered(at(1, 12, 9))]), Objections::default());
-        assert!(judge(&at(2, 9, 5), true, &[answered(at(1, 12, 10))]).text().contains("records 10 to 12"));
+        let older = judge(&at(2, 9, 5), true, &[answered(at(1, 12, 10))]).text();
+        assert!(older.contains("its records of term 0.1, from where the two logs part"), "{older}");
+    }
+
+    #[test]
+    fn of_another_term_more_may_be_lost_than_what_is_behind_the_end_here() {
+        // The logs may part at LSN 5: then 6 to 9 of the other are lost too, and were acknowledged.
+        let text = judge(&at(1, 9, 9), true, &[answered(at(2, 12, 12))]).text();
+        let lost = "its records of term 0.2, from where the two logs part up to LSN 12, would be lost";
+        assert!(text.contains(lost) && !text.contains("records 10 to 12"), "{text}");
     }
 
     #[test]
