@@ -88,6 +88,7 @@ pub const EXPECTED: &[&str] = &[
     "process: pause",
     "process: pause in the middle of a turn",
     "process: power loss",
+    "process: a former member wiped",
     "process: wiped",
     "role: elected",
     "role: hand-over refused",

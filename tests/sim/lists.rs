@@ -5,8 +5,9 @@
 //! `replies.rs`) holds of the majorities of these lists, and whoever leads is in its own.
 //!
 //! The operator adds a host that waits, or one that was removed, with whatever directory it has; removes a member, the
-//! leader too (it says no, and hands over first); and does so while everything else breaks. No disk loses what it
-//! promised in such a run: what a barrier is would change with the members.
+//! leader too (it says no, and hands over first); and does so while everything else breaks. Whoever was removed may lose
+//! its directory, and is then added as the new node that it is: a replacement at one address. No disk of a member loses
+//! what it promised in such a run: what a barrier is would change with the members.
 
 use crate::client::Ask;
 use crate::host::Host;
@@ -14,7 +15,11 @@ use crate::world::World;
 
 /// The sites of the newest list in this log. `formed`: so many formed the cluster.
 pub fn of_log(host: &Host, formed: usize) -> Vec<usize> {
-    sites(host.mirror.borrow().lists.last(), formed)
+    let mirror = host.mirror.borrow();
+    let newest = mirror.lists.last();
+    // Before that it goes by the list that it was told, and is in it only once a record says so.
+    let is_told = newest.map_or(0, |(lsn, _)| *lsn) <= host.told_list_at && host.told_list_at > 0;
+    if is_told { Vec::new() } else { sites(newest, formed) }
 }
 
 /// The same, and those of the list before it.
@@ -47,11 +52,39 @@ impl World {
         of_log(longest, knobs.members).contains(&site)
     }
 
+    /// A host that no member's log names any more loses its directory.
+    fn lose_a_former_member(&mut self, members: &[usize]) {
+        let formed = self.members();
+        let is_named = |site: &usize| {
+            members.iter().any(|member| newest_two(&self.hosts[*member], formed).concat().contains(site))
+        };
+        let had_log = |site: &usize| self.hosts[*site].mirror.borrow().last() > 0;
+        let former =
+            (0..self.hosts.len()).find(|site| !self.is_replica(*site) && had_log(site) && !is_named(site));
+        let Some(site) = former.filter(|site| self.hosts[*site].process.is_some()) else { return };
+        let newest =
+            |member: &usize| self.hosts[*member].mirror.borrow().lists.last().map_or(0, |(lsn, _)| *lsn);
+        let newest = members.iter().map(newest).max().unwrap_or(0);
+        self.end_process(site, false);
+        self.new_disk(site);
+        self.hosts[site].told_list_at = newest;
+        let election = &mut self.hosts[site].config.election;
+        // With the flags of a founder a node of which the cluster was formed alone would form another one.
+        election.join = true;
+        self.hosts[site].config.peers.clear();
+        let mut core = self.core.borrow_mut();
+        core.stats.count("process: a former member wiped");
+        core.trace(|| format!("host {site}, which is no member any more, has lost its data directory"));
+    }
+
     /// One member is added, or removed.
     pub fn ask_to_change(&mut self) {
         let Some(leader) = (0..self.hosts.len()).rev().find(|site| self.leads(*site)) else { return };
         let formed = self.members();
         let list = of_log(&self.hosts[leader], formed);
+        if self.core.borrow_mut().chance(150_000) {
+            self.lose_a_former_member(&list);
+        }
         let mut core = self.core.borrow_mut();
         let site = core.some_host();
         let others = self.hosts.len() - list.len();

@@ -504,6 +504,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         ahead: ahead.clone(),
         flush_due: Rc::default(),
         clock: HostClock { core: core.clone(), ahead, rate_ppm, zero: 0 },
+        told_list_at: 0,
         config,
         process: None,
         incarnation: 0,
