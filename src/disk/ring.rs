@@ -7,9 +7,10 @@
 //! inline 94 us and 153 us; `pwrite` and a flush through the ring 98 and 152; a write with `RWF_DSYNC` through the
 //! ring 98 and 157; a write linked with a flush 99 and 142. The loop is held 1 us and 3 us by the `pwrite`.
 //!
-//! The last close of a removed file gives its blocks and cached pages back. Of a snapshot of 430 MB that takes 60 to 90 ms
-//! (a segment of 64 MiB: 10), in which the loop would stand; to remove a name whose file is open takes 0.03 ms. So the
-//! close is an entry too, for a thread of the kernel. Whoever else has the file open, or by another name, keeps it whole.
+//! The last close of a removed file gives its blocks and cached pages back. Of a snapshot of 430 MB that takes 60 to
+//! 90 ms (a segment of 64 MiB: 10), in which the loop would stand; to remove a name whose file is open takes 0.03 ms.
+//! So the close is an entry too, for a thread of the kernel. Whoever else has the file open, or by another name, keeps
+//! it whole.
 //!
 //! Left out: submission by a polling thread of the kernel (burns a processor), registered files (nothing to gain at
 //! one entry per batch), `O_DIRECT` (batches are not aligned to blocks), and `IORING_SETUP_SINGLE_ISSUER` with
