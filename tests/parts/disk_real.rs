@@ -3,6 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use kvstore::disk::{BLOCK_SIZE, Disk, FileSystem, Flush, FlushRing, OpenError, RealDisk};
 use kvstore::ids::NodeId;
@@ -149,6 +150,52 @@ fn the_identity_record_comes_back_from_a_real_directory() {
     assert_eq!((loaded.get(), loaded.version()), (store.get(), 2));
     assert!(loaded.notices().is_empty());
     assert_eq!(disk.list().unwrap(), ["META.a", "META.b"]);
+}
+
+/// Descriptors of this process whose file is one below `directory` that was removed.
+fn removed_and_open(directory: &Path) -> usize {
+    let entries = std::fs::read_dir("/proc/self/fd").expect("Linux has /proc");
+    let targets = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    targets.filter(|at| at.starts_with(directory) && at.to_string_lossy().ends_with(" (deleted)")).count()
+}
+
+#[test]
+fn what_a_removed_file_held_is_given_back_beside_a_flush_and_by_nobody_who_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = RealDisk::open(dir.path()).unwrap();
+    match FlushRing::new() {
+        Ok(ring) => disk.flush_through(ring),
+        Err(error) => return println!("skipped: io_uring does not work here: {error}"),
+    }
+    let log = disk.create("log", 4096).unwrap();
+    // More than the ring has room for at once.
+    for number in 0..40 {
+        let name = format!("f{number}");
+        let file = disk.create(&name, 1 << 20).unwrap();
+        disk.write_all_at(file, 0, &[7; 1 << 20]).unwrap();
+        disk.close(file);
+        let other_name = dir.path().join("other name");
+        std::fs::hard_link(dir.path().join(&name), &other_name).unwrap();
+        disk.write_all_at(log, 0, b"batch").unwrap();
+        let is_beside = number % 2 == 0;
+        if is_beside {
+            assert_eq!(disk.flush_begin(log).unwrap(), Flush::Pending);
+        }
+        disk.remove(&name).unwrap();
+        assert_eq!(disk.list().unwrap(), ["log", "other name"], "the name goes at once");
+        if is_beside {
+            disk.flush_wait().unwrap();
+        }
+        assert!(disk.flush_poll().is_none(), "a close is nobody's flush");
+        assert_eq!(std::fs::read(&other_name).unwrap(), [7; 1 << 20], "who else has it keeps it whole");
+        std::fs::remove_file(other_name).unwrap();
+    }
+    assert!(disk.remove("f0").is_err(), "it is gone");
+    let begun = Instant::now();
+    while removed_and_open(dir.path()) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "files are not closed");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
