@@ -5,9 +5,9 @@
 //! `replies.rs`) holds of the majorities of these lists, and whoever leads is in its own.
 //!
 //! The operator adds a host that waits, or one that was removed, with whatever directory it has; removes a member, the
-//! leader too (it says no, and hands over first); and does so while everything else breaks. Whoever was removed may lose
-//! its directory, and is then added as the new node that it is: a replacement at one address. No disk of a member loses
-//! what it promised in such a run: what a barrier is would change with the members.
+//! leader too (it says no, and hands over first); and does so while everything else breaks. Whoever was removed may
+//! lose its directory, and is then added as the new node that it is: a replacement at one address. No disk of a member
+//! loses what it promised in such a run: what a barrier is would change with the members.
 
 use crate::client::Ask;
 use crate::host::Host;
