@@ -69,7 +69,6 @@ impl Client {
     /// Takes the vote of the member at this address. If it leads, it hands over first.
     pub fn remove_member(&mut self, address: &str) -> Result<Served<Value>, ClientError> {
         let address = parse_address(address).map_err(ClientError::Address)?;
-        self.find_leader()?;
         let (members, _) = self.members()?.value;
         if self.address == address && members.len() > 1 {
             self.transfer("")?;

@@ -32,8 +32,8 @@ use std::io;
 use super::{Meta, Repair, StoredRole};
 use crate::ids::{Chain, ClusterId, Lsn, NodeId, Term};
 use crate::limits::{ADDRESS_SIZE_MAX, MEMBERS_MAX, PEERS_MAX};
-use crate::replication::members::{Member, Members, Membership, Step};
-use crate::wire::{DecodeError, DecodeProblem, Reader, Writer};
+use crate::replication::members::{Members, Membership, Step};
+use crate::wire::{DecodeError, DecodeProblem, Reader, Writer, put_member, read_member};
 
 /// Bytes of one copy: two pages, allocated once, so that a term and a vote fit on a full disk too.
 pub(super) const COPY_SIZE: usize = 8192;
@@ -243,16 +243,6 @@ fn read_members(reader: &mut Reader<'_>) -> Result<Members, DecodeError> {
     }
     let members = (0..count).map(|_| read_member(reader)).collect::<Result<_, _>>()?;
     Members::from_sorted(members).ok_or(at_count.error("members", DecodeProblem::Invalid(count.into())))
-}
-
-fn put_member(out: &mut Vec<u8>, member: &Member) {
-    out.extend_from_slice(&member.node_id.0);
-    out.put_bytes16(member.address.as_bytes());
-}
-
-fn read_member(reader: &mut Reader<'_>) -> Result<Member, DecodeError> {
-    let node_id = NodeId(reader.array("member id")?);
-    Ok(Member { node_id, address: reader.text16("member address", ADDRESS_SIZE_MAX)?.to_owned() })
 }
 
 const STEP_NONE: u8 = 0;

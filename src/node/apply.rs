@@ -119,9 +119,9 @@ impl Node {
                 self.answer_write(io, record.lsn, found);
                 if !matches!(record.effect, Effect::Put { .. } | Effect::Delete { .. }) {
                     self.session_record_applied(io, record, found);
-                }
-                if matches!(record.effect, Effect::Members { .. }) {
-                    self.members_applied(io, record.lsn);
+                    if matches!(record.effect, Effect::Members { .. }) {
+                        self.members_applied(io, record.lsn);
+                    }
                 }
                 // Now, and not after the loop: a write behind such a read may be applied in the same call.
                 self.release_barred_readers(io, record.lsn);

@@ -168,18 +168,13 @@ impl Leader {
 
     /// Read replicas, behind the members: they are sent what those are, and have no say.
     pub(super) fn add_replicas(&mut self, addresses: &[String], now: Time) {
-        let replica = |address: &String| {
-            let mut peer = Peer { kind: PeerKind::Replica, ..Peer::new(address.clone(), now) };
-            peer.progress.leave();
-            peer
-        };
+        let replica = |address: &String| Peer::without_vote(PeerKind::Replica, address, now);
         self.peers.extend(addresses.iter().map(replica));
     }
 
     /// One more follower, which has no vote yet. Its place is one that another one left, or a new one at the end.
     pub(super) fn add_learner(&mut self, address: &str, now: Time) -> usize {
-        let mut peer = Peer { kind: PeerKind::Learner, ..Peer::new(address.to_owned(), now) };
-        peer.progress.leave();
+        let peer = Peer::without_vote(PeerKind::Learner, address, now);
         let index = self.peers.iter().position(|peer| peer.kind == PeerKind::Gone);
         match index {
             Some(index) => self.peers[index] = peer,
@@ -187,7 +182,6 @@ impl Leader {
         }
         let index = index.unwrap_or(self.peers.len() - 1);
         if let Some(quorum) = &mut self.quorum {
-            quorum.set_vote(index, false);
             quorum.forget(index);
         }
         index
@@ -250,6 +244,12 @@ impl Peer {
         }
     }
 
+    fn without_vote(kind: PeerKind, address: &str, now: Time) -> Peer {
+        let mut peer = Peer { kind, ..Peer::new(address.to_owned(), now) };
+        peer.progress.leave();
+        peer
+    }
+
     /// Whether its disk counts.
     pub(super) fn votes(&self) -> bool {
         self.kind == PeerKind::Member
@@ -259,7 +259,6 @@ impl Peer {
     pub(super) fn send_away(&mut self) -> Option<ConnId> {
         let conn = self.conn();
         self.kind = PeerKind::Gone;
-        self.progress.leave();
         self.state = PeerState::default();
         // Never dialled again; see `add_learner` for what becomes of the place.
         self.link = Link::Down { retry_at: Time(u64::MAX), refused: false };
@@ -428,7 +427,7 @@ impl Node {
             };
             // A turn counts for so much of the timeout at most, so a longer sleep would put it off.
             let sleep_ns_max = self.loop_clock.credit_max_ns();
-            // A read replica is never in the set, so none of its waits ends: a deadline would stay in the past.
+            // Who has no vote is never in the set, so none of its waits ends: a deadline would stay in the past.
             let expires_in =
                 peer.progress.expires_in(self.loop_clock.now(), timeout_ns).filter(|_| peer.votes());
             let expiry = expires_in.map(|ns| Time(self.now.0 + ns.min(sleep_ns_max)));

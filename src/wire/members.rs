@@ -11,10 +11,19 @@ pub const MEMBERS_SIZE_MAX: usize = 2 + MEMBERS_MAX * (16 + 2 + ADDRESS_SIZE_MAX
 /// Appends `[member_count u16]`, and for each member `[node_id 16][address_len u16][address]`.
 pub fn put_members(out: &mut Vec<u8>, members: &Members) {
     out.put_u16(members.len() as u16);
-    for member in members.iter() {
-        out.extend_from_slice(&member.node_id.0);
-        out.put_bytes16(member.address.as_bytes());
-    }
+    members.iter().for_each(|member| put_member(out, member));
+}
+
+/// Appends `[node_id 16][address_len u16][address]`.
+pub fn put_member(out: &mut Vec<u8>, member: &Member) {
+    out.extend_from_slice(&member.node_id.0);
+    out.put_bytes16(member.address.as_bytes());
+}
+
+/// Reads one.
+pub fn read_member(reader: &mut Reader<'_>) -> Result<Member, DecodeError> {
+    let node_id = NodeId(reader.array("member id")?);
+    Ok(Member { node_id, address: reader.text16("member address", ADDRESS_SIZE_MAX)?.to_owned() })
 }
 
 /// Reads such a list, which must be in order. It may be empty.
@@ -24,11 +33,6 @@ pub fn read_members(reader: &mut Reader<'_>) -> Result<Members, DecodeError> {
     if count > MEMBERS_MAX {
         return Err(DecodeError { problem: DecodeProblem::Invalid(count as u64), ..error });
     }
-    let mut members = Vec::with_capacity(count);
-    for _ in 0..count {
-        let node_id = NodeId(reader.array("member id")?);
-        let address = reader.text16("member address", ADDRESS_SIZE_MAX)?.to_owned();
-        members.push(Member { node_id, address });
-    }
+    let members = (0..count).map(|_| read_member(reader)).collect::<Result<_, _>>()?;
     Members::from_sorted(members).ok_or(error)
 }

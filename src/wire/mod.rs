@@ -25,7 +25,7 @@ mod status;
 pub use client_session::{Answer, ClientSession};
 pub use codec::{DecodeError, DecodeProblem, Reader, Writer};
 pub use frame::{Frame, FrameBuffer, FrameError, begin_frame, end_frame};
-pub use members::{MEMBERS_SIZE_MAX, put_members, read_members};
+pub use members::{MEMBERS_SIZE_MAX, put_member, put_members, read_member, read_members};
 pub use message_type::{Authority, MESSAGE_TYPES, MessageType};
 pub use record::{
     CMD_TYPES_BASIC, CMD_TYPES_KNOWN, CMD_TYPES_MEMBERS, CMD_TYPES_SESSIONS, Effect, Record, RecordError,

@@ -2,26 +2,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, Node, Port, Single};
+use crate::cluster::{self, Cluster, Node, Port, Single};
 use crate::numbered::{Writer, Writes, check, write};
 
 /// Exit code, stdout, stderr.
 fn restore(file: &Path, data_dir: &Path, more: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kvstore"))
-        .arg("restore")
-        .arg(file)
-        .arg("--data-dir")
-        .arg(data_dir)
-        .args(more)
-        .stdin(Stdio::null())
-        .output()
-        .expect("kvstore runs");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().expect("it ends by itself"), text(&output.stdout), text(&output.stderr))
+    let (file, data_dir) = (file.to_str().unwrap(), data_dir.to_str().unwrap());
+    cluster::kvstore(&[&["restore", file, "--data-dir", data_dir], more].concat())
 }
 
 /// The account of a backup that must succeed.

@@ -4,25 +4,16 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::cluster::{Node, Single};
+use crate::cluster::{self, Node, Single};
 
 const FLAGS: &[&str] = &["--segment-bytes=65536"];
 
 /// Exit code, stdout, stderr.
 fn inspect(path: &Path, more: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kvstore"))
-        .arg("inspect")
-        .arg(path)
-        .args(more)
-        .stdin(Stdio::null())
-        .output()
-        .expect("kvstore runs");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().expect("it ends by itself"), text(&output.stdout), text(&output.stderr))
+    cluster::kvstore(&[&["inspect", path.to_str().unwrap()], more].concat())
 }
 
 fn inspect_json(path: &Path) -> (i32, Value) {

@@ -48,13 +48,19 @@ impl Port {
     }
 }
 
-/// Runs `kv_client`: exit code, stdout, stderr.
+/// Runs `kv_client` to its end: exit code, stdout, stderr.
 pub fn kv_client(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kv_client"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .expect("kv_client runs");
+    run(env!("CARGO_BIN_EXE_kv_client"), arguments)
+}
+
+/// Runs `kvstore`, with a command that ends by itself.
+pub fn kvstore(arguments: &[&str]) -> (i32, String, String) {
+    run(env!("CARGO_BIN_EXE_kvstore"), arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> (i32, String, String) {
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).output().expect("the program runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().expect("it ends by itself"), text(&output.stdout), text(&output.stderr))
 }

@@ -111,7 +111,7 @@ impl Node {
         let (own, term) = (self.node_id(), self.term());
         let members = &self.meta.get().members;
         let campaign = Campaign::begin(members, own, term, log_end).ok_or(FatalReason::TermsExhausted)?;
-        let (others, ballot) = (self.other_members().len(), campaign.ballot());
+        let (others, ballot) = (self.meta.get().members.others(own).count(), campaign.ballot());
         self.member_mut().expect("only members campaign").campaigns += 1;
         self.tell_campaign(format!(
             "no leader heard: asks {others} other member(s) whether they would vote for it in term {} (last LSN {})",

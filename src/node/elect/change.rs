@@ -60,14 +60,7 @@ impl Node {
         add: bool,
         address: &str,
     ) -> Result<(), FatalReason> {
-        if !self.wants_elections() {
-            let why = "roles are fixed here: the flag --peers of the leader says who follows it";
-            self.reply(io, conn, Status::Refused, why.as_bytes());
-            return Ok(());
-        }
-        if self.leader().is_none() {
-            let leader = self.leader_address_for_clients();
-            self.reply(io, conn, Status::NotLeader, leader.as_bytes());
+        if !self.is_for_leader(io, conn, "the flag --peers of the leader says who follows it") {
             return Ok(());
         }
         let begun = match parse_address(address).map_err(|error| error.to_string()) {

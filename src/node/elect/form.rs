@@ -337,14 +337,18 @@ impl Node {
 
     /// A member without a cluster id was met: it is told first, on this connection. True if it was.
     pub(super) fn tell_newcomer(&mut self, io: &mut dyn Io, conn: ConnId, hello: &Hello) -> bool {
-        let meta = self.meta.get();
         if !hello.cluster_id.is_none() {
             return false;
         }
-        let (members, members_lsn) = (meta.members.list().clone(), meta.members.lsn());
-        let form = Form { cluster_id: meta.cluster_id, members, members_lsn, kind: FormKind::Found };
-        form.encode(io.output(conn).bytes_mut());
+        self.own_form(FormKind::Found).encode(io.output(conn).bytes_mut());
         true
+    }
+
+    /// What a node is told of the cluster that is there.
+    pub(super) fn own_form(&self, kind: FormKind) -> Form {
+        let meta = self.meta.get();
+        let (members, members_lsn) = (meta.members.list().clone(), meta.members.lsn());
+        Form { cluster_id: meta.cluster_id, members, members_lsn, kind }
     }
 }
 

@@ -49,14 +49,7 @@ impl Node {
         conn: ConnId,
         address: &str,
     ) -> Result<(), FatalReason> {
-        if !self.wants_elections() {
-            let why = "roles are fixed here: `kv_client promote` on a follower makes it lead";
-            self.reply(io, conn, Status::Refused, why.as_bytes());
-            return Ok(());
-        }
-        if self.leader().is_none() {
-            let leader = self.leader_address_for_clients();
-            self.reply(io, conn, Status::NotLeader, leader.as_bytes());
+        if !self.is_for_leader(io, conn, "`kv_client promote` on a follower makes it lead") {
             return Ok(());
         }
         match self.successor(address) {

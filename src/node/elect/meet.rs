@@ -6,7 +6,7 @@ use super::super::{DialPurpose, FatalReason, Node};
 use super::Elect;
 use crate::conn::{Close, ConnId, Io};
 use crate::log_warn;
-use crate::wire::peer::{FEATURE_ELECTED, Form, FormKind, FormReply, Hello, Open, RefuseCode};
+use crate::wire::peer::{FEATURE_ELECTED, FormKind, FormReply, Hello, Open, RefuseCode};
 
 impl Node {
     /// Whether the node that answered is the member that is listed there. It is refused in words otherwise: a wiped
@@ -92,9 +92,7 @@ impl Node {
             ),
             None if !hello.cluster_id.is_none() => return true,
             None => {
-                let (members, members_lsn) = (meta.members.list().clone(), meta.members.lsn());
-                let form = Form { cluster_id: meta.cluster_id, members, members_lsn, kind: FormKind::Learn };
-                form.encode(io.output(conn).bytes_mut());
+                self.own_form(FormKind::Learn).encode(io.output(conn).bytes_mut());
                 return false;
             }
         };

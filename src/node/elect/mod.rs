@@ -37,11 +37,12 @@ mod vote;
 
 use super::follower::Follower;
 use super::{FatalReason, Node, Role, RoleFlag};
-use crate::conn::Io;
+use crate::conn::{ConnId, Io};
 use crate::ids::{Lsn, NodeId};
 use crate::log_info;
 use crate::replication::election::timing::{ElectionTimer, ElectionTiming};
 use crate::time::Time;
+use crate::wire::client::Status;
 
 use campaign::Canvass;
 use change::Changing;
@@ -222,6 +223,19 @@ impl Node {
              put its data directory aside, start it with --join in place of --peers, and run \
              `kv_client replace {own} {own}` against the others"
         )
+    }
+
+    /// Whether this node is the elected leader that an operator's command is for. Else the operator is answered: where
+    /// roles are fixed with what is done there `instead`.
+    fn is_for_leader(&mut self, io: &mut dyn Io, conn: ConnId, instead: &str) -> bool {
+        if !self.wants_elections() {
+            let why = format!("roles are fixed here: {instead}");
+            self.reply(io, conn, Status::Refused, why.as_bytes());
+        } else if self.leader().is_none() {
+            let leader = self.leader_address_for_clients();
+            self.reply(io, conn, Status::NotLeader, leader.as_bytes());
+        }
+        self.wants_elections() && self.leader().is_some()
     }
 
     /// For a command that has no meaning where leaders are elected: what to do instead.

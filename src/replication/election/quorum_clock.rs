@@ -51,16 +51,20 @@ impl QuorumClock {
 
     /// Whether this follower's echoes count. One that was not known is.
     pub fn set_vote(&mut self, follower: usize, votes: bool) {
-        if follower >= self.followers.len() {
-            self.followers.resize(follower + 1, Watch::default());
-        }
-        self.followers[follower].votes = votes;
+        self.watch_mut(follower).votes = votes;
         assert!(self.voters().count() <= PEERS_MAX, "more than {PEERS_MAX} followers vote");
     }
 
-    /// The place of a follower that is gone is for another one.
+    /// The place is for another follower, of which nothing is known yet and which has no vote.
     pub fn forget(&mut self, follower: usize) {
-        self.followers[follower] = Watch::default();
+        *self.watch_mut(follower) = Watch::default();
+    }
+
+    fn watch_mut(&mut self, follower: usize) -> &mut Watch {
+        if follower >= self.followers.len() {
+            self.followers.resize(follower + 1, Watch::default());
+        }
+        &mut self.followers[follower]
     }
 
     fn voters(&self) -> impl Iterator<Item = &Watch> {
