@@ -17,9 +17,9 @@
 //! Records up to there leave it alone, and behind E the entries are exact as well. The same rule makes every record
 //! harmless that is applied again at its LSN, also one that opens a session which has been forgotten since.
 //!
-//! **The hash is kept like that of the entries** (see `check`): a change takes out what lies in memory now, not what was
-//! put in. So a bit that flips in an answer makes the hash another one for good once its session is used, and before
-//! that differs from what [`Sessions::is_as_applied`] computes. Either costs the hash of half a kilobyte.
+//! **The hash is kept like that of the entries** (see `check`): a change takes out what lies in memory now, not what
+//! was put in. So a bit that flips in an answer makes the hash another one for good once its session is used, and
+//! before that it differs from what [`Sessions::is_as_applied`] computes. Either costs a hash of half a kilobyte.
 //!
 //! [`CLIENT_SESSION_WINDOW`]: crate::limits::CLIENT_SESSION_WINDOW
 
@@ -156,11 +156,7 @@ impl Sessions {
         assert_eq!(self.hash, self.recompute_hash(), "hash of the sessions kept and computed anew");
         for (lsn, row) in &self.rows {
             assert_eq!(*lsn, row.id().lsn);
-            assert_eq!(
-                self.by_use.get(&row.last_lsn()),
-                Some(lsn),
-                "a session is not under its last use"
-            );
+            assert_eq!(self.by_use.get(&row.last_lsn()), Some(lsn), "a session is not under its last use");
         }
     }
 

@@ -102,8 +102,8 @@ impl Progress {
         self.membership == Membership::In
     }
 
-    /// Whether it is in the set or about to be: less than a round behind. For one that has no vote, and never comes back
-    /// into the set.
+    /// Whether it is in the set or about to be: less than a round behind. For one that has no vote, and never comes
+    /// back into the set.
     pub fn keeps_up(&self) -> bool {
         self.membership != Membership::Out
     }

@@ -8,7 +8,7 @@
 //! | | who is there | what happens |
 //! |---|---|---|
 //! | 1 | the first leader, alone | it removes another member, in its own log |
-//! | 2 | the other three | one of them is elected; from then on it reaches one member only, and is asked to remove the first |
+//! | 2 | the other three | one is elected; from then on it reaches one other, and is asked to remove the first |
 //! | 3 | the first and the one that the second did not reach | a majority of the first one's list: it leads again |
 //!
 //! As it should be, the second leader refuses until it leads no more, and what the first one appended is committed in
@@ -86,7 +86,10 @@ impl World {
             }
             Step::FirstAgain { first } => {
                 if self.leads(first) {
-                    self.core.borrow_mut().stats.count("aimed: the first leader of two that change leads again");
+                    self.core
+                        .borrow_mut()
+                        .stats
+                        .count("aimed: the first leader of two that change leads again");
                 }
                 self.part()
             }

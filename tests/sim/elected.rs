@@ -166,6 +166,8 @@ impl Knobs {
         if mishaps.os_durability {
             // See the head of this file: processes die there, and no page cache loses anything.
             (self.weights.power_loss, self.weights.sync_error) = (0, 0);
+            // What ends up elsewhere is what was synced long ago.
+            mishaps.misdirect = 0;
         }
         // Two nodes of one identity are two votes of one member.
         mishaps.twin = 0;
@@ -182,9 +184,11 @@ impl Knobs {
             // Three out of four of those lose members that are then replaced: most of them have members to spare.
             self.loss_ppm = pick(&[0, 1, 1, 1]) * 300_000;
             if self.loss_ppm > 0 {
-                (self.members, self.joiners) = (pick(&[1, 2, 3, 3, 3, 4, 5]) as usize, pick(&[1, 1, 2]) as usize);
+                (self.members, self.joiners) =
+                    (pick(&[1, 2, 3, 3, 3, 4, 5]) as usize, pick(&[1, 1, 2]) as usize);
                 self.hosts = self.members + self.joiners;
                 self.operator_every_ns = pick(&[100, 300]) * MS;
+                self.chaos_ns = self.chaos_ns.max(10_000 * MS);
             }
         }
         // One run of five is aimed.
@@ -224,7 +228,7 @@ impl Elections {
     /// After a turn of a host that did not crash in it.
     pub fn after_turn(&mut self, core: &mut Core, host: &Host, seen: &Observed) {
         let site = host.site;
-        self.check_cluster(core, host);
+        self.check_cluster(core, host, seen.leads);
         if seen.leads {
             let knobs = &core.knobs;
             assert!(site < knobs.members + knobs.joiners, "host {site} leads, and is a read replica");
@@ -253,15 +257,22 @@ impl Elections {
         }
     }
 
-    /// Nobody founds a second cluster, whoever comes back empty.
-    fn check_cluster(&mut self, core: &mut Core, host: &Host) {
+    /// Nobody founds a second cluster, whoever comes back empty. A founder that nobody had heard of yet may do it again
+    /// with an older directory: so the one counts that somebody led first.
+    fn check_cluster(&mut self, core: &mut Core, host: &Host, leads: bool) {
         let (cluster, _) = host.process.as_ref().expect("it had a turn").node.cluster();
-        if cluster.is_none() || Some(cluster) == self.cluster {
-            return;
+        match self.cluster {
+            Some(first) => assert!(
+                first == cluster || cluster.is_none(),
+                "host {} is of cluster {cluster}, and {first} was founded",
+                host.site
+            ),
+            None if leads => {
+                core.stats.count("role: a cluster has its first leader");
+                self.cluster = Some(cluster);
+            }
+            None => {}
         }
-        let first = *self.cluster.get_or_insert(cluster);
-        assert!(first == cluster, "host {} is of cluster {cluster}, and {first} was founded", host.site);
-        core.stats.count("role: a cluster is founded");
     }
 
     /// Whether anybody has ever been elected: forming takes all hosts.

@@ -1,11 +1,10 @@
 //! A bit flips in the memory of a node, in the value of an entry or in what a numbered write was answered. Nothing that
-//! is on a disk or on a link changes, and
-//! no hash does: what notices it is the next scan of all entries, or, once the entry is overwritten, the comparison of
-//! states between nodes.
+//! is on a disk or on a link changes, and no hash does: what notices it is the next scan of the state, or, once the
+//! entry is overwritten or the session used, the comparison of states between nodes.
 //!
-//! Until then what the node reads of that key, or answers again to a number of that session, may be wrong, and is excused; nothing else is. A node that noticed is
-//! restarted by its operator. In the end nobody has a flipped bit in memory that was not noticed; and nobody ever takes
-//! a state for wrong where no bit has flipped.
+//! Until then what the node reads of that key, or answers again to a number of that session, may be wrong, and is
+//! excused; nothing else is. A node that noticed is restarted by its operator. In the end nobody has a flipped bit in
+//! memory that was not noticed; and nobody ever takes a state for wrong where no bit has flipped.
 
 use kvstore::ids::SessionId;
 use kvstore::replication::divergence::Fault;
@@ -43,7 +42,8 @@ impl Flip {
             (Place::AnswerIn(session), Ask::Put { .. } | Ask::Delete { .. }) => {
                 let is_old = sent.by.is_some_and(|by| by.session == *session && by.tries > 1);
                 let is_put = matches!(sent.ask, Ask::Put { .. });
-                is_old && matches!(status, Status::Ok | Status::NotFound)
+                is_old
+                    && matches!(status, Status::Ok | Status::NotFound)
                     && (status == Status::Ok) != (is_put || existed())
             }
             _ => false,

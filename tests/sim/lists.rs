@@ -9,7 +9,8 @@
 //!
 //! The operator adds a host that waits, or one that was removed, with whatever directory it has; removes a member, the
 //! leader too (it says no, and hands over first); and does so while everything else breaks. Whoever was removed may
-//! lose its directory, and is then added as the new node that it is. Members that lose it before: `replaced.rs`.
+//! lose its directory, and is then added as the new node that it is. Members that lose it before, and the bar for both:
+//! `replaced.rs`.
 
 use kvstore::ids::NodeId;
 use kvstore::replication::members::Member;
@@ -121,8 +122,8 @@ pub fn newest_two(core: &Core, host: &Host) -> [List; 2] {
     [List::of(core, newest.next()), List::of(core, newest.next())]
 }
 
-/// The list that this leader goes by and that is not in its log yet: it is in its identity record first, and counts from
-/// then on. It is believed as far as it is the next one: one member more or less than the newest in the log.
+/// The list that this leader goes by and that is not in its log yet: it is in its identity record first, and counts
+/// from then on. It is believed as far as it is the next one: one member more or less than the newest in the log.
 pub fn about_to_be_logged(core: &Core, host: &Host) -> Option<List> {
     let (_, members) = host.process.as_ref()?.node.cluster();
     let next = List::of(core, Some(&(0, members.iter().cloned().collect())));
@@ -158,7 +159,9 @@ impl World {
         let had_log = |site: &usize| self.hosts[*site].mirror.borrow().last() > 0;
         let former =
             (0..self.hosts.len()).find(|site| !self.is_replica(*site) && had_log(site) && !is_named(site));
-        let Some(site) = former.filter(|site| self.hosts[*site].process.is_some()) else { return };
+        // It may be about to be added again, as the node that it was.
+        let Some(site) = former.filter(|site| self.may_be_lost(*site)) else { return };
+        self.note_loss();
         self.end_process(site, false);
         self.new_disk(site);
         self.waits_to_be_added(site);
@@ -186,8 +189,12 @@ impl World {
             self.lose_a_former_member(&list);
         }
         if self.core.borrow_mut().chance_of(|knobs| knobs.loss_ppm) {
-            let site = self.core.borrow_mut().some_host();
-            self.lose_a_member(site);
+            // Mostly one that is a member.
+            let mut core = self.core.borrow_mut();
+            let (site, member) = (core.some_host(), core.chance(800_000));
+            drop(core);
+            let members: Vec<usize> = list.whole().collect();
+            self.lose_a_member(if member { members[site % members.len()] } else { site });
         }
         let mut core = self.core.borrow_mut();
         let site = core.some_host();

@@ -1,16 +1,16 @@
 //! Members that lose their directories, and are replaced: what users meet, where `lists.rs` has them removed first.
 //!
 //! A disk is gone (D17), and its node comes back empty: with the flags that it always had, for they stand in a unit
-//! file. It is another node. It forms no cluster, for one of those whom it asks belongs to one; it is nobody's vote; and
-//! it is refused in words that say what to do. The operator does that, `kv_client replace OLD NEW`, by the steps of the
+//! file. It is another node. It forms no cluster, for one of those whom it asks belongs to one; it is nobody's vote;
+//! and it is refused in words that say what to do. The operator does that, `kv_client replace OLD NEW`, by the steps of the
 //! real one: at the same address the old member is removed and the node there added; at another one a host that waits
 //! is added, and then the old member removed. Meanwhile clients write, everything else breaks, the node that learns may
 //! lose its directory too, and a step is asked for again until it is done.
 //!
 //! *What may be lost by it: nothing.* A directory takes its identity with it. Nobody votes or acknowledges in that name
 //! again, and what was voted and acknowledged in it was true when it was. So to all others this member has stopped for
-//! good, and no write is lost by members that stop, however many do: whoever is elected needs a majority of a list, each
-//! of whom still holds what it held, and one of whom was asked for the write. Therefore nothing is excused. (A disk that
+//! good, and no write is lost by members that stop, however many do: whoever is elected needs a majority of a list,
+//! each of whom still holds what it held, and one of whom acknowledged the write. Therefore nothing is excused. (A disk that
 //! comes back *older* speaks in the old name, and needs a bar: `victims.rs`.)
 //!
 //! *What may end by it is the cluster*: where more than a minority is lost nobody can be elected, or be removed. That
@@ -71,6 +71,7 @@ impl World {
             (true, true) => "process: a leader lost its directory and is to be replaced",
             (true, false) => "process: a follower lost its directory and is to be replaced",
         };
+        self.note_loss();
         let power = self.core.borrow_mut().chance(500_000);
         self.end_process(site, power);
         self.new_disk(site);
@@ -79,7 +80,6 @@ impl World {
         }
         let mut core = self.core.borrow_mut();
         core.stats.count(what);
-        self.replacing.last_loss = Some(core.now);
         let waiting: Vec<usize> = (0..self.hosts.len()).filter(|other| !list.names(*other)).collect();
         let elsewhere = !waiting.is_empty() && core.chance(500_000);
         let new = if elsewhere { waiting[core.rng.below(waiting.len() as u64) as usize] } else { site };
@@ -90,7 +90,7 @@ impl World {
     }
 
     /// See the head of this file.
-    fn may_be_lost(&mut self, site: usize) -> bool {
+    pub fn may_be_lost(&mut self, site: usize) -> bool {
         let host = &self.hosts[site];
         if host.process.is_none() || host.mirror.borrow().last() == 0 || !self.oracle.elections.have_begun() {
             return false;
@@ -103,6 +103,11 @@ impl World {
             let whole = list.whole().filter(|other| *other != site).count();
             whole > size / 2
         })
+    }
+
+    /// A directory is lost in this moment.
+    pub fn note_loss(&mut self) {
+        self.replacing.last_loss = Some(self.core.borrow().now);
     }
 
     fn lost_lately(&self) -> bool {
@@ -140,8 +145,11 @@ impl World {
         let replaces = self.core.borrow().knobs.loss_ppm > 0;
         if replaces {
             // Of one or two members none may be lost: most runs stay above that.
-            let is_small = list.len() <= 3 && !self.core.borrow_mut().chance(200_000);
-            if is_small || !self.replacing.plans.is_empty() || list.lost().next().is_some() || self.lost_lately()
+            let is_small = list.len() <= 3 && !self.core.borrow_mut().chance(30_000);
+            if is_small
+                || !self.replacing.plans.is_empty()
+                || list.lost().next().is_some()
+                || self.lost_lately()
             {
                 return;
             }
