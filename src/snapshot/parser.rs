@@ -173,9 +173,9 @@ impl Parser {
         Block::new(&bytes[checked.bytes.clone()], checked.held)
     }
 
-    /// Takes the next step over bytes that were not put in: `rest` follows [`Parser::end`]. Returns how many of them were
-    /// taken: all, unless the step found a block or the end. A block that is whole there is judged where it lies; only
-    /// one that began in the bytes of before, or ends in those to come, is copied.
+    /// Takes the next step over bytes that were not put in: `rest` follows [`Parser::end`]. Returns how many of them
+    /// were taken: all, unless the step found a block or the end. A block that is whole there is judged where it lies;
+    /// only one that began in the bytes of before, or ends in those to come, is copied.
     pub fn step_over(&mut self, rest: &[u8]) -> Result<(Step, usize), Fault> {
         let mut taken = 0;
         while self.held() > 0 {
