@@ -60,7 +60,7 @@ impl World {
         }
         // Who votes for the first one by its own list must be in that.
         let others = (0..MEMBERS).filter(|other| ![leader, site, removed].contains(other));
-        let left_out = others.last().expect("four members, three of them excluded at most");
+        let left_out = others.max().expect("four members, three of them excluded at most");
         self.cut_both(site, left_out);
         (0..MEMBERS).filter(|other| ![leader, site, left_out].contains(other)).for_each(|heard| {
             self.cut_both(heard, left_out);

@@ -2,16 +2,16 @@
 //!
 //! A disk is gone (D17), and its node comes back empty: with the flags that it always had, for they stand in a unit
 //! file. It is another node. It forms no cluster, for one of those whom it asks belongs to one; it is nobody's vote;
-//! and it is refused in words that say what to do. The operator does that, `kv_client replace OLD NEW`, by the steps of the
-//! real one: at the same address the old member is removed and the node there added; at another one a host that waits
-//! is added, and then the old member removed. Meanwhile clients write, everything else breaks, the node that learns may
-//! lose its directory too, and a step is asked for again until it is done.
+//! and it is refused in words that say what to do. The operator does that, `kv_client replace OLD NEW`, by the steps
+//! of the real one: at the same address the old member is removed and the node there added; at another one a host that
+//! waits is added, and then the old member removed. Meanwhile clients write, everything else breaks, the node that
+//! learns may lose its directory too, and a step is asked for again until it is done.
 //!
-//! *What may be lost by it: nothing.* A directory takes its identity with it. Nobody votes or acknowledges in that name
-//! again, and what was voted and acknowledged in it was true when it was. So to all others this member has stopped for
-//! good, and no write is lost by members that stop, however many do: whoever is elected needs a majority of a list,
-//! each of whom still holds what it held, and one of whom acknowledged the write. Therefore nothing is excused. (A disk that
-//! comes back *older* speaks in the old name, and needs a bar: `victims.rs`.)
+//! *What may be lost by it: nothing.* A directory takes its identity with it. Nobody votes or acknowledges in that
+//! name again, and what was voted and acknowledged in it was true when it was. So to all others this member has
+//! stopped for good, and no write is lost by members that stop, however many do: whoever is elected needs a majority
+//! of a list, each of whom still holds what it held, and one of whom acknowledged the write. Therefore nothing is
+//! excused. (A disk that comes back *older* speaks in the old name, and needs a bar: `victims.rs`.)
 //!
 //! *What may end by it is the cluster*: where more than a minority is lost nobody can be elected, or be removed. That
 //! would be as promised, and nothing could be judged. So a directory is lost only under this bar:
