@@ -1,28 +1,34 @@
 #!/usr/bin/env bash
-# What receipts and histograms cost a leader: instructions for each write with them and with --no-receipts, counted by
+# What receipts and histograms cost a leader: instructions for each request with them and with --no-receipts, counted by
 # callgrind, and how much of the leader's processor time such instructions are: the rest is the kernel's.
 #
-#   scripts/receipts_cost.sh [--seconds S]
+#   scripts/receipts_cost.sh [--seconds S] [--runs N] [--only 'OP CONNECTIONS PIPELINE']
 #
-# Three nodes, values of 64 B; 1 and 50 connections, and 50 with 16 requests each under way. callgrind counts what runs
-# outside of the kernel; what starting takes is counted alone and left out. Needs valgrind, and `cargo build --release
-# --workspace` before. Exit codes: debug/session.sh.
+# Three nodes, values of 64 B; PUT and GET with 1 and 50 connections, and 50 with 16 requests each under way. Of N runs
+# with and without in turns the medians. callgrind counts what runs outside of the kernel, while the load lasts. Needs
+# valgrind, and `cargo build --release --workspace` before. Exit codes: debug/session.sh; 1 if a load costs over 3 %.
 
 set -u
-seconds=3
-case ${1:-} in
-'') ;;
---seconds) seconds=${2:?--seconds S} ;;
-*)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
-    exit 2
-    ;;
-esac
+seconds=3 runs=3 only=''
+while (($#)); do
+    case $1 in
+    --seconds) seconds=${2:?--seconds S} ;;
+    --runs) runs=${2:?--runs N} ;;
+    --only) only=${2:?--only 'OP CONNECTIONS PIPELINE'} ;;
+    *)
+        sed -n '2,9s/^# \{0,1\}//p' "$0"
+        exit 2
+        ;;
+    esac
+    shift 2
+done
 # shellcheck source=scripts/debug/session.sh
 source "$(dirname "${BASH_SOURCE[0]}")/debug/session.sh"
 need valgrind valgrind
 kv_bench=$bin/kv_bench
 [[ -x $kv_bench ]] || fail "$kv_bench is missing: cargo build --release --workspace"
+# Hundredths of a per cent.
+limit=300
 
 # start_node N: as in session.sh, but the leader has more flags, and runs under what $watched_by names.
 start_node() {
@@ -35,57 +41,71 @@ start_node() {
     pids[$1]=$!
 }
 
-# load CONNECTIONS PIPELINE: for $seconds.
+# load SECONDS OP CONNECTIONS PIPELINE MORE...
 load() {
-    "$kv_bench" --endpoint "127.0.0.1:${ports[1]}" --connections "$1" --pipeline "$2" --keys 1000 --warmup 0.1 \
-        --duration "$seconds" --data-dir "$dir" >/dev/null || fail "kv_bench does not measure"
+    "$kv_bench" --endpoint "127.0.0.1:${ports[1]}" --op "$2" --connections "$3" --pipeline "$4" --keys 1000 \
+        --warmup 0.1 --duration "$1" --data-dir "$dir" "${@:5}" >/dev/null || fail 'kv_bench does not measure'
 }
 
-# writes: how many the leader has acknowledged.
-writes() {
-    [[ $(client 1 syscalls -o json) =~ \"writes\":([0-9]+) ]] || fail "the leader tells no ledger"
-    echo "${BASH_REMATCH[1]}"
+# answered: how many requests the leader has answered.
+answered() {
+    [[ $(client 1 syscalls -o json) =~ \"writes\":([0-9]+),\"reads\":([0-9]+) ]] || fail 'the leader tells no ledger'
+    echo $((BASH_REMATCH[1] + BASH_REMATCH[2]))
 }
 
-# counted FLAGS [CONNECTIONS PIPELINE]: `instructions writes` in the life of a leader with these flags.
-counted() (
+# counting on|off: of the leader.
+counting() {
+    callgrind_control -i "$1" "${pids[1]}" >/dev/null 2>>"$dir/control.log" ||
+        fail "callgrind does not count: $(cat "$dir/control.log")"
+}
+
+# per_request FLAGS OP CONNECTIONS PIPELINE: instructions of the leader for each request.
+per_request() (
     flags=$1
-    watched_by="valgrind --tool=callgrind --callgrind-out-file=/dev/null"
+    watched_by="valgrind --tool=callgrind --instr-atstart=no --callgrind-out-file=${callgrind_out:-/dev/null}"
     start_cluster >/dev/null
-    (($# == 1)) || load "$2" "$3"
-    answered=$(writes)
+    load 0.2 "${@:2}"
+    before=$(answered)
+    counting on
+    load "$seconds" "${@:2}" --no-fill
+    counting off
+    after=$(answered)
     kill "${pids[1]}" && wait "${pids[1]}"
     [[ $(<"$dir/node1.log") =~ Collected\ :\ ([0-9]+) ]] || fail "callgrind did not count: $(tail -n 3 "$dir/node1.log")"
-    echo "${BASH_REMATCH[1]} $answered"
+    echo $((BASH_REMATCH[1] / (after - before)))
 )
 
-# per_write FLAGS CONNECTIONS PIPELINE: instructions for each write, without those of a start.
-per_write() {
-    local start whole
-    read -r -a start <<<"$(counted "$1")"
-    read -r -a whole <<<"$(counted "$@")"
-    echo $(((whole[0] - start[0]) / whole[1]))
-}
-
-# outside_percent CONNECTIONS PIPELINE: of the leader's processor time under this load, what is not the kernel's.
+# outside_percent OP CONNECTIONS PIPELINE: of the leader's processor time under this load, what is not the kernel's.
 outside_percent() (
     start_cluster >/dev/null
+    load 0.2 "$@"
     read -r -a before <"/proc/${pids[1]}/stat"
-    load "$@"
+    load "$seconds" "$@" --no-fill
     read -r -a after <"/proc/${pids[1]}/stat"
     user=$((after[13] - before[13])) system=$((after[14] - before[14]))
     echo $((100 * user / (user + system)))
 )
 
-printf '%-20s  %10s  %10s  %8s  %s\n' 'connections x pipe' receipts without 'on/off' 'share of processor time outside of the kernel'
-for load in '1 1' '50 1' '50 16'; do
-    read -r connections pipeline <<<"$load"
-    on=$(per_write '' "$connections" "$pipeline") || fail "$on"
-    off=$(per_write --no-receipts "$connections" "$pipeline") || fail "$off"
-    outside=$(outside_percent "$connections" "$pipeline") || fail "$outside"
-    ratio=$((1000 * on / off))
-    printf '%-20s  %10d  %10d  %4d.%03d  %d %%\n' "$connections x $pipeline" "$on" "$off" $((ratio / 1000)) $((ratio % 1000)) "$outside"
+# median NUMBERS...
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
+
+printf '%-10s  %10s  %10s  %8s  %s\n' 'requests' receipts without 'more' 'share of processor time outside of the kernel'
+over=0
+for load in 'put 1 1' 'put 50 1' 'put 50 16' 'get 1 1' 'get 50 1' 'get 50 16'; do
+    [[ -z $only || $only == "$load" ]] || continue
+    read -r -a words <<<"$load"
+    on=() off=()
+    for ((run = 0; run < runs; run++)); do
+        on+=("$(per_request '' "${words[@]}")") || fail "${on[-1]}"
+        off+=("$(per_request --no-receipts "${words[@]}")") || fail "${off[-1]}"
+    done
+    outside=$(outside_percent "${words[@]}") || fail "$outside"
+    with=$(median "${on[@]}") without=$(median "${off[@]}")
+    more=$((10000 * (with - without) / without))
+    ((more <= limit)) || over=1
+    printf '%-10s  %10d  %10d  %5d.%02d %%  %d %%\n' "$load" "$with" "$without" $((more / 100)) $((${more#-} % 100)) "$outside"
 done
-printf '%s\n' 'Batches of 50 connections differ in size from run to run, and with them what a turn adds to each write: 2 %.' \
-    'Readings of the clock are not counted: callgrind does not see the vDSO. See ARCHITECTURE.md, "Measured choices".' \
-    'What to look at: what on/off is above 1, times the share, is what the counted part takes of a leader.'
+printf '%s\n' 'PUT or GET, connections, requests under way on each. Batches of 50 connections differ in size from run to run,' \
+    'and with them what a turn adds to each request. Readings of the clock are not counted: callgrind does not see the vDSO.' \
+    'See ARCHITECTURE.md, "Measured choices". What to look at: "more", times the share, is what the counted part takes.'
+((over == 0)) || fail 'receipts cost more than 3 % of the instructions'

@@ -2,45 +2,50 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Frames, Node, Role};
+use super::{Node, Role};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::ledger;
+use crate::time::Time;
 use crate::trace::{RING_SIZE, SLOWEST_SIZE, tail_document};
 use crate::wire::client::{Inspect, Status};
+
+/// Milliseconds after a write in which a read beside it is timed: the next write may come right behind it.
+const WRITTEN_MS: u64 = 100;
 
 impl Node {
     /// The first of the frames that were read together is about to be decoded.
     ///
     /// Their time begins where that of the read before has ended, or with the turn: one reading of the clock for each
     /// read and not two, and the call that read them is counted to those it brought.
+    #[inline]
     pub fn begin_frames(&mut self) {
         self.read_at = None;
         if self.trace.is_some() {
-            let started = self.frames.last_ended.take().unwrap_or_else(|| self.clock.now());
-            self.frames =
-                Frames { started, first_lsn: self.wal.last_lsn().next(), reads: 0, last_ended: None };
+            self.frames.started = self.newest_reading();
+            self.frames.first_lsn = self.wal.last_lsn().next();
+            self.frames.reads = self.counters.reads;
         }
     }
 
     /// The last of them is decoded.
+    ///
+    /// Of what had neither writes nor reads, be it the ACK that commits fifty writes, nothing is charged to the next
+    /// read. Reads alone are timed for its sake, so where nobody writes they are not.
+    #[inline]
     pub fn end_frames(&mut self) {
         let Some(trace) = &mut self.trace else { return };
-        let frames = &mut self.frames;
-        let last = self.wal.last_lsn();
-        let wrote = matches!(self.role, Role::Leader(_)) && last >= frames.first_lsn;
-        // Of what had neither, be it the ACK that answered fifty writes, nothing is charged to the next read.
-        if wrote || frames.reads > 0 {
+        let (frames, last) = (&mut self.frames, self.wal.last_lsn());
+        if last >= frames.first_lsn && matches!(self.role, Role::Leader(_)) {
             let now = self.clock.now();
-            if wrote {
-                trace.appended(frames.first_lsn, last, frames.started, now);
-            } else {
-                trace.reads(now.since(frames.started), frames.reads);
-            }
-            frames.last_ended = Some(now);
+            trace.appended(frames.first_lsn, last, frames.started, now);
+            frames.newest = Some(now);
+            frames.written_until = now.after_ms(WRITTEN_MS);
+        } else if self.counters.reads != frames.reads {
+            let is_written = self.now < frames.written_until;
+            frames.newest = Some(if is_written { self.clock.now() } else { frames.started });
         }
-        frames.first_lsn = last.next();
-        frames.reads = 0;
+        (frames.first_lsn, frames.reads) = (last.next(), self.counters.reads);
     }
 
     /// Everything this turn had to say so far was handed to the sockets.
@@ -48,19 +53,49 @@ impl Node {
         if self.leader().is_some() {
             self.marks.replied(self.applied);
         }
-        if let Some(trace) = self.trace.as_mut().filter(|trace| trace.has_unreplied()) {
-            trace.replied(self.clock.now());
+        let Some(trace) = &mut self.trace else { return };
+        let reads = self.counters.reads - self.frames.reads_told;
+        let wrote = trace.has_unreplied();
+        if reads == 0 && !wrote {
+            return;
+        }
+        let now = self.clock.now();
+        if reads > 0 {
+            self.frames.reads_told = self.counters.reads;
+            trace.reads(now.since(self.now), reads);
+        }
+        if wrote {
+            trace.replied(now);
         }
     }
 
-    /// All requests of the turn are read.
+    /// All requests of the turn are read, and the flush under way has ended.
     pub(super) fn trace_turn(&mut self) {
         // Of a turn that is settled in the middle of a read.
         self.end_frames();
-        let batch = self.inflight.current();
-        if let (Some(trace), false) = (&mut self.trace, batch.is_empty()) {
-            trace.turn(batch.last(), batch.len() as u32, self.clock.now());
+        if self.trace.is_none() || self.inflight.current().is_empty() {
+            return;
         }
+        let turn = self.newest_reading();
+        // Whoever asks next, it is about the same moment.
+        self.frames.newest = Some(turn);
+        let batch = self.inflight.current();
+        if let Some(trace) = &mut self.trace {
+            trace.turn(batch.last(), batch.len() as u32, turn);
+        }
+    }
+
+    /// The commit rule says that everything up to this LSN is committed.
+    pub(super) fn trace_committed(&mut self, lsn: Lsn) {
+        if self.trace.is_some() {
+            let now = self.newest_reading();
+            self.trace.iter_mut().for_each(|trace| trace.committed(lsn, now));
+        }
+    }
+
+    /// The newest reading of the clock, or another if something was done since that takes time.
+    fn newest_reading(&mut self) -> Time {
+        self.frames.newest.take().unwrap_or_else(|| self.clock.now())
     }
 
     pub(super) fn receipt_text(&self, lsn: Lsn) -> String {
