@@ -30,55 +30,80 @@ impl Node {
 
     /// The last of them is decoded.
     ///
-    /// Of what had neither writes nor reads, be it the ACK that commits fifty writes, nothing is charged to the next
-    /// read. Reads alone are timed for its sake, so where nobody writes they are not.
+    /// Frames with neither writes nor reads are a follower's ACK, which is handled in about a microsecond: what it commits
+    /// is applied when the turn is read. So no clock is read for them, and what comes next begins where they did. Reads
+    /// alone are timed for the sake of what comes next, so where nobody writes they are not.
     #[inline]
     pub fn end_frames(&mut self) {
-        let Some(trace) = &mut self.trace else { return };
-        let (frames, last) = (&mut self.frames, self.wal.last_lsn());
-        if last >= frames.first_lsn && matches!(self.role, Role::Leader(_)) {
-            let now = self.clock.now();
-            trace.appended(frames.first_lsn, last, frames.started, now);
-            frames.newest = Some(now);
-            frames.written_until = now.after_ms(WRITTEN_MS);
-        } else if self.counters.reads != frames.reads {
-            let is_written = self.now < frames.written_until;
-            frames.newest = Some(if is_written { self.clock.now() } else { frames.started });
+        if self.trace.is_none() || self.note_writes() {
+            return;
         }
-        (frames.first_lsn, frames.reads) = (last.next(), self.counters.reads);
+        let frames = &mut self.frames;
+        let times_reads = self.counters.reads != frames.reads && self.now < frames.written_until;
+        frames.newest = Some(if times_reads { self.clock.now() } else { frames.started });
+    }
+
+    /// Whether the frames have brought writes; if so, they are decoded now.
+    #[inline]
+    fn note_writes(&mut self) -> bool {
+        let (frames, last) = (&mut self.frames, self.wal.last_lsn());
+        let Some(trace) = self.trace.as_mut().filter(|_| last >= frames.first_lsn) else { return false };
+        if !matches!(self.role, Role::Leader(_)) {
+            return false;
+        }
+        let now = self.clock.now();
+        trace.appended(frames.first_lsn, last, frames.started, now);
+        frames.first_lsn = last.next();
+        frames.newest = Some(now);
+        true
     }
 
     /// Everything this turn had to say so far was handed to the sockets.
+    #[inline]
     pub fn note_replied(&mut self) {
+        if self.applied > self.marks.last_replied() {
+            self.mark_replied();
+        }
+        let Some(trace) = &self.trace else { return };
+        if self.counters.reads > self.frames.reads_told || trace.has_unreplied() {
+            self.time_replies();
+        }
+    }
+
+    #[inline(never)]
+    fn mark_replied(&mut self) {
         if self.leader().is_some() {
             self.marks.replied(self.applied);
         }
+    }
+
+    fn time_replies(&mut self) {
         let Some(trace) = &mut self.trace else { return };
-        let reads = self.counters.reads - self.frames.reads_told;
-        let wrote = trace.has_unreplied();
-        if reads == 0 && !wrote {
-            return;
-        }
         let now = self.clock.now();
+        let reads = self.counters.reads - std::mem::replace(&mut self.frames.reads_told, self.counters.reads);
         if reads > 0 {
-            self.frames.reads_told = self.counters.reads;
             trace.reads(now.since(self.now), reads);
         }
-        if wrote {
+        if trace.has_unreplied() {
             trace.replied(now);
         }
     }
 
     /// All requests of the turn are read, and the flush under way has ended.
+    #[inline]
     pub(super) fn trace_turn(&mut self) {
-        // Of a turn that is settled in the middle of a read.
-        self.end_frames();
-        if self.trace.is_none() || self.inflight.current().is_empty() {
-            return;
+        if self.trace.is_some() && !self.inflight.current().is_empty() {
+            self.trace_batch();
         }
+    }
+
+    fn trace_batch(&mut self) {
+        // Of a turn that is settled in the middle of a read.
+        self.note_writes();
         let turn = self.newest_reading();
         // Whoever asks next, it is about the same moment.
         self.frames.newest = Some(turn);
+        self.frames.written_until = turn.after_ms(WRITTEN_MS);
         let batch = self.inflight.current();
         if let Some(trace) = &mut self.trace {
             trace.turn(batch.last(), batch.len() as u32, turn);
@@ -156,9 +181,9 @@ impl Node {
         )
     }
 
-    fn slowest_document(&self, count: u64) -> Value {
+    fn slowest_document(&mut self, count: u64) -> Value {
+        let slowest = self.trace.as_mut().map_or_else(Vec::new, |trace| trace.measured().slowest());
         let (own, peers) = (&self.config.own_address, self.peer_addresses());
-        let slowest = self.trace.as_ref().map_or_else(Vec::new, crate::trace::Trace::slowest);
         let term_of = |lsn| self.wal.history().term_at(lsn).as_u64();
         let count = usize::try_from(count).unwrap_or(SLOWEST_SIZE).min(SLOWEST_SIZE);
         slowest
@@ -175,12 +200,14 @@ impl Node {
     }
 
     /// Percentiles of every stage, of every follower.
-    pub(super) fn latency_document(&self) -> Value {
-        let Some(trace) = &self.trace else { return Value::Null };
+    pub(super) fn latency_document(&mut self) -> Value {
+        let addresses: Vec<String> = self.peer_addresses().into_iter().map(str::to_owned).collect();
+        let Some(trace) = &mut self.trace else { return Value::Null };
+        let measured = trace.measured();
         let mut stages: Map<String, Value> =
-            trace.histograms().map(|(name, durations)| (name, durations.document())).collect();
-        for (index, address) in self.peer_addresses().into_iter().enumerate() {
-            for (what, durations) in trace.follower_histograms(index) {
+            measured.histograms().map(|(name, durations)| (name, durations.document())).collect();
+        for (index, address) in addresses.into_iter().enumerate() {
+            for (what, durations) in measured.follower_histograms(index) {
                 stages.insert(format!("{address} {what}"), durations.document());
             }
         }

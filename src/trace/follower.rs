@@ -1,6 +1,7 @@
 //! What a leader knows of the time that one follower took.
 
 use super::batches::Batches;
+use super::fold::FOLD_WRITES;
 use super::rows::{ring, slot};
 use super::{Durations, FollowerShare, RING_SIZE};
 use crate::ids::Lsn;
@@ -22,6 +23,8 @@ pub(super) struct Follower {
     acks: Box<[AckMoments; RING_SIZE]>,
     /// The first batch it has not acknowledged.
     unacked: u64,
+    /// The first whose ACK is not in the histograms.
+    unfolded: u64,
     ack: Durations,
     sync: Durations,
     network: Durations,
@@ -33,25 +36,38 @@ impl Follower {
         Follower {
             acks: ring(),
             unacked: batch,
+            unfolded: batch,
             ack: Durations::new(),
             sync: Durations::new(),
             network: Durations::new(),
         }
     }
 
-    /// It has everything up to `last_lsn`. Each batch counts once, however many writes it has.
+    /// It has everything up to `last_lsn`.
+    #[inline(always)]
     pub fn acked(&mut self, batches: &Batches, last_lsn: Lsn, at: Time, spent: AckDurations) {
-        let own = u64::from(spent.decode_ns) + u64::from(spent.write_ns) + u64::from(spent.sync_ns);
         let mut number = self.unacked.max(batches.oldest());
-        while let Some(batch) = batches.get(number).filter(|batch| batch.last <= last_lsn) {
+        while batches.get(number).is_some_and(|batch| batch.last <= last_lsn) {
             self.acks[slot(number)] = AckMoments { batch: number, at, spent };
-            let after = at.since(batch.turn);
-            self.ack.record(after);
-            self.sync.record(u64::from(spent.sync_ns));
-            self.network.record(after.saturating_sub(own));
             number += 1;
         }
         self.unacked = number;
+        if number - self.unfolded >= FOLD_WRITES {
+            self.fold(batches);
+        }
+    }
+
+    /// Folds its ACKs into the histograms. Each batch counts once, however many writes it has.
+    pub fn fold(&mut self, batches: &Batches) {
+        for number in self.unfolded.max(batches.oldest())..self.unacked {
+            let (Some(batch), ack) = (batches.get(number), &self.acks[slot(number)]) else { continue };
+            let (after, spent) = (ack.at.since(batch.turn), ack.spent);
+            let own = u64::from(spent.decode_ns) + u64::from(spent.write_ns) + u64::from(spent.sync_ns);
+            self.ack.record(after);
+            self.sync.record(u64::from(spent.sync_ns));
+            self.network.record(after.saturating_sub(own));
+        }
+        self.unfolded = self.unacked;
     }
 
     /// Its part in a write of this batch that was committed then.

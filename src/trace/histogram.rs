@@ -22,6 +22,7 @@ pub struct Durations {
 }
 
 /// Below 2^5 the bucket is the value; above, 32 buckets for each power of two.
+#[inline(always)]
 const fn bucket(ns: u64) -> usize {
     let shift = (ns | SUB_COUNT).ilog2() - SUB_BITS;
     // From the second power of two on, the value's own highest bit adds the 32 buckets below it.
@@ -55,7 +56,19 @@ impl Durations {
     /// The same duration for `count` operations.
     #[inline(always)]
     pub fn record_n(&mut self, ns: u64, count: u64) {
+        self.add(ns, count);
+        self.reach(ns);
+    }
+
+    /// The same, where it is known that another one is at least as long, for which [`Durations::reach`] is called.
+    #[inline(always)]
+    pub fn add(&mut self, ns: u64, count: u64) {
         self.counts[bucket(ns) % BUCKETS] += count;
+    }
+
+    /// The longest is at least this long.
+    #[inline(always)]
+    pub fn reach(&mut self, ns: u64) {
         if ns > self.max {
             self.max = ns;
         }
@@ -63,7 +76,12 @@ impl Durations {
 
     /// How many were recorded.
     pub fn count(&self) -> u64 {
-        self.counts.iter().sum()
+        self.used().iter().sum()
+    }
+
+    /// The buckets up to that of the longest.
+    fn used(&self) -> &[u64] {
+        &self.counts[..=bucket(self.max)]
     }
 
     /// Forgets everything.
@@ -80,7 +98,7 @@ impl Durations {
     /// How many were recorded, and such durations, of shares that rise.
     fn quantiles<const N: usize>(&self, quantiles: [f64; N]) -> (u64, [u64; N]) {
         let count = self.count();
-        let mut filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let mut filled = self.used().iter().enumerate().filter(|(_, count)| **count > 0);
         let (mut seen, mut end) = (0, 0);
         let durations = quantiles.map(|quantile| {
             let rank = ((count as f64 * quantile).ceil() as u64).clamp(1, count.max(1));

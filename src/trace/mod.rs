@@ -21,6 +21,7 @@
 //! added.
 
 mod batches;
+mod fold;
 mod follower;
 mod histogram;
 mod receipt;
@@ -30,7 +31,8 @@ use crate::ids::Lsn;
 use crate::time::Time;
 use crate::wire::peer::AckDurations;
 
-use batches::{Batch, Batches};
+use batches::Batches;
+use fold::{FOLD_WRITES, Folded};
 use follower::Follower;
 pub use histogram::{Durations, us};
 pub use receipt::{FollowerShare, Receipt, tail_document};
@@ -77,12 +79,11 @@ pub struct Trace {
     /// The first write that was not answered, and the first whose reply has not left.
     next_commit: Lsn,
     next_reply: Lsn,
-    /// The row of `arrived`, and that of `committed`, that has it.
-    reply_read: u64,
-    reply_commit: u64,
+    folded: Folded,
     slowest: Vec<Receipt>,
-    /// The total of the fastest of them, once the list is full: what is not above it is not looked at.
+    /// The total of the fastest of them, once the list is full: what is not above it is not looked at. And which that is.
     slow_from_ns: u64,
+    least_slow: usize,
     stages: [Durations; STAGES.len()],
     total: Durations,
     reads: Durations,
@@ -100,10 +101,10 @@ impl Trace {
             syncing: 0,
             next_commit: next,
             next_reply: next,
-            reply_read: 0,
-            reply_commit: 0,
+            folded: Folded::new(next),
             slowest: Vec::with_capacity(SLOWEST_SIZE),
             slow_from_ns: 0,
+            least_slow: 0,
             stages: std::array::from_fn(|_| Durations::new()),
             total: Durations::new(),
             reads: Durations::new(),
@@ -117,6 +118,7 @@ impl Trace {
 
     /// The writes `first ..= last` came with one read and have their LSNs. One reading of the clock for all
     /// of them: with 16 requests to a read, one for each was 5 % of the node's instructions.
+    #[inline]
     pub fn appended(&mut self, first: Lsn, last: Lsn, started: Time, appended: Time) {
         if first.max(self.next_reply) <= last {
             let batch = self.batches.filling;
@@ -125,11 +127,13 @@ impl Trace {
     }
 
     /// The turn's batch ends with `last`; it is about to be sent.
+    #[inline]
     pub fn turn(&mut self, last: Lsn, count: u32, turn: Time) {
         self.batches.turn(last, count, turn);
     }
 
     /// The batch is with the followers' sockets, and its sync begins here: the next batch is being filled.
+    #[inline]
     pub fn sync_began(&mut self, sent: Time) {
         if let Some(number) = self.batch_sent(sent) {
             self.syncing = number;
@@ -142,6 +146,7 @@ impl Trace {
         let _number = self.batch_sent(sent);
     }
 
+    #[inline]
     fn batch_sent(&mut self, sent: Time) -> Option<u64> {
         let batch = self.batches.get_mut(self.batches.filling)?;
         batch.sent = sent;
@@ -152,6 +157,7 @@ impl Trace {
     }
 
     /// The batch is durable here.
+    #[inline]
     pub fn synced(&mut self, synced: Time) {
         // There is no batch of number 0.
         let Some(batch) = self.batches.get_mut(std::mem::take(&mut self.syncing)).filter(|b| b.number != 0) else {
@@ -162,11 +168,13 @@ impl Trace {
     }
 
     /// A follower has everything up to `last_lsn`.
+    #[inline]
     pub fn acked(&mut self, peer: usize, last_lsn: Lsn, at: Time, spent: AckDurations) {
         self.followers[peer].acked(&self.batches, last_lsn, at, spent);
     }
 
     /// Everything up to `lsn` is committed, and about to be answered.
+    #[inline]
     pub fn committed(&mut self, lsn: Lsn, at: Time) {
         if lsn >= self.next_commit {
             self.committed.push(lsn, at);
@@ -175,74 +183,20 @@ impl Trace {
     }
 
     /// Whether replies of this turn are still to be timed.
+    #[inline]
     pub fn has_unreplied(&self) -> bool {
         self.next_reply < self.next_commit
     }
 
     /// The replies to everything committed have been handed to their sockets.
+    #[inline]
     pub fn replied(&mut self, at: Time) {
-        let (first, last) = (self.next_reply, self.next_commit.prev());
+        let last = self.next_commit.prev();
         self.replied.push(last, at);
-        self.reply_read = self.reply_read.max(self.arrived.oldest());
-        self.reply_commit = self.reply_commit.max(self.committed.oldest());
-        let longest = self.arrived.row(self.reply_read).map_or(0, |(_, read)| at.since(read.started));
-        while let Some((to, committed)) = self.committed.row(self.reply_commit).copied() {
-            self.reply_commit += 1;
-            self.record(to, committed, at);
-        }
         self.next_reply = self.next_commit;
-        // The first began first and all were answered together: if it is not slow, none is.
-        if longest > self.slow_from_ns {
-            self.keep_slow(first, last);
+        if last.0 + 1 - self.folded.next.0 >= FOLD_WRITES {
+            self.fold();
         }
-    }
-
-    /// The stages of the writes up to `to`, which were committed together and answered together, but for those that all
-    /// of a batch share.
-    #[inline(always)]
-    fn record(&mut self, to: Lsn, committed: Time, replied: Time) {
-        let mut answered = 0;
-        while let Some((_, (_, read))) = self.unreplied(to) {
-            let Some(batch) = self.batches.get(read.batch).copied() else {
-                // Thousands of batches have gone out since. Of its writes nothing is known any more.
-                self.reply_read += 1;
-                continue;
-            };
-            let count = self.record_reads(&batch, to, replied);
-            self.stages[COMMIT].record_n(committed.since(batch.synced_by(committed)), count);
-            answered += count;
-        }
-        if answered > 0 {
-            self.stages[REPLY].record_n(replied.since(committed), answered);
-        }
-    }
-
-    /// What each read of a batch has for itself. Returns of how many writes that is.
-    #[inline(always)]
-    fn record_reads(&mut self, batch: &Batch, to: Lsn, replied: Time) -> u64 {
-        let mut answered = 0;
-        while let Some((first, (last, read))) = self.unreplied(to)
-            && read.batch == batch.number
-        {
-            let end = last.min(to);
-            let count = end.0 + 1 - first.0;
-            self.total.record_n(replied.since(read.started), count);
-            self.stages[DECODE].record_n(read.appended.since(read.started), count);
-            self.stages[QUEUE].record_n(batch.turn.since(read.appended), count);
-            self.next_reply = Lsn(end.0 + 1);
-            self.reply_read += u64::from(end == last);
-            answered += count;
-        }
-        answered
-    }
-
-    /// The read of the first write up to `to` whose reply has not left, and that write. A leader's first record in its
-    /// term came from no client.
-    #[inline(always)]
-    fn unreplied(&self, to: Lsn) -> Option<(Lsn, (Lsn, ReadMoments))> {
-        let (last, read) = self.arrived.row(self.reply_read).copied()?;
-        let first = self.next_reply.max(read.first);
-        (first <= to).then_some((first, (last, read)))
     }
 
     /// So many reads that came together were answered, in this time.
@@ -252,6 +206,7 @@ impl Trace {
 
     /// Forgets histograms and slowest writes.
     pub fn reset(&mut self) {
+        let _nothing_waits = self.measured();
         self.followers.iter_mut().for_each(Follower::reset);
         self.stages.iter_mut().chain([&mut self.total, &mut self.reads]).for_each(Durations::reset);
         self.slowest.clear();
@@ -293,24 +248,11 @@ impl Trace {
         answered.filter_map(|number| self.receipt(Lsn(number), Time(0)))
     }
 
-    /// The slowest writes, slowest first.
-    pub fn slowest(&self) -> Vec<Receipt> {
-        let mut slowest = self.slowest.clone();
-        slowest.sort_by_key(|receipt| std::cmp::Reverse(receipt.total_ns));
-        slowest
-    }
-
-    /// The histograms: name and durations.
-    pub fn histograms(&self) -> impl Iterator<Item = (String, &Durations)> {
-        let stages =
-            STAGES.iter().zip(&self.stages).map(|(stage, durations)| (format!("put {stage}"), durations));
-        let whole = [("put total".to_owned(), &self.total), ("get".to_owned(), &self.reads)];
-        whole.into_iter().chain(stages)
-    }
-
-    /// The histograms of a follower: until its ACK, its own sync, and what is left for the network.
-    pub fn follower_histograms(&self, peer: usize) -> [(&'static str, &Durations); 3] {
-        self.followers[peer].histograms()
+    /// What was measured of everything that was answered so far.
+    pub fn measured(&mut self) -> Measured<'_> {
+        self.fold();
+        self.followers.iter_mut().for_each(|follower| follower.fold(&self.batches));
+        Measured { trace: self }
     }
 
     /// The LSNs of the last [`RING_SIZE`] writes.
@@ -318,24 +260,33 @@ impl Trace {
         let last = self.arrived.last().0;
         last.saturating_sub(RING_SIZE as u64 - 1).max(1)..=last
     }
+}
 
-    /// Keeps those of the writes `first ..= last`, answered together, that are among the slowest.
-    fn keep_slow(&mut self, first: Lsn, last: Lsn) {
-        for number in first.0..=last.0 {
-            let Some(receipt) = self.receipt(Lsn(number), Time(0)) else { continue };
-            if receipt.total_ns <= self.slow_from_ns {
-                // All behind it began later.
-                return;
-            }
-            if self.slowest.len() < SLOWEST_SIZE {
-                self.slowest.push(receipt);
-            } else if let Some(fastest) = self.slowest.iter_mut().min_by_key(|slow| slow.total_ns) {
-                *fastest = receipt;
-            }
-            if self.slowest.len() == SLOWEST_SIZE {
-                self.slow_from_ns = self.slowest.iter().map(|slow| slow.total_ns).min().unwrap_or(0);
-            }
-        }
+/// Histograms and slowest writes, with nothing left to be folded into them.
+#[derive(Debug)]
+pub struct Measured<'a> {
+    trace: &'a Trace,
+}
+
+impl<'a> Measured<'a> {
+    /// The slowest writes, slowest first.
+    pub fn slowest(&self) -> Vec<Receipt> {
+        let mut slowest = self.trace.slowest.clone();
+        slowest.sort_by_key(|receipt| std::cmp::Reverse(receipt.total_ns));
+        slowest
+    }
+
+    /// The histograms: name and durations.
+    pub fn histograms(&self) -> impl Iterator<Item = (String, &'a Durations)> {
+        let trace = self.trace;
+        let stages = STAGES.iter().zip(&trace.stages).map(|(stage, durations)| (format!("put {stage}"), durations));
+        let whole = [("put total".to_owned(), &trace.total), ("get".to_owned(), &trace.reads)];
+        whole.into_iter().chain(stages)
+    }
+
+    /// The histograms of a follower: until its ACK, its own sync, and what is left for the network.
+    pub fn follower_histograms(&self, peer: usize) -> [(&'static str, &'a Durations); 3] {
+        self.trace.followers[peer].histograms()
     }
 }
 

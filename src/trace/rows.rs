@@ -48,6 +48,18 @@ impl<T: Copy + Default> Rows<T> {
         (number < self.next).then(|| &self.rows[slot(number)])
     }
 
+    /// The row that a write is in, looked for from `place` on, which moves there.
+    #[inline(always)]
+    pub fn row_of(&self, lsn: Lsn, place: &mut u64) -> Option<&(Lsn, T)> {
+        loop {
+            let row = self.row(*place)?;
+            if row.0 >= lsn {
+                return Some(row);
+            }
+            *place += 1;
+        }
+    }
+
     /// The row that a write is in, or the one that comes next if it is in none; with the row's last LSN.
     pub fn at(&self, lsn: Lsn) -> Option<(Lsn, T)> {
         self.row(self.first_that_reaches(lsn)).copied()
