@@ -1,12 +1,12 @@
 //! Which program was measured, and which source it was built from.
 //!
 //! The checkout that kv_bench is run in proves nothing about a node that was built or started before it last changed.
-//! So the binary is asked: that of the node's process, if it runs on this machine. cargo writes beside each binary which
-//! files it was made of (`kvstore.d`), and builds it anew when one of them is newer. Where none is, those files are the
-//! source, and git tells their revision. Where one is, or where there is no such list or no git, the revision is null:
-//! the checksum of the binary still tells two of them apart.
+//! So the binary is asked: that of the node's process, if it runs on this machine. cargo writes beside each binary
+//! which files it was made of (`kvstore.d`), and builds it anew when one of them is newer. Where none is, those files
+//! are the source, and git tells their revision. Where one is, or where there is no such list or no git, the revision
+//! is null: the checksum of the binary still tells two of them apart.
 //!
-//! What this costs no build: a build script that reads the revision makes cargo build everything again after each commit.
+//! This costs no build anything: a build script that reads the revision makes cargo build all again after each commit.
 
 use std::fs;
 use std::net::ToSocketAddrs;

@@ -42,9 +42,9 @@ impl Trace {
         }
     }
 
-    /// Folds group after group: writes that rode in one batch, were committed together and answered together. What a read
-    /// has for itself is recorded for each read, the rest once for the group. Returns the first and last write of a group
-    /// with a slow one.
+    /// Folds group after group: writes that rode in one batch, were committed together and answered together. What
+    /// a read has for itself is recorded for each read, the rest once for the group. Returns the first and last
+    /// write of a group with a slow one.
     fn fold_until_slow(&mut self) -> Option<(Lsn, Lsn)> {
         let (folded, replied_to) = (&mut self.folded, self.replied.last());
         while let Some((_, read)) = self.arrived.row(folded.read) {
@@ -61,7 +61,7 @@ impl Trace {
             let (committed_last, committed) = self.committed.row_of(first, &mut folded.commit)?;
             let (replied_last, replied) = self.replied.row_of(first, &mut folded.reply)?;
             let last = (*committed_last).min(*replied_last).min(batch.last);
-            // The first began first and all are answered together: none took longer, or waited longer for the turn.
+            // The first began first and all are answered together: none took or waited longer.
             let longest = between(read.started, *replied);
             self.total.reach(longest);
             self.stages[QUEUE].reach(between(read.appended, batch.turn));

@@ -1,9 +1,9 @@
 //! Histograms of durations: fixed memory, no allocation after the start, a dozen instructions to record.
 //!
-//! Buckets are log-linear: 32 to each power of two, so a bucket is at most 3.2 % wide. (The crate hdrhistogram does the
-//! same at about 60 instructions for each recording, and a lone write is recorded thirteen times.) There is a bucket for
-//! every duration that a u64 holds: a bound, and the comparison with it each time, would save 8 KiB of 16 that are never
-//! touched. How many were recorded is counted when somebody asks.
+//! Buckets are log-linear: 32 to each power of two, so a bucket is at most 3.2 % wide. (The crate hdrhistogram does
+//! the same at about 60 instructions for each recording, and a lone write is recorded thirteen times.) There is a
+//! bucket for every duration that a u64 holds: a bound, and the comparison with it each time, would save 8 KiB of 16
+//! that are never touched. How many were recorded is counted when somebody asks.
 
 use serde_json::{Value, json};
 

@@ -3,7 +3,7 @@
 //! A write passes moments that are read from one clock, so its stages add up to its total exactly:
 //!
 //! ```text
-//! started   the loop turns to the read that brings it
+//! started   the loop turns to the read that brings it (or to an ACK, or a read's request, just before)
 //! appended  they are decoded; it has an LSN and stands in the batch   decode = appended - started
 //! turn      the turn's requests are all read, and the flush under way    queue = turn - appended
 //!           (if any: see `node::flush`) has ended
@@ -16,9 +16,9 @@
 //! A follower's ACK comes back with the durations it measured itself, so no two clocks are compared: what it
 //! does not account for of the time between `sent` and its ACK is the network and the wake-ups on the way.
 //!
-//! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a
-//! histogram of each stage. All memory is taken when a node begins to lead, and what a follower needs when one is
-//! added.
+//! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a histogram of each
+//! stage. While a write is under way its moments are stored and nothing more; see `fold.rs`. All memory is taken when a
+//! node begins to lead, and what a follower needs when one is added.
 
 mod batches;
 mod fold;
@@ -81,7 +81,8 @@ pub struct Trace {
     next_reply: Lsn,
     folded: Folded,
     slowest: Vec<Receipt>,
-    /// The total of the fastest of them, once the list is full: what is not above it is not looked at. And which that is.
+    /// The total of the fastest of them, once the list is full, and which that is: what is not above it is not
+    /// looked at.
     slow_from_ns: u64,
     least_slow: usize,
     stages: [Durations; STAGES.len()],
@@ -160,7 +161,8 @@ impl Trace {
     #[inline]
     pub fn synced(&mut self, synced: Time) {
         // There is no batch of number 0.
-        let Some(batch) = self.batches.get_mut(std::mem::take(&mut self.syncing)).filter(|b| b.number != 0) else {
+        let Some(batch) = self.batches.get_mut(std::mem::take(&mut self.syncing)).filter(|b| b.number != 0)
+        else {
             return;
         };
         batch.synced = synced;
@@ -279,7 +281,8 @@ impl<'a> Measured<'a> {
     /// The histograms: name and durations.
     pub fn histograms(&self) -> impl Iterator<Item = (String, &'a Durations)> {
         let trace = self.trace;
-        let stages = STAGES.iter().zip(&trace.stages).map(|(stage, durations)| (format!("put {stage}"), durations));
+        let stages =
+            STAGES.iter().zip(&trace.stages).map(|(stage, durations)| (format!("put {stage}"), durations));
         let whole = [("put total".to_owned(), &trace.total), ("get".to_owned(), &trace.reads)];
         whole.into_iter().chain(stages)
     }
