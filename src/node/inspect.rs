@@ -30,9 +30,9 @@ impl Node {
 
     /// The last of them is decoded.
     ///
-    /// Frames with neither writes nor reads are a follower's ACK, which is handled in about a microsecond: what it commits
-    /// is applied when the turn is read. So no clock is read for them, and what comes next begins where they did. Reads
-    /// alone are timed for the sake of what comes next, so where nobody writes they are not.
+    /// Frames with neither writes nor reads are a follower's ACK, which is handled in about a microsecond: what it
+    /// commits is applied when the turn is read. So no clock is read for them, and what comes next begins where they
+    /// did. Reads alone are timed for the sake of what comes next, so where nobody writes they are not.
     #[inline]
     pub fn end_frames(&mut self) {
         if self.trace.is_none() || self.note_writes() {

@@ -18,9 +18,9 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// When a write of it was durable that was committed at `committed`, or is not yet and that is the present. A segment
-    /// that begins behind it makes it durable before the rest of its batch, and then it may be committed while the flush
-    /// of the rest is under way.
+    /// When a write of it was durable that was committed at `committed`, or is not yet and that is the present. A
+    /// segment that begins behind it makes it durable before the rest of its batch, and then it may be committed while
+    /// the flush of the rest is under way.
     #[inline(always)]
     pub fn synced_by(&self, committed: Time) -> Time {
         if self.synced == Time(0) { committed } else { self.synced.min(committed) }

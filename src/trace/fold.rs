@@ -1,15 +1,15 @@
 //! From moments to histograms, later.
 //!
-//! While a write is under way its moments are only stored. Writes whose replies have left are folded into the histograms,
-//! and looked at for being slow, when there are [`FOLD_WRITES`] of them or when somebody asks: one tight loop takes fewer
-//! instructions than as many calls for one write each.
+//! While a write is under way its moments are only stored. Writes whose replies have left are folded into the
+//! histograms, and looked at for being slow, when there are [`FOLD_WRITES`] of them or when somebody asks: one tight
+//! loop takes fewer instructions than as many calls for one write each.
 
 use super::{COMMIT, DECODE, QUEUE, REPLY, SLOWEST_SIZE, Trace};
 use crate::ids::Lsn;
 use crate::time::Time;
 
-/// Writes, and ACKs of a follower, that are folded together. So many take some 2 us, which nobody sees among what a turn
-/// takes, and they are few beside those that are kept.
+/// Writes, and ACKs of a follower, that are folded together. So many take some 2 us, which nobody sees among what a
+/// turn takes, and they are few beside those that are kept.
 pub(super) const FOLD_WRITES: u64 = 64;
 const _: () = assert!(FOLD_WRITES * 16 <= super::RING_SIZE as u64);
 

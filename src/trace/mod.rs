@@ -16,9 +16,9 @@
 //! A follower's ACK comes back with the durations it measured itself, so no two clocks are compared: what it
 //! does not account for of the time between `sent` and its ACK is the network and the wake-ups on the way.
 //!
-//! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a histogram of each
-//! stage. While a write is under way its moments are stored and nothing more; see `fold.rs`. All memory is taken when a
-//! node begins to lead, and what a follower needs when one is added.
+//! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a histogram of
+//! each stage. While a write is under way its moments are stored and nothing more; see `fold.rs`. All memory is taken
+//! when a node begins to lead, and what a follower needs when one is added.
 
 mod batches;
 mod fold;
