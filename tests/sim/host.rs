@@ -53,6 +53,8 @@ pub struct Host {
     pub site: usize,
     pub core: Shared,
     pub mem: MemDisk,
+    /// Where its closed segments are copied to.
+    pub archive: Option<crate::archives::Archive>,
     pub mirror: Rc<RefCell<Mirror>>,
     pub ahead: Rc<Cell<u64>>,
     /// When the flush under way ends: that wakes the loop.
@@ -110,6 +112,8 @@ pub struct Host {
     pub pin: Option<kvstore::node::PinId>,
     /// What comes in between while a snapshot is on its way to it, and after how many of its turns.
     pub troubles: Vec<(crate::away::Trouble, u64)>,
+    /// What a leader has sent to it and is on its way for longer than the session it belongs to.
+    pub late: Option<crate::late::Late>,
     /// It stays down until its leader's log has gone on without it.
     pub away: bool,
     /// The state that this process loaded was compared with the log.
@@ -155,7 +159,7 @@ impl Host {
         format!("10.0.0.{}:9000", site + 1)
     }
 
-    fn disk(&self) -> SimDisk {
+    pub fn disk(&self) -> SimDisk {
         SimDisk {
             mem: self.mem.clone(),
             core: self.core.clone(),
@@ -165,6 +169,8 @@ impl Host {
             name: format!("host{}", self.site),
             snapshot: None,
             site: self.site,
+            archive: self.archive.clone(),
+            open: Vec::new(),
         }
     }
 
@@ -181,6 +187,7 @@ impl Host {
             return Err(TurnEnd::Crashed);
         }
         let mut node = opened.map_err(TurnEnd::Fatal)?;
+        self.keep_archive(&mut node);
         let transfers = self.core.borrow().knobs.transfers;
         self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
         self.load_checked = false;
@@ -238,10 +245,13 @@ impl Host {
         self.ahead.set(0);
         self.next_turn = None;
         let result = self.run_turn();
-        self.printed
-            .extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
+        let warnings = crate::trace::take_warnings();
+        if let Some(archive) = &self.archive {
+            archive.after_turn(self.site, &warnings);
+        }
+        self.printed.extend(warnings.into_iter().filter(|line| crate::promises::gives_up(line)));
         self.busy_until = self.core.borrow().now + self.ahead.get();
-        if self.mem.has_crashed() {
+        if self.mem.has_crashed() || self.archive.as_ref().is_some_and(|archive| archive.mem.has_crashed()) {
             return TurnEnd::Crashed;
         }
         match result {
@@ -477,6 +487,10 @@ impl Process {
     /// change nothing.
     fn check_growth(&self, id: ConnId, (before, bytes_before): (Lsn, u64)) {
         let (last, bytes) = (self.node.positions().0, self.node.bytes_received());
+        if bytes < bytes_before && self.socks.mem.names().iter().any(|name| name == snapshot::RECEIVED_NAME) {
+            let mut core = self.socks.core.borrow_mut();
+            core.stats.count("transfer: another takes the place of one that had begun");
+        }
         assert!(
             bytes <= bytes_before || self.socks.session == Some(id),
             "host {}: bytes {bytes_before} to {bytes} of a snapshot came on a connection that is not its session's",
