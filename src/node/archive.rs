@@ -16,8 +16,8 @@
 //! said once, the directory is closed, and tried again after [`ARCHIVE_RETRY_MS_MIN`] to [`ARCHIVE_RETRY_MS_MAX`], so
 //! that a disk may come back, or another one be mounted.
 //!
-//! What was given up is so in the log of one generation only: behind a cut, and where a snapshot has replaced the log, the
-//! same LSNs are other records, and wait for their copies like any.
+//! What was given up is so in the log of one generation only: behind a cut, and where a snapshot has replaced the log,
+//! the same LSNs are other records, and wait for their copies like any.
 //!
 //! Only what is committed is copied. A log that was cut below that all the same (`follow --discard`, an older copy of
 //! the data directory) no longer has the note's chain checksum at the note's LSN. Then what is in the archive behind

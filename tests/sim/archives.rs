@@ -4,7 +4,7 @@
 //! Two things are checked here, and what the copies are good for in `drills`:
 //!
 //! - When a segment leaves the log because it is not needed any more, the archive holds its records, to the last
-//!   one, also if the power fails in that very moment: a copy of the archive is crashed, and its bytes are read here. Or
+//!   one, also if the power fails in that very moment: a copy of the archive is crashed, and its bytes are read. Or
 //!   the node has said, with the LSNs, that the segment goes without a copy, in a run whose bound is low.
 //! - What the note in the archive speaks of was committed by some leader.
 

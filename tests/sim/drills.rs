@@ -1,5 +1,5 @@
 //! What archives are for: an operator restores the state at an LSN from a snapshot that was put aside and from the
-//! archive, as the power loss of that moment leaves it. Where the copies are said to be without gaps that must work, and
+//! archive, as the power loss of that moment leaves it. Where the copies are without gaps that must work, and
 //! the state is what the log says at that LSN, key by key, and in its hash what nodes had there.
 
 use std::collections::BTreeMap;

@@ -116,8 +116,8 @@ fn lane_of(conn: usize, sent: &Sent) -> usize {
     }
 }
 
-/// Writes that nobody heard the end of. A number counts once where it was sent, and not at all where it was answered: its
-/// record is in one log once. With fixed roles a leader may lose that record, with its disk or by a cut, and execute the
+/// Writes that nobody heard the end of. A number counts once where it was sent, and not at all where it was answered:
+/// its record is in one log once. With fixed roles a leader may lose that record, by its disk or a cut, and execute the
 /// number again in a later term; what was read of the first one in its own term must find it among these.
 fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, numbers: &Numbers, elected: bool) -> ByKey {
     let mut open = ByKey::new();

@@ -483,27 +483,6 @@ impl Process {
         }
     }
 
-    /// A follower's log, and the snapshot that it gets, grow by what comes in its session. Frames of one that is dead
-    /// change nothing.
-    fn check_growth(&self, id: ConnId, (before, bytes_before): (Lsn, u64)) {
-        let (last, bytes) = (self.node.positions().0, self.node.bytes_received());
-        if bytes < bytes_before && self.socks.mem.names().iter().any(|name| name == snapshot::RECEIVED_NAME) {
-            let mut core = self.socks.core.borrow_mut();
-            core.stats.count("transfer: another takes the place of one that had begun");
-        }
-        assert!(
-            bytes <= bytes_before || self.socks.session == Some(id),
-            "host {}: bytes {bytes_before} to {bytes} of a snapshot came on a connection that is not its session's",
-            self.socks.site
-        );
-        assert!(
-            last <= before || self.socks.session == Some(id) || self.node.role_name() != "follower",
-            "host {}: records {} to {last} came on a connection that is not its session's",
-            self.socks.site,
-            before.next()
-        );
-    }
-
     fn over(&mut self, id: ConnId, why: &str) -> Result<(), FatalReason> {
         self.node.on_closed(&mut self.socks, id, why)?;
         self.socks.doom(id);

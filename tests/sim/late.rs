@@ -3,8 +3,11 @@
 //! then the very part that the follower asks for next; nothing but the session tells it from what is to come.
 
 use kvstore::conn::ConnId;
+use kvstore::ids::Lsn;
+use kvstore::snapshot;
 
 use crate::core::{Event, MS};
+use crate::host::Process;
 use crate::net::EndState;
 use crate::world::World;
 
@@ -74,6 +77,29 @@ impl World {
                 core.stats.count("net: bytes of a transfer arrive in the session after it");
             }
         }
+    }
+}
+
+impl Process {
+    /// A follower's log, and the snapshot that it gets, grow by what comes in its session. Frames of one that is dead
+    /// change nothing.
+    pub fn check_growth(&self, id: ConnId, (before, bytes_before): (Lsn, u64)) {
+        let (last, bytes) = (self.node.positions().0, self.node.bytes_received());
+        if bytes < bytes_before && self.socks.mem.names().iter().any(|name| name == snapshot::RECEIVED_NAME) {
+            let mut core = self.socks.core.borrow_mut();
+            core.stats.count("transfer: another takes the place of one that had begun");
+        }
+        assert!(
+            bytes <= bytes_before || self.socks.session == Some(id),
+            "host {}: bytes {bytes_before} to {bytes} of a snapshot came on a connection that is not its session's",
+            self.socks.site
+        );
+        assert!(
+            last <= before || self.socks.session == Some(id) || self.node.role_name() != "follower",
+            "host {}: records {} to {last} came on a connection that is not its session's",
+            self.socks.site,
+            before.next()
+        );
     }
 }
 
