@@ -4,9 +4,13 @@
 #
 #   scripts/catch_up.sh [MIB] [PUTS_PER_SECOND] [VALUE_SIZE]      (2048, 20000, 1024)
 #
+# Both begin from the same directories, one second into the same load: so behind the snapshot the follower gets what is
+# written from that second on, and nothing of what was written beside the copy. The copy has no such writes to take.
+#
 # A leader and a follower start; the follower is ended; so many MiB are written, and two snapshots made, so that the log
 # does not reach back to it. `fill` stops there and keeps the directory (CATCH_UP_DIR), `run` goes on from it as often as
 # CATCH_UP_RUNS says (3), each time from the same state: `fill` may then lie outside of the quiet time that `run` needs.
+# `follow` is `run` without the copies, as for two versions of the program (KVSTORE) in turns.
 #
 # A virtual machine whose host takes free memory back waits for it at the first touch of a page: 1.3 s per GiB were seen,
 # more than all the rest. A follower touches twice the memory that a copy does. So before each measurement as much memory
@@ -17,6 +21,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bench_cluster.sh"
 
 mib=${1:-2048} rate=${2:-20000} value_size=${3:-1024}
+ratios=() quiet_ratios=()
 phase=${CATCH_UP_PHASE:-all} runs=${CATCH_UP_RUNS:-3} warm_mib=${CATCH_UP_WARM_MIB:-8192}
 dir=${CATCH_UP_DIR:-${DATA_DIR:-/tmp}/kv-catch-up}
 client=$TARGET_DIR/kv_client
@@ -63,6 +68,11 @@ fill() {
         "$client" --port "$leader_port" snapshot
         "$client" --port "$leader_port" put between snapshots >/dev/null
     done
+    # Each run copies what is left of the log. Segments go once nothing is kept for the follower any more.
+    for _ in $(seq 900); do
+        (($(find "$dir/leader" -name '*.seg' | wc -l) > 2)) || break
+        sleep 0.1
+    done
     stop_servers
     mv "$dir/leader" "$dir/leader.full"
     mv "$dir/follower" "$dir/follower.empty"
@@ -86,10 +96,13 @@ touch_memory() {
 
 give_memory_back() { rm -f "$dir/warm.tmp"; }
 
+# copy NAME: sets copy_s to the seconds it took.
 copy() {
-    printf '%-25s' "$1"
+    local said
     # shellcheck disable=SC2012 # the names are the node's own
-    "$KV_BENCH" floor-copy "$(ls "$dir"/leader/*.kvsnap | tail -n 1)" "$dir"
+    said=$("$KV_BENCH" floor-copy "$(ls "$dir"/leader/*.kvsnap | tail -n 1)" "$dir")
+    printf '%-25s%s\n' "$1" "$said"
+    copy_s=$(sed -n 's/.* in \([0-9.]*\) s.*/\1/p' <<<"$said")
 }
 
 # load SECONDS LOG: PUTs at the rate, open loop.
@@ -104,37 +117,57 @@ time_of() {
         awk '{ printf "%.3f\n", $1 * 3600 + $2 * 60 + $3 }'
 }
 
-run() {
+# last_lsn: of the leader's log.
+last_lsn() { "$client" --port "$leader_port" -o json status | grep -o '"last_lsn":[0-9]*' | head -n 1 | tr -dc 0-9; }
+
+# Seconds since the epoch, and the LSN there: `writes_since` says how many writes per second there were since.
+mark() { marked_at=$EPOCHREALTIME marked_lsn=$(last_lsn); }
+
+writes_since() {
+    local lsn
+    lsn=$(last_lsn)
+    awk -v a="$marked_at" -v b="$EPOCHREALTIME" -v n="$((lsn - marked_lsn))" 'BEGIN { printf "%d", n / (b - a) }'
+}
+
+# processor_s PID: seconds of processor time that a process has taken.
+processor_s() { awk -v tick="$(getconf CLK_TCK)" '{ printf "%.2f", ($14 + $15) / tick }' "/proc/$1/stat"; }
+
+# under_load LOG COMMAND...: runs the command one second into six of load, on memory that the machine has.
+under_load() {
+    local log=$1
+    shift
+    touch_memory
+    give_memory_back
+    load 6 "$log" &
+    local load_pid=$!
+    PIDS+=("$load_pid")
+    sleep 1
+    "$@"
+    wait "$load_pid" || true
+}
+
+copies() {
     restore
     start_leader
     touch_memory
     give_memory_back
     copy "plain copy, quiet:"
-    touch_memory
-    give_memory_back
-    load 6 "$dir/load.log" &
-    PIDS+=($!)
-    sleep 1
-    copy "plain copy, beside load:"
-    wait "${PIDS[-1]}" || true
+    quiet_s=$copy_s
+    under_load "$dir/load.log" copy_beside
     echo "  PUT beside the copy:     $(grep 'response time' "$dir/load.log")"
-    touch_memory
-    give_memory_back
-    load 6 "$dir/load.log" &
-    local load_pid=$!
-    PIDS+=("$load_pid")
-    sleep 1
-    "$client" --port "$leader_port" reset >/dev/null
-    start_follower
-    await_line "$dir/leader.log" 'is in sync again'
-    local from has synced
-    from=$(time_of 'session with leader' "$dir/follower.log")
-    has=$(time_of 'has the snapshot' "$dir/leader.log")
-    synced=$(time_of 'is in sync again' "$dir/leader.log")
-    awk -v a="$from" -v b="$has" -v c="$synced" -v rate="$rate" 'BEGIN {
-        printf "%-25sthe snapshot after %.2f s, in sync after %.2f s, with %d PUT/s going on\n", "follower:", b - a, c - a, rate
-    }'
-    wait "$load_pid" || true
+    stop_servers
+}
+
+copy_beside() {
+    mark
+    copy "plain copy, beside load:"
+    echo "  writes meanwhile:        $(writes_since) per s"
+}
+
+catch_up() {
+    restore
+    start_leader
+    under_load "$dir/load.log" follow
     echo "  PUT beside the catch-up: $(grep 'response time' "$dir/load.log")"
     # From the moment the loop turns to them, and what of it was the log's sync: the rest is what clients wait elsewhere.
     "$client" --port "$leader_port" latency | grep -E '^microseconds|^put (total|sync)'
@@ -147,17 +180,50 @@ run() {
     stop_servers
 }
 
+follow() {
+    local before writes from has synced
+    "$client" --port "$leader_port" reset >/dev/null
+    before=$(processor_s "$LEADER_PID")
+    mark
+    start_follower
+    await_line "$dir/leader.log" 'is in sync again'
+    local processor
+    processor="follower $(processor_s "$FOLLOWER_PID") s, leader $(processor_s "$LEADER_PID") - $before s"
+    writes=$(writes_since)
+    from=$(time_of 'session with leader' "$dir/follower.log")
+    has=$(time_of 'has the snapshot' "$dir/leader.log")
+    synced=$(time_of 'is in sync again' "$dir/leader.log")
+    follow_s=$(awk -v a="$from" -v c="$synced" 'BEGIN { printf "%.3f", c - a }')
+    printf '%-25sthe snapshot after %.2f s, in sync after %.2f s\n' follower: \
+        "$(awk -v a="$from" -v b="$has" 'BEGIN { print b - a }')" "$follow_s"
+    echo "  writes meanwhile:        $writes per s"
+    echo "  processor time:          $processor"
+}
+
+# One run: both from the state that `fill` left, in turns the one and the other first.
+run() {
+    if (($1 % 2)); then copies; catch_up; else catch_up; copies; fi
+    ratios+=("$(awk -v a="$follow_s" -v b="$copy_s" 'BEGIN { printf "%.2f", a / b }')")
+    quiet_ratios+=("$(awk -v a="$follow_s" -v b="$quiet_s" 'BEGIN { printf "%.2f", a / b }')")
+    echo "in sync after ${ratios[-1]} x the copy beside load, ${quiet_ratios[-1]} x the quiet one"
+}
+
 run_all() {
     local number
     for ((number = 1; number <= runs; number++)); do
         echo "run $number of $runs"
-        run
+        run "$number"
     done
+    echo "beside load: ${ratios[*]}; median $(median "${ratios[@]}"); quiet: ${quiet_ratios[*]}; median $(median "${quiet_ratios[@]}")"
 }
+
+# median NUMBER...: the lower one of two.
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 
 case $phase in
     fill) fill ;;
     run) run_all ;;
+    follow) for ((number = 1; number <= runs; number++)); do catch_up; done ;;
     all) fill; run_all; rm -rf "${dir:?}" ;;
-    *) die "CATCH_UP_PHASE is fill, run or all" ;;
+    *) die "CATCH_UP_PHASE is fill, run, follow or all" ;;
 esac

@@ -172,7 +172,8 @@ impl Node {
             self.give_up_state(io);
         }
         let Some(install) = &mut self.install else { return Ok(()) };
-        while let Some(block) = install.file.next_block(self.disk.as_ref())? {
+        let mut rest = chunk.bytes;
+        while let Some(block) = install.file.next_block(self.disk.as_ref(), &mut rest)? {
             self.keyspace.load(block.entries());
             self.keyspace.load_sessions(install.tag.e, block.sessions());
         }

@@ -4,12 +4,13 @@
 //! A follower costs a bounded amount of memory whatever its lag: past the high-water mark of its output
 //! buffer it is *behind*, and fed again from the log files, one frame at a time, when the buffer is low.
 
+use super::divergence::PeerState;
 use super::fatal::{fence, malformed};
 use super::leader::{Link, Stream};
 use super::reads::Rounds;
 use super::{FatalReason, Node, Role, Stop};
 use crate::conn::{ConnId, Io, OutBuf};
-use crate::ids::Lsn;
+use crate::ids::{Chain, Lsn};
 use crate::limits::COMMIT_NEWS_MS;
 #[cfg(doc)]
 use crate::limits::SESSION_SILENCE_MS;
@@ -20,13 +21,35 @@ use crate::wal::Cursor;
 use crate::wire::peer::{Ack, AppendEntries, AppendTail};
 use crate::{log_at, log_info, log_warn};
 
-impl Stream {
-    /// What the next frame says of being in sync, and remembers to have said.
-    pub(super) fn tell_in_sync(&mut self, progress: &Progress, term_lsn: Lsn) -> bool {
-        self.told_in_sync = progress.may_be_told_in_sync(term_lsn);
-        self.told_in_sync
-    }
+/// What every frame tells beside its records, at one moment of a turn.
+struct Told {
+    now: Time,
+    commit_lsn: Lsn,
+    term_lsn: Lsn,
+    question: Lsn,
+}
 
+impl Told {
+    /// The tail of the next frame to a follower. The stream remembers to have told it.
+    fn tail(
+        &self,
+        stream: &mut Stream,
+        (progress, state): (&Progress, &mut PeerState),
+        (round, chain): (u64, Chain),
+    ) -> AppendTail {
+        stream.told_in_sync = progress.may_be_told_in_sync(self.term_lsn);
+        (stream.last_sent, stream.told_commit) = (self.now, self.commit_lsn);
+        AppendTail {
+            in_sync: stream.told_in_sync,
+            commit_lsn: self.commit_lsn,
+            round,
+            chain,
+            state: state.news(stream.next_lsn, self.question),
+        }
+    }
+}
+
+impl Stream {
     /// When a frame without records is to be sent. Followers of an elected leader show what they hear to be committed:
     /// if no record has taken that along by then, a frame of its own does.
     pub(super) fn heartbeat_due(&self, commit: Lsn, interval_ms: u64, is_elected: bool) -> Time {
@@ -62,7 +85,7 @@ impl Node {
         let batch = self.inflight.current();
         let feed_limits = self.config.feed;
         let Role::Leader(leader) = &mut self.role else { return };
-        let term_lsn = leader.term_lsn;
+        let told = Told { now, commit_lsn: commit, term_lsn: leader.term_lsn, question };
         leader.round += 1;
         let mut sent_to = 0;
         for (index, peer) in leader.peers.iter_mut().enumerate() {
@@ -84,18 +107,11 @@ impl Node {
             while from < batch.len() {
                 let to = batch.fitting(from, feed_limits.frame_bytes);
                 let (records, chain) = batch.slice(from, to);
-                let tail = AppendTail {
-                    in_sync: stream.tell_in_sync(&peer.progress, term_lsn),
-                    commit_lsn: commit,
-                    round: leader.round,
-                    chain,
-                    state: peer.state.news(stream.next_lsn, question),
-                };
+                let tail = told.tail(stream, (&peer.progress, &mut peer.state), (leader.round, chain));
                 AppendEntries { record_count: (to - from) as u32, records, tail }.encode(out.bytes_mut());
                 from = to;
             }
             stream.next_lsn = last.next();
-            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, sent_at);
             sent_to += 1;
         }
@@ -267,8 +283,8 @@ impl Node {
         // What gathers behind a flush comes from memory.
         let (unsent_from, commit, now) = (self.unsent_from(), self.commit_to_tell(), self.now);
         let Role::Leader(leader) = &mut self.role else { return Ok(()) };
-        let (mut unreadable, feed_limits, term_lsn) = (None, self.config.feed, leader.term_lsn);
-        let question = self.checks.asked;
+        let (mut unreadable, feed_limits) = (None, self.config.feed);
+        let told = Told { now, commit_lsn: commit, term_lsn: leader.term_lsn, question: self.checks.asked };
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let Some(cursor) = &mut stream.behind else { continue };
@@ -296,16 +312,9 @@ impl Node {
                 }
             };
             leader.round += 1;
-            let tail = AppendTail {
-                in_sync: stream.tell_in_sync(&peer.progress, term_lsn),
-                commit_lsn: commit,
-                round: leader.round,
-                chain: range.chain,
-                state: peer.state.news(stream.next_lsn, question),
-            };
+            let tail = told.tail(stream, (&peer.progress, &mut peer.state), (leader.round, range.chain));
             AppendEntries { record_count: range.count, records: &leader.feed, tail }.encode(out.bytes_mut());
             stream.next_lsn = range.last.next();
-            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, now);
             if stream.next_lsn >= unsent_from {
                 stream.behind = None;
@@ -347,6 +356,7 @@ impl Node {
         let (last, last_chain, inflight) = (self.wal.last_lsn(), self.wal.last_chain(), &self.inflight);
         let Role::Leader(leader) = &mut self.role else { return };
         let (term_lsn, is_elected) = (leader.term_lsn, leader.quorum.is_some());
+        let told = Told { now, commit_lsn: commit, term_lsn, question };
         for (index, peer) in leader.peers.iter_mut().enumerate() {
             let Link::Streaming(stream) = &mut peer.link else { continue };
             let sent_chain = match stream.next_lsn > last {
@@ -362,15 +372,8 @@ impl Node {
                 continue;
             }
             leader.round += 1;
-            let tail = AppendTail {
-                in_sync: stream.tell_in_sync(&peer.progress, term_lsn),
-                commit_lsn: commit,
-                round: leader.round,
-                chain,
-                state: peer.state.news(stream.next_lsn, question),
-            };
+            let tail = told.tail(stream, (&peer.progress, &mut peer.state), (leader.round, chain));
             AppendEntries { record_count: 0, records: &[], tail }.encode(io.output(stream.conn).bytes_mut());
-            (stream.last_sent, stream.told_commit) = (now, commit);
             sent(&mut leader.quorum, index, leader.round, sent_at);
         }
     }

@@ -1,5 +1,6 @@
 //! Reads a snapshot from bytes as they come: an object that bytes are put into, in order, in pieces of any size.
 //!
+//! They are judged where they lie, or from the buffer that it fills ([`Parser::step_over`], [`Parser::step`]).
 //! It holds what it cannot judge yet: at most one header or block, and what was put in behind it. A length is
 //! checked before memory is taken for it. Once the bytes are found to be no snapshot they stay none.
 
@@ -45,30 +46,60 @@ pub(super) enum Step {
 /// A block that holds, until more bytes are put in.
 #[derive(Debug)]
 pub(super) struct Checked {
+    place: Place,
     bytes: Range<usize>,
     held: Held,
 }
 
-/// Invariants: `buffer[from..to]` are the bytes of the file from `offset` on, not judged yet.
+/// Where the bytes of a block are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Put into the parser.
+    Within,
+    /// Among those that a step went over.
+    Over,
+}
+
+/// Judges the bytes of a file in their order, and keeps none of them.
+#[derive(Debug)]
+struct Judge {
+    expected: Option<ClusterId>,
+    /// Bytes that were judged.
+    offset: u64,
+    stage: Stage,
+}
+
+/// What stands at the front of some bytes.
+enum Verdict {
+    /// Nothing can be said without so many more.
+    Needs(usize),
+    /// A header or footer of so many bytes.
+    Passed(usize),
+    /// A block of so many bytes, checked.
+    Block(usize, Held),
+    /// What is behind the end.
+    Done,
+}
+
+/// Invariants: `buffer[from..to]` are the bytes of the file from [`Parser::offset`] on, not judged yet.
 #[derive(Debug)]
 pub(super) struct Parser {
-    expected: Option<ClusterId>,
     buffer: Vec<u8>,
     from: usize,
     to: usize,
-    offset: u64,
-    stage: Stage,
+    judge: Judge,
 }
 
 impl Parser {
     /// A parser for a file of this cluster, or of any.
     pub fn new(expected: Option<ClusterId>) -> Parser {
-        Parser { expected, buffer: Vec::new(), from: 0, to: 0, offset: 0, stage: Stage::Header }
+        let judge = Judge { expected, offset: 0, stage: Stage::Header };
+        Parser { buffer: Vec::new(), from: 0, to: 0, judge }
     }
 
     /// The header, once it was read.
     pub fn header(&self) -> Option<&Header> {
-        match &self.stage {
+        match &self.judge.stage {
             Stage::Body(body) | Stage::Done(body, _) => Some(&body.header),
             Stage::Header | Stage::Invalid(_) => None,
         }
@@ -76,7 +107,7 @@ impl Parser {
 
     /// The checksum of the header, once it was read.
     pub fn header_crc(&self) -> Option<u32> {
-        match &self.stage {
+        match &self.judge.stage {
             Stage::Body(body) | Stage::Done(body, _) => Some(body.header_crc),
             Stage::Header | Stage::Invalid(_) => None,
         }
@@ -84,17 +115,17 @@ impl Parser {
 
     /// The footer, once everything was read.
     pub fn footer(&self) -> Option<&Footer> {
-        if let Stage::Done(_, footer) = &self.stage { Some(footer) } else { None }
+        if let Stage::Done(_, footer) = &self.judge.stage { Some(footer) } else { None }
     }
 
     /// Bytes of the file that were judged.
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.judge.offset
     }
 
     /// Bytes of the file that were put in.
     pub fn end(&self) -> u64 {
-        self.offset + self.held() as u64
+        self.offset() + self.held() as u64
     }
 
     /// Bytes put in and not judged yet.
@@ -118,77 +149,109 @@ impl Parser {
     /// Takes the next step, as far as the bytes so far allow one.
     pub fn step(&mut self) -> Result<Step, Fault> {
         loop {
-            let next = match &mut self.stage {
-                Stage::Invalid(fault) => return Err(*fault),
-                Stage::Done(..) => return Ok(Step::Done),
-                Stage::Header => {
-                    let bytes = &self.buffer[self.from..self.to];
-                    read_header(bytes, self.expected)
+            match self.judge.next(&self.buffer[self.from..self.to])? {
+                Verdict::Needs(size) => return Ok(Step::Needs(size)),
+                Verdict::Passed(size) => self.from += size,
+                Verdict::Block(size, held) => {
+                    self.from += size;
+                    let bytes = self.from - size..self.from;
+                    return Ok(Step::Block(Checked { place: Place::Within, bytes, held }));
                 }
-                Stage::Body(body) => {
-                    let bytes = &self.buffer[self.from..self.to];
-                    body.next(bytes, self.offset)
-                }
-            };
-            match next {
-                Ok(Next::Needs(size)) => return Ok(Step::Needs(size)),
-                Ok(Next::Header(body, size)) => {
-                    self.stage = Stage::Body(*body);
-                    self.take(size);
-                }
-                Ok(Next::Footer(footer)) => {
-                    self.take(FOOTER_SIZE);
-                    if let Stage::Body(body) = std::mem::replace(&mut self.stage, Stage::Header) {
-                        self.stage = Stage::Done(body, footer);
-                    }
-                }
-                Ok(Next::Block(size)) => {
-                    let at = self.offset;
-                    let bytes = self.take(size);
-                    return self.check(bytes, at).map(Step::Block);
-                }
-                Err(fault) => {
-                    self.stage = Stage::Invalid(fault);
-                    return Err(fault);
-                }
+                Verdict::Done => return Ok(Step::Done),
             }
         }
     }
 
     /// The block that the last step found.
     pub fn block(&self, checked: &Checked) -> Block<'_> {
-        Block::new(&self.buffer[checked.bytes.clone()], checked.held)
+        self.block_over(checked, &[])
     }
 
-    /// Checks the block in this part of the buffer, which stands at `offset` of the file.
-    fn check(&mut self, bytes: Range<usize>, offset: u64) -> Result<Checked, Fault> {
-        let Stage::Body(body) = &mut self.stage else { unreachable!("blocks follow the header") };
-        let checked = match Block::check(&self.buffer[bytes.clone()], body.identity_crc, offset) {
-            Ok(held) if held.sessions > 0 && !body.header.has_sessions => {
-                Err(Fault::Damaged { offset, what: "client sessions in a file of a version that has none" })
+    /// The block that the last step found over `rest`.
+    pub fn block_over<'a>(&'a self, checked: &Checked, rest: &'a [u8]) -> Block<'a> {
+        let bytes = if checked.place == Place::Over { rest } else { &self.buffer };
+        Block::new(&bytes[checked.bytes.clone()], checked.held)
+    }
+
+    /// Takes the next step over bytes that were not put in: `rest` follows [`Parser::end`]. Returns how many of them
+    /// were taken: all, unless the step found a block or the end. A block that is whole there is judged where it lies;
+    /// only one that began in the bytes of before, or ends in those to come, is copied.
+    pub fn step_over(&mut self, rest: &[u8]) -> Result<(Step, usize), Fault> {
+        let mut taken = 0;
+        while self.held() > 0 {
+            match self.step()? {
+                Step::Needs(size) if taken < rest.len() => {
+                    let part = &rest[taken..rest.len().min(taken + size)];
+                    self.room(part.len()).copy_from_slice(part);
+                    taken += part.len();
+                }
+                step => return Ok((step, taken)),
             }
-            checked => checked,
-        };
-        match checked {
-            Ok(held) => {
-                body.crc.update(&self.buffer[bytes.clone()]);
-                body.blocks += 1;
-                body.entries += u64::from(held.entries);
-                body.data_bytes += held.data_bytes;
-                Ok(Checked { bytes, held })
-            }
-            Err(fault) => {
-                self.stage = Stage::Invalid(fault);
-                Err(fault)
+        }
+        loop {
+            match self.judge.next(&rest[taken..])? {
+                Verdict::Needs(size) => {
+                    self.room(rest.len() - taken).copy_from_slice(&rest[taken..]);
+                    return Ok((Step::Needs(size), rest.len()));
+                }
+                Verdict::Passed(size) => taken += size,
+                Verdict::Block(size, held) => {
+                    let bytes = taken..taken + size;
+                    return Ok((Step::Block(Checked { place: Place::Over, bytes, held }), taken + size));
+                }
+                Verdict::Done => return Ok((Step::Done, taken)),
             }
         }
     }
+}
 
-    fn take(&mut self, size: usize) -> Range<usize> {
-        let range = self.from..self.from + size;
-        self.from += size;
+impl Judge {
+    /// What stands at the front of `bytes`, which follow those that were judged. Once a fault, always that fault.
+    fn next(&mut self, bytes: &[u8]) -> Result<Verdict, Fault> {
+        let next = match &self.stage {
+            Stage::Invalid(fault) => return Err(*fault),
+            Stage::Done(..) => return Ok(Verdict::Done),
+            Stage::Header => read_header(bytes, self.expected),
+            Stage::Body(body) => body.next(bytes, self.offset),
+        };
+        let verdict = next.and_then(|next| self.take(next, bytes));
+        if let Err(fault) = verdict {
+            self.stage = Stage::Invalid(fault);
+        }
+        verdict
+    }
+
+    fn take(&mut self, next: Next, bytes: &[u8]) -> Result<Verdict, Fault> {
+        let (size, verdict) = match next {
+            Next::Needs(size) => (0, Verdict::Needs(size)),
+            Next::Header(body, size) => {
+                self.stage = Stage::Body(*body);
+                (size, Verdict::Passed(size))
+            }
+            Next::Footer(footer) => {
+                if let Stage::Body(body) = std::mem::replace(&mut self.stage, Stage::Header) {
+                    self.stage = Stage::Done(body, footer);
+                }
+                (FOOTER_SIZE, Verdict::Passed(FOOTER_SIZE))
+            }
+            Next::Block(size) => (size, Verdict::Block(size, self.check(&bytes[..size])?)),
+        };
         self.offset += size as u64;
-        range
+        Ok(verdict)
+    }
+
+    fn check(&mut self, block: &[u8]) -> Result<Held, Fault> {
+        let Stage::Body(body) = &mut self.stage else { unreachable!("blocks follow the header") };
+        let held = Block::check(block, body.identity_crc, self.offset)?;
+        if held.sessions > 0 && !body.header.has_sessions {
+            let what = "client sessions in a file of a version that has none";
+            return Err(Fault::Damaged { offset: self.offset, what });
+        }
+        body.crc.update(block);
+        body.blocks += 1;
+        body.entries += u64::from(held.entries);
+        body.data_bytes += held.data_bytes;
+        Ok(held)
     }
 }
 

@@ -9,12 +9,11 @@
 
 use crate::disk::{Disk, FileId};
 use crate::ids::ClusterId;
-use crate::limits::{SNAPSHOT_CHUNK_SIZE_MAX, SNAPSHOT_WRITE_BEHIND};
+use crate::limits::SNAPSHOT_WRITE_BEHIND;
 
-use super::block::{BLOCK_HEADER_SIZE, Block, PAYLOAD_SIZE_MAX};
+use super::block::Block;
 use super::error::{Fault, ReceiveError, SnapshotError, path};
 use super::files::{RECEIVED_NAME, remove_if_there};
-use super::header::HEADER_SIZE_MAX;
 use super::parser::{Parser, Step};
 use super::{Finished, SnapshotId};
 
@@ -65,7 +64,7 @@ impl ReceivedFile {
     }
 
     /// Takes the bytes that come next. The blocks that they complete are to be taken before the next chunk, with
-    /// [`ReceivedFile::next_block`], so that memory is bounded by one block and one chunk.
+    /// [`ReceivedFile::next_block`], so that memory is bounded by one block.
     ///
     /// # Errors
     /// Bytes that are not the next ones, or more than were offered, change nothing. If the write fails the file is to
@@ -79,28 +78,33 @@ impl ReceivedFile {
         if end > self.offer.bytes {
             return Err(ReceiveError::TooLong { offered: self.offer.bytes, end });
         }
-        assert!(self.parser.held() <= HELD_MAX, "the blocks of a chunk are taken before the next one");
         disk.write_all_at(self.file, offset, bytes).map_err(|source| {
             ReceiveError::Write(SnapshotError::new(disk, "write a chunk to", RECEIVED_NAME, offset, source))
         })?;
         let from = offset.saturating_sub(SNAPSHOT_WRITE_BEHIND);
         disk.start_writeback(self.file, from, end - from);
-        self.parser.room(bytes.len()).copy_from_slice(bytes);
         Ok(())
     }
 
-    /// The next block that is whole, checked; `None` if more bytes are needed, or everything was taken.
+    /// The next block that is whole with the chunk that was received, checked; `None` if more bytes are needed, or
+    /// everything was taken. `rest` is what of the chunk was not taken yet: all of it at first, nothing behind `None`.
     ///
     /// # Errors
     /// If the bytes are no snapshot of this cluster, or not the one that was offered. The file is to be abandoned,
     /// and what was loaded from it to be forgotten.
-    pub fn next_block(&mut self, disk: &dyn Disk) -> Result<Option<Block<'_>>, ReceiveError> {
-        let step = self.parser.step().map_err(|fault| invalid(fault, disk))?;
+    pub fn next_block<'a, 'chunk: 'a>(
+        &'a mut self,
+        disk: &dyn Disk,
+        rest: &mut &'chunk [u8],
+    ) -> Result<Option<Block<'a>>, ReceiveError> {
+        let bytes = *rest;
+        let (step, taken) = self.parser.step_over(bytes).map_err(|fault| invalid(fault, disk))?;
+        *rest = &bytes[taken..];
         if let Some(what) = self.contradiction() {
             return Err(invalid(Fault::Damaged { offset: 0, what }, disk));
         }
         match step {
-            Step::Block(checked) => Ok(Some(self.parser.block(&checked))),
+            Step::Block(checked) => Ok(Some(self.parser.block_over(&checked, bytes))),
             Step::Needs(_) | Step::Done => Ok(None),
         }
     }
@@ -129,7 +133,7 @@ impl ReceivedFile {
     }
 
     fn check_all(&mut self, disk: &mut dyn Disk) -> Result<Finished, ReceiveError> {
-        while self.next_block(disk)?.is_some() {}
+        while self.next_block(disk, &mut &[][..])?.is_some() {}
         let (Some(header), Some(footer)) = (self.parser.header(), self.parser.footer()) else {
             return Err(ReceiveError::Incomplete { offered: self.offer.bytes, received: self.offset() });
         };
@@ -150,13 +154,6 @@ impl ReceivedFile {
         (footer.crc() != self.offer.crc).then_some("the file has another checksum than the one offered")
     }
 }
-
-/// Bytes that may wait when a chunk comes: a header or block that is not whole, and the chunk before.
-const HELD_MAX: usize = {
-    let block = BLOCK_HEADER_SIZE + PAYLOAD_SIZE_MAX;
-    let largest = if block > HEADER_SIZE_MAX { block } else { HEADER_SIZE_MAX };
-    largest + SNAPSHOT_CHUNK_SIZE_MAX
-};
 
 fn invalid(fault: Fault, disk: &dyn Disk) -> ReceiveError {
     ReceiveError::Invalid(fault.in_file(path(disk, RECEIVED_NAME)))

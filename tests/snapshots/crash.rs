@@ -42,7 +42,8 @@ fn receive(disk: &MemDisk, info: &SnapshotInfo, raw: &[u8]) -> Result<SnapshotIn
             received.abandon(&mut disk);
             return Err(error);
         }
-        while received.next_block(&disk)?.is_some() {}
+        let mut rest = chunk;
+        while received.next_block(&disk, &mut rest)?.is_some() {}
     }
     received.finish(&mut disk)?.publish(&mut disk).map_err(ReceiveError::Write)
 }

@@ -166,16 +166,16 @@ fn damage_on_its_way_ends_a_transfer_where_it_stands() {
         let mut bad = raw.clone();
         bad[byte] ^= 0x10;
         received.receive(&mut disk.clone(), 0, &bad).unwrap();
-        let mut error = None;
+        let (mut error, mut rest) = (None, &bad[..]);
         while error.is_none() {
-            error = received.next_block(&disk).err();
+            error = received.next_block(&disk, &mut rest).err();
         }
         let part = parts.iter().rposition(|&part| part <= byte).expect("the first begins at 0");
         let Some(ReceiveError::Invalid(ReadError::Damaged { offset, .. })) = error else {
             panic!("{error:?}")
         };
         assert_eq!(offset, parts[part] as u64);
-        assert!(received.next_block(&disk).is_err(), "once bad, always bad");
+        assert!(received.next_block(&disk, &mut rest).is_err(), "once bad, always bad");
         assert!(received.finish(&mut disk.clone()).is_err());
         assert_eq!(disk.names(), Vec::<String>::new());
     }

@@ -22,7 +22,8 @@ fn begin(disk: &MemDisk, offer: Offer) -> ReceivedFile {
 fn take(received: &mut ReceivedFile, disk: &MemDisk, chunk: &[u8], loaded: &mut Entries) {
     let offset = received.offset();
     received.receive(&mut disk.clone(), offset, chunk).expect("it is the next chunk");
-    while let Some(block) = received.next_block(disk).expect("the bytes are good") {
+    let mut rest = chunk;
+    while let Some(block) = received.next_block(disk, &mut rest).expect("the bytes are good") {
         loaded.extend(block.entries().map(|(key, value)| (key.to_vec(), value.to_vec())));
     }
 }
@@ -55,6 +56,27 @@ fn entries_are_loaded_before_the_last_byte_is_there() {
     let (mut received, mut loaded) = (begin(&disk, offer), Entries::new());
     take(&mut received, &disk, &raw[..raw.len() / 2], &mut loaded);
     assert!(loaded.len() > sent.len() / 3 && sent.starts_with(&loaded));
+}
+
+#[test]
+fn only_a_block_that_is_cut_by_the_end_of_a_chunk_is_copied() {
+    let sent = entries(3000, 100);
+    let (offer, raw) = offered(&sent);
+    let disk = MemDisk::new();
+    let mut received = begin(&disk, offer);
+    let (mut in_place, mut copied) = (0, 0);
+    for chunk in [&raw[..raw.len() / 2], &raw[raw.len() / 2..]] {
+        let offset = received.offset();
+        received.receive(&mut disk.clone(), offset, chunk).expect("it is the next chunk");
+        let mut rest = chunk;
+        while let Some(block) = received.next_block(&disk, &mut rest).expect("the bytes are good") {
+            let (key, _) = block.entries().next().expect("a block holds entries");
+            let is_in_place = chunk.as_ptr_range().contains(&key.as_ptr());
+            *if is_in_place { &mut in_place } else { &mut copied } += 1;
+        }
+        assert!(rest.is_empty(), "what is left is held until the next chunk");
+    }
+    assert!(in_place > 3 && copied == 1, "{in_place} in place, {copied} copied");
 }
 
 #[test]
@@ -111,9 +133,9 @@ fn another_snapshot_than_the_one_offered_is_refused() {
         let disk = MemDisk::new();
         let mut received = begin(&disk, offer);
         received.receive(&mut disk.clone(), 0, &raw).unwrap();
-        let mut result = Ok(true);
+        let (mut result, mut rest) = (Ok(true), &raw[..]);
         while let Ok(true) = result {
-            result = received.next_block(&disk).map(|block| block.is_some());
+            result = received.next_block(&disk, &mut rest).map(|block| block.is_some());
         }
         let error = received.finish(&mut disk.clone()).unwrap_err();
         assert!(matches!(error, ReceiveError::Invalid(ReadError::Damaged { .. })), "{offer:?}: {error}");
@@ -127,7 +149,7 @@ fn a_snapshot_of_another_cluster_is_refused_by_its_header() {
     let disk = MemDisk::new();
     let mut received = ReceivedFile::begin(&mut disk.clone(), ClusterId([1; 16]), offer).unwrap();
     received.receive(&mut disk.clone(), 0, &raw[..4096]).unwrap();
-    let error = received.next_block(&disk).unwrap_err();
+    let error = received.next_block(&disk, &mut &raw[..4096]).unwrap_err();
     assert!(matches!(error, ReceiveError::Invalid(ReadError::OtherCluster { .. })), "{error}");
 }
 
