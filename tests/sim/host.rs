@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
 use kvstore::disk::Disk;
-use kvstore::ids::{Chain, Lsn};
+use kvstore::ids::Chain;
 use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use kvstore::meta::MetaStore;
 use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
