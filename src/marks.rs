@@ -88,6 +88,12 @@ impl Marks {
         self.note(format_args!("to lsn={lsn} committed"));
     }
 
+    /// The LSN of the last reply that was told.
+    #[inline(always)]
+    pub fn last_replied(&self) -> Lsn {
+        self.replied
+    }
+
     /// The turn's replies are with their sockets; the last one is of this LSN. Told once.
     #[inline(always)]
     pub fn replied(&mut self, lsn: Lsn) {

@@ -3,7 +3,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -59,7 +58,6 @@ pub fn describe(data_dir: &Path, hold: &LatencyHold) -> Value {
         "device": mount.as_ref().map(|mount| mount.device.clone()),
         "device_write_cache": mount.as_ref().and_then(Mount::write_cache),
         "cpu_dma_latency": hold.state(),
-        "git_revision": git_revision(),
     })
 }
 
@@ -71,17 +69,6 @@ fn cpu_model() -> Option<String> {
 
 fn first_word(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()?.split_whitespace().next().map(str::to_owned)
-}
-
-/// Of the source that kv_bench is run in; "+" where files differ from it.
-fn git_revision() -> Option<String> {
-    let git = |flags: &[&str]| -> Option<String> {
-        let output = Command::new("git").args(flags).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let revision = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| text.is_empty());
-    Some(if clean { revision } else { format!("{revision}+") })
 }
 
 struct Mount {

@@ -13,6 +13,7 @@ mod measure;
 mod plot;
 mod protocol;
 mod report;
+mod revision;
 mod snapshots;
 mod tables;
 mod targets;
@@ -58,7 +59,9 @@ fn main() -> ExitCode {
 fn measure(args: &LoadArgs) -> Result<(), String> {
     args.check()?;
     let hold = machine::LatencyHold::take();
-    let machine = machine::describe(&args.data_dir, &hold);
+    let mut machine = machine::describe(&args.data_dir, &hold);
+    let node = args.endpoint.as_deref().filter(|_| args.protocol == args::ProtocolName::Kv);
+    report::merge(&mut machine, revision::describe(node));
     let mut progress = Progress::new();
     let mut store = args.endpoint.as_ref().map(|_| Summary::default());
     let mut floor = args.floor.then(|| Floor::new(args));

@@ -15,7 +15,7 @@ use crate::plot::{self, Curve};
 pub struct Report<'a> {
     /// The flags.
     pub args: &'a LoadArgs,
-    /// Of [`crate::machine::describe`].
+    /// Of [`crate::machine::describe`] and [`crate::revision::describe`].
     pub machine: Value,
     /// The store, if one was measured.
     pub store: Option<Summary>,
@@ -179,7 +179,8 @@ fn config_json(args: &LoadArgs) -> Value {
     })
 }
 
-fn merge(into: &mut Value, from: Value) {
+/// Adds the fields of one document to another.
+pub fn merge(into: &mut Value, from: Value) {
     let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) else { return };
     into.extend(from);
 }

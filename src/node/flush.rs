@@ -170,6 +170,7 @@ impl Node {
 
     /// Writes the followers' buffers out, so that their disks begin with this node's.
     pub(super) fn flush_followers(&mut self, wire: &mut impl Wire) -> Result<(), FatalReason> {
+        self.frames.newest = None;
         for index in 0..self.leader().map_or(0, |leader| leader.peers.len()) {
             let Some(conn) = self.leader().and_then(|leader| leader.peers[index].conn()) else { continue };
             if let Some(why) = wire.flush_one(conn) {

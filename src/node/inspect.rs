@@ -2,65 +2,125 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Frames, Node, Role};
+use super::{Node, Role};
 use crate::conn::{ConnId, Io};
 use crate::ids::Lsn;
 use crate::ledger;
+use crate::time::Time;
 use crate::trace::{RING_SIZE, SLOWEST_SIZE, tail_document};
 use crate::wire::client::{Inspect, Status};
+
+/// Milliseconds after a write in which a read beside it is timed: the next write may come right behind it.
+const WRITTEN_MS: u64 = 100;
 
 impl Node {
     /// The first of the frames that were read together is about to be decoded.
     ///
     /// Their time begins where that of the read before has ended, or with the turn: one reading of the clock for each
     /// read and not two, and the call that read them is counted to those it brought.
+    #[inline]
     pub fn begin_frames(&mut self) {
         self.read_at = None;
         if self.trace.is_some() {
-            let started = self.frames.last_ended.take().unwrap_or_else(|| self.clock.now());
-            self.frames =
-                Frames { started, first_lsn: self.wal.last_lsn().next(), reads: 0, last_ended: None };
+            self.frames.started = self.newest_reading();
+            self.frames.first_lsn = self.wal.last_lsn().next();
+            self.frames.reads = self.counters.reads;
         }
     }
 
     /// The last of them is decoded.
+    ///
+    /// Frames with neither writes nor reads are a follower's ACK, which is handled in about a microsecond: what it
+    /// commits is applied when the turn is read. So no clock is read for them, and what comes next begins where they
+    /// did. Reads alone are timed for the sake of what comes next, so where nobody writes they are not.
+    #[inline]
     pub fn end_frames(&mut self) {
-        let Some(trace) = &mut self.trace else { return };
-        let frames = &mut self.frames;
-        let last = self.wal.last_lsn();
-        let wrote = matches!(self.role, Role::Leader(_)) && last >= frames.first_lsn;
-        // Of what had neither, be it the ACK that answered fifty writes, nothing is charged to the next read.
-        if wrote || frames.reads > 0 {
-            let now = self.clock.now();
-            if wrote {
-                trace.appended(frames.first_lsn, last, frames.started, now);
-            } else {
-                trace.reads(now.since(frames.started), frames.reads);
-            }
-            frames.last_ended = Some(now);
+        if self.trace.is_none() || self.note_writes() {
+            return;
         }
+        let frames = &mut self.frames;
+        let times_reads = self.counters.reads != frames.reads && self.now < frames.written_until;
+        frames.newest = Some(if times_reads { self.clock.now() } else { frames.started });
+    }
+
+    /// Whether the frames have brought writes; if so, they are decoded now.
+    #[inline]
+    fn note_writes(&mut self) -> bool {
+        let (frames, last) = (&mut self.frames, self.wal.last_lsn());
+        let Some(trace) = self.trace.as_mut().filter(|_| last >= frames.first_lsn) else { return false };
+        if !matches!(self.role, Role::Leader(_)) {
+            return false;
+        }
+        let now = self.clock.now();
+        trace.appended(frames.first_lsn, last, frames.started, now);
         frames.first_lsn = last.next();
-        frames.reads = 0;
+        frames.newest = Some(now);
+        true
     }
 
     /// Everything this turn had to say so far was handed to the sockets.
+    #[inline]
     pub fn note_replied(&mut self) {
-        if self.leader().is_some() {
-            self.marks.replied(self.applied);
+        if self.applied > self.marks.last_replied() {
+            self.mark_replied();
         }
-        if let Some(trace) = self.trace.as_mut().filter(|trace| trace.has_unreplied()) {
-            trace.replied(self.clock.now());
+        let Some(trace) = &self.trace else { return };
+        if self.counters.reads > self.frames.reads_told || trace.has_unreplied() {
+            self.time_replies();
         }
     }
 
-    /// All requests of the turn are read.
-    pub(super) fn trace_turn(&mut self) {
-        // Of a turn that is settled in the middle of a read.
-        self.end_frames();
-        let batch = self.inflight.current();
-        if let (Some(trace), false) = (&mut self.trace, batch.is_empty()) {
-            trace.turn(batch.last(), batch.len() as u32, self.clock.now());
+    #[inline(never)]
+    fn mark_replied(&mut self) {
+        if self.leader().is_some() {
+            self.marks.replied(self.applied);
         }
+    }
+
+    fn time_replies(&mut self) {
+        let Some(trace) = &mut self.trace else { return };
+        let now = self.clock.now();
+        let reads = self.counters.reads - std::mem::replace(&mut self.frames.reads_told, self.counters.reads);
+        if reads > 0 {
+            trace.reads(now.since(self.now), reads);
+        }
+        if trace.has_unreplied() {
+            trace.replied(now);
+        }
+    }
+
+    /// All requests of the turn are read, and the flush under way has ended.
+    #[inline]
+    pub(super) fn trace_turn(&mut self) {
+        if self.trace.is_some() && !self.inflight.current().is_empty() {
+            self.trace_batch();
+        }
+    }
+
+    fn trace_batch(&mut self) {
+        // Of a turn that is settled in the middle of a read.
+        self.note_writes();
+        let turn = self.newest_reading();
+        // Whoever asks next, it is about the same moment.
+        self.frames.newest = Some(turn);
+        self.frames.written_until = turn.after_ms(WRITTEN_MS);
+        let batch = self.inflight.current();
+        if let Some(trace) = &mut self.trace {
+            trace.turn(batch.last(), batch.len() as u32, turn);
+        }
+    }
+
+    /// The commit rule says that everything up to this LSN is committed.
+    pub(super) fn trace_committed(&mut self, lsn: Lsn) {
+        if self.trace.is_some() {
+            let now = self.newest_reading();
+            self.trace.iter_mut().for_each(|trace| trace.committed(lsn, now));
+        }
+    }
+
+    /// The newest reading of the clock, or another if something was done since that takes time.
+    fn newest_reading(&mut self) -> Time {
+        self.frames.newest.take().unwrap_or_else(|| self.clock.now())
     }
 
     pub(super) fn receipt_text(&self, lsn: Lsn) -> String {
@@ -121,9 +181,9 @@ impl Node {
         )
     }
 
-    fn slowest_document(&self, count: u64) -> Value {
+    fn slowest_document(&mut self, count: u64) -> Value {
+        let slowest = self.trace.as_mut().map_or_else(Vec::new, |trace| trace.measured().slowest());
         let (own, peers) = (&self.config.own_address, self.peer_addresses());
-        let slowest = self.trace.as_ref().map_or_else(Vec::new, crate::trace::Trace::slowest);
         let term_of = |lsn| self.wal.history().term_at(lsn).as_u64();
         let count = usize::try_from(count).unwrap_or(SLOWEST_SIZE).min(SLOWEST_SIZE);
         slowest
@@ -140,12 +200,14 @@ impl Node {
     }
 
     /// Percentiles of every stage, of every follower.
-    pub(super) fn latency_document(&self) -> Value {
-        let Some(trace) = &self.trace else { return Value::Null };
+    pub(super) fn latency_document(&mut self) -> Value {
+        let addresses: Vec<String> = self.peer_addresses().into_iter().map(str::to_owned).collect();
+        let Some(trace) = &mut self.trace else { return Value::Null };
+        let measured = trace.measured();
         let mut stages: Map<String, Value> =
-            trace.histograms().map(|(name, durations)| (name, durations.document())).collect();
-        for (index, address) in self.peer_addresses().into_iter().enumerate() {
-            for (what, durations) in trace.follower_histograms(index) {
+            measured.histograms().map(|(name, durations)| (name, durations.document())).collect();
+        for (index, address) in addresses.into_iter().enumerate() {
+            for (what, durations) in measured.follower_histograms(index) {
                 stages.insert(format!("{address} {what}"), durations.document());
             }
         }

@@ -190,9 +190,14 @@ pub struct Node {
 struct Frames {
     started: Time,
     first_lsn: Lsn,
+    /// How many reads were answered before.
     reads: u64,
-    /// When the read before ended, or the turn began, if nothing else has happened since.
-    last_ended: Option<Time>,
+    /// How many of them are in a histogram.
+    reads_told: u64,
+    /// The newest reading of the clock, if nothing was done since that takes time.
+    newest: Option<Time>,
+    /// Until when a write is taken to be near.
+    written_until: Time,
 }
 
 /// What a dial is for.
@@ -376,7 +381,7 @@ impl Node {
     /// The turn begins: what is decided in it is decided at this time.
     pub fn begin_turn(&mut self, now: Time) {
         self.now = now;
-        self.frames.last_ended = Some(now);
+        self.frames.newest = Some(now);
         self.loop_clock.advance(now);
         self.election_turn_begins();
     }

@@ -144,7 +144,6 @@ impl Node {
         if verdict == ReadVerdict::Now && self.waits_for_nothing(conn) {
             self.answer_read(io, conn, key, asked);
             self.counters.reads += 1;
-            self.frames.reads += 1;
             self.last_read = Some((conn, self.now));
             return;
         }

@@ -99,7 +99,7 @@ impl Node {
             trace: config.receipts.then(|| Trace::new(0, last.next())),
             marks: Marks::default(),
             last_refusal: String::new(),
-            frames: super::Frames { started: now, first_lsn: last.next(), reads: 0, last_ended: None },
+            frames: super::Frames { started: now, first_lsn: last.next(), ..Default::default() },
             counters: Counters::default(),
             budgets: Budgets::default(),
             config,

@@ -170,7 +170,7 @@ impl Node {
         }
         self.marks.ack_received(index, &peer.address, ack.last_lsn, ack.spent.sync_ns);
         if let Some(trace) = &mut self.trace {
-            trace.acked(index, ack.last_lsn, self.clock.now(), ack.spent);
+            trace.acked(index, ack.last_lsn, self.frames.started, ack.spent);
         }
         self.rejoin(index);
         if let Some(answer) = ack.state {
@@ -229,9 +229,7 @@ impl Node {
         // Records loaded at the start are applied already, committed or not; see `start`.
         if committed > self.commit.max(self.applied) {
             self.marks.committed(committed);
-            if let Some(trace) = &mut self.trace {
-                trace.committed(committed, self.clock.now());
-            }
+            self.trace_committed(committed);
         }
         self.commit = self.commit.max(committed);
     }

@@ -47,6 +47,7 @@ impl Node {
 
     /// Writes out what waits; a connection that breaks by that is over.
     pub fn flush(&mut self, wire: &mut impl Wire) -> Result<(), FatalReason> {
+        self.frames.newest = None;
         for (conn, why) in wire.flush() {
             self.on_closed(wire, conn, &why)?;
             wire.doom(conn);
@@ -107,6 +108,7 @@ impl Node {
     /// The batch is durable.
     pub(super) fn sync_ended(&mut self, token: Durable, sync_ns: u64, end: Time) {
         self.counters.syncs += 1;
+        self.frames.newest = Some(end);
         self.marks.synced(token.lsn(), sync_ns);
         self.note_durable(sync_ns);
         if sync_ns >= FLUSH_SLOW_MS * 1_000_000 {

@@ -3,7 +3,7 @@
 //! A write passes moments that are read from one clock, so its stages add up to its total exactly:
 //!
 //! ```text
-//! started   the loop turns to the read that brings it
+//! started   the loop turns to the read that brings it (or to an ACK, or a read's request, just before)
 //! appended  they are decoded; it has an LSN and stands in the batch   decode = appended - started
 //! turn      the turn's requests are all read, and the flush under way    queue = turn - appended
 //!           (if any: see `node::flush`) has ended
@@ -16,10 +16,13 @@
 //! A follower's ACK comes back with the durations it measured itself, so no two clocks are compared: what it
 //! does not account for of the time between `sent` and its ACK is the network and the wake-ups on the way.
 //!
-//! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a
-//! histogram of each stage. All memory is taken when a node begins to lead, and what a follower needs when one is
-//! added.
+//! Kept: the last [`RING_SIZE`] writes, the [`SLOWEST_SIZE`] slowest since the start or a reset, and a histogram of
+//! each stage. While a write is under way its moments are stored and nothing more; see `fold.rs`. All memory is taken
+//! when a node begins to lead, and what a follower needs when one is added.
 
+mod batches;
+mod fold;
+mod follower;
 mod histogram;
 mod receipt;
 mod rows;
@@ -28,6 +31,9 @@ use crate::ids::Lsn;
 use crate::time::Time;
 use crate::wire::peer::AckDurations;
 
+use batches::Batches;
+use fold::{FOLD_WRITES, Folded};
+use follower::Follower;
 pub use histogram::{Durations, us};
 pub use receipt::{FollowerShare, Receipt, tail_document};
 use rows::Rows;
@@ -49,122 +55,86 @@ struct ReadMoments {
     appended: Time,
 }
 
-/// The moments that the writes of a batch share.
-#[derive(Clone, Copy, Debug, Default)]
-struct BatchMoments {
-    number: u64,
-    last: Lsn,
-    count: u32,
-    turn: Time,
-    sent: Time,
-    synced: Time,
-}
-
-impl BatchMoments {
-    /// When this write of it was durable; `now`, if it is not yet. A segment that begins behind it makes it durable
-    /// before the rest of its batch, and then it may be committed while the flush of the rest is under way.
-    fn synced_for(&self, committed: Option<Time>, now: Time) -> Time {
-        let known = [Some(self.synced).filter(|time| *time != Time(0)), committed];
-        known.into_iter().flatten().min().unwrap_or(now)
-    }
-}
-
-/// A follower's ACK of a batch.
-#[derive(Clone, Copy, Debug, Default)]
-struct AckMoments {
-    at: Time,
-    spent: AckDurations,
-}
-
 /// A duration of each stage.
 pub type StageTimes = [u64; STAGES.len()];
+
+/// Where in [`STAGES`] each of them is.
+const DECODE: usize = 0;
+const QUEUE: usize = 1;
+const SEND: usize = 2;
+const SYNC: usize = 3;
+const COMMIT: usize = 4;
+const REPLY: usize = 5;
 
 /// The recorder of a leader.
 #[derive(Debug)]
 pub struct Trace {
-    peers: usize,
     arrived: Rows<ReadMoments>,
     committed: Rows<Time>,
     replied: Rows<Time>,
-    batches: Vec<BatchMoments>,
-    /// `RING_SIZE` times `peers`.
-    acks: Vec<AckMoments>,
-    /// The number of the batch that is being filled; numbers begin with 1.
-    batch: u64,
+    batches: Batches,
+    followers: Vec<Follower>,
     /// The number of the batch that is being synced, or 0.
     syncing: u64,
-    /// For each peer the first batch it has not acknowledged.
-    unacked: Vec<u64>,
     /// The first write that was not answered, and the first whose reply has not left.
     next_commit: Lsn,
     next_reply: Lsn,
+    folded: Folded,
     slowest: Vec<Receipt>,
-    /// The total of the fastest of them, once the list is full: what is not above it is not looked at.
+    /// The total of the fastest of them, once the list is full, and which that is: what is not above it is not
+    /// looked at.
     slow_from_ns: u64,
+    least_slow: usize,
     stages: [Durations; STAGES.len()],
     total: Durations,
     reads: Durations,
-    follower_ack: Vec<Durations>,
-    follower_sync: Vec<Durations>,
-    follower_network: Vec<Durations>,
 }
 
 impl Trace {
     /// A recorder for a leader with so many followers whose next LSN is `next`.
-    pub fn new(peers: usize, next: Lsn) -> Trace {
-        let histograms = || (0..peers).map(|_| Durations::new()).collect::<Vec<_>>();
+    pub fn new(followers: usize, next: Lsn) -> Trace {
         Trace {
-            peers,
             arrived: Rows::new(),
             committed: Rows::new(),
             replied: Rows::new(),
-            batches: vec![BatchMoments::default(); RING_SIZE],
-            acks: vec![AckMoments::default(); RING_SIZE * peers],
-            batch: 1,
+            batches: Batches::new(),
+            followers: (0..followers).map(|_| Follower::new(1)).collect(),
             syncing: 0,
-            unacked: vec![1; peers],
             next_commit: next,
             next_reply: next,
+            folded: Folded::new(next),
             slowest: Vec::with_capacity(SLOWEST_SIZE),
             slow_from_ns: 0,
+            least_slow: 0,
             stages: std::array::from_fn(|_| Durations::new()),
             total: Durations::new(),
             reads: Durations::new(),
-            follower_ack: histograms(),
-            follower_sync: histograms(),
-            follower_network: histograms(),
         }
     }
 
-    /// One more follower, behind the others. What was kept of their ACKs moves to where it belongs now.
+    /// One more follower, behind the others.
     pub fn add_peer(&mut self) {
-        let old = std::mem::take(&mut self.acks);
-        let rows = (0..RING_SIZE).map(|row| &old[row * self.peers..(row + 1) * self.peers]);
-        self.acks = rows.flat_map(|row| row.iter().copied().chain([AckMoments::default()])).collect();
-        self.peers += 1;
-        self.unacked.push(self.batch);
-        [&mut self.follower_ack, &mut self.follower_sync, &mut self.follower_network]
-            .into_iter()
-            .for_each(|durations| durations.push(Durations::new()));
+        self.followers.push(Follower::new(self.batches.filling));
     }
 
     /// The writes `first ..= last` came with one read and have their LSNs. One reading of the clock for all
     /// of them: with 16 requests to a read, one for each was 5 % of the node's instructions.
+    #[inline]
     pub fn appended(&mut self, first: Lsn, last: Lsn, started: Time, appended: Time) {
-        if first <= last {
-            self.arrived.push(last, ReadMoments { first, batch: self.batch, started, appended });
+        if first.max(self.next_reply) <= last {
+            let batch = self.batches.filling;
+            self.arrived.push(last, ReadMoments { first, batch, started, appended });
         }
     }
 
     /// The turn's batch ends with `last`; it is about to be sent.
+    #[inline]
     pub fn turn(&mut self, last: Lsn, count: u32, turn: Time) {
-        let number = self.batch;
-        self.batches[slot(number)] = BatchMoments { number, last, count, turn, sent: turn, synced: Time(0) };
-        let first_ack = slot(number) * self.peers;
-        self.acks[first_ack..first_ack + self.peers].fill(AckMoments::default());
+        self.batches.turn(last, count, turn);
     }
 
     /// The batch is with the followers' sockets, and its sync begins here: the next batch is being filled.
+    #[inline]
     pub fn sync_began(&mut self, sent: Time) {
         if let Some(number) = self.batch_sent(sent) {
             self.syncing = number;
@@ -177,49 +147,36 @@ impl Trace {
         let _number = self.batch_sent(sent);
     }
 
+    #[inline]
     fn batch_sent(&mut self, sent: Time) -> Option<u64> {
-        let batch = &mut self.batches[slot(self.batch)];
-        if batch.number != self.batch {
-            return None;
-        }
+        let batch = self.batches.get_mut(self.batches.filling)?;
         batch.sent = sent;
-        self.stages[2].record_n(sent.since(batch.turn), u64::from(batch.count));
-        self.batch += 1;
-        Some(batch.number)
+        self.stages[SEND].record_n(sent.since(batch.turn), u64::from(batch.count));
+        let number = batch.number;
+        self.batches.filling += 1;
+        Some(number)
     }
 
     /// The batch is durable here.
+    #[inline]
     pub fn synced(&mut self, synced: Time) {
-        let number = std::mem::take(&mut self.syncing);
-        let batch = &mut self.batches[slot(number)];
-        if number == 0 || batch.number != number {
+        // There is no batch of number 0.
+        let Some(batch) = self.batches.get_mut(std::mem::take(&mut self.syncing)).filter(|b| b.number != 0)
+        else {
             return;
-        }
+        };
         batch.synced = synced;
-        self.stages[3].record_n(synced.since(batch.sent), u64::from(batch.count));
+        self.stages[SYNC].record_n(synced.since(batch.sent), u64::from(batch.count));
     }
 
     /// A follower has everything up to `last_lsn`.
+    #[inline]
     pub fn acked(&mut self, peer: usize, last_lsn: Lsn, at: Time, spent: AckDurations) {
-        let oldest = self.batch.saturating_sub(RING_SIZE as u64 - 1).max(1);
-        let mut number = self.unacked[peer].max(oldest);
-        while number <= self.batch {
-            let batch = &self.batches[slot(number)];
-            if batch.number != number || batch.last > last_lsn {
-                break;
-            }
-            self.acks[slot(number) * self.peers + peer] = AckMoments { at, spent };
-            let own = u64::from(spent.decode_ns) + u64::from(spent.write_ns) + u64::from(spent.sync_ns);
-            let after = at.since(batch.turn);
-            self.follower_ack[peer].record(after);
-            self.follower_sync[peer].record(u64::from(spent.sync_ns));
-            self.follower_network[peer].record(after.saturating_sub(own));
-            number += 1;
-        }
-        self.unacked[peer] = number;
+        self.followers[peer].acked(&self.batches, last_lsn, at, spent);
     }
 
     /// Everything up to `lsn` is committed, and about to be answered.
+    #[inline]
     pub fn committed(&mut self, lsn: Lsn, at: Time) {
         if lsn >= self.next_commit {
             self.committed.push(lsn, at);
@@ -228,38 +185,19 @@ impl Trace {
     }
 
     /// Whether replies of this turn are still to be timed.
+    #[inline]
     pub fn has_unreplied(&self) -> bool {
         self.next_reply < self.next_commit
     }
 
     /// The replies to everything committed have been handed to their sockets.
+    #[inline]
     pub fn replied(&mut self, at: Time) {
         let last = self.next_commit.prev();
-        let mut lsn = self.next_reply;
         self.replied.push(last, at);
         self.next_reply = self.next_commit;
-        // Writes that were read and committed together share all their moments.
-        let (mut reads, mut commits) = (self.arrived.from(lsn), self.committed.from(lsn));
-        let mut slow = None;
-        while let (Some((read_last, read)), Some((commit_last, committed))) = (reads.peek(), commits.peek())
-            && lsn <= last
-        {
-            // A leader's first record in its term came from no client.
-            let first = lsn.max(read.first);
-            let end = (*read_last).min(*commit_last).min(last);
-            if first <= end {
-                let moments = (read, &self.batches[slot(read.batch)], *committed);
-                record(&mut self.total, &mut self.stages, moments, (at, end.0 - first.0 + 1));
-                if at.since(read.started) > self.slow_from_ns {
-                    slow.get_or_insert(first);
-                }
-            }
-            lsn = end.next();
-            reads.next_if(|(read_last, _)| *read_last < lsn);
-            commits.next_if(|(commit_last, _)| *commit_last < lsn);
-        }
-        if let Some(first) = slow {
-            self.keep_slow(first, last);
+        if last.0 + 1 - self.folded.next.0 >= FOLD_WRITES {
+            self.fold();
         }
     }
 
@@ -270,10 +208,9 @@ impl Trace {
 
     /// Forgets histograms and slowest writes.
     pub fn reset(&mut self) {
-        let followers = [&mut self.follower_ack, &mut self.follower_sync, &mut self.follower_network];
-        followers.into_iter().flatten().chain(&mut self.stages).for_each(Durations::reset);
-        self.total.reset();
-        self.reads.reset();
+        let _nothing_waits = self.measured();
+        self.followers.iter_mut().for_each(Follower::reset);
+        self.stages.iter_mut().chain([&mut self.total, &mut self.reads]).for_each(Durations::reset);
         self.slowest.clear();
         self.slow_from_ns = 0;
     }
@@ -285,12 +222,11 @@ impl Trace {
         if !self.kept().contains(&lsn.0) {
             return None;
         }
-        let batch = Some(&self.batches[slot(read.batch)]).filter(|batch| batch.number == read.batch)?;
-        let first_ack = slot(batch.number) * self.peers;
-        let followers = self.acks[first_ack..first_ack + self.peers].iter();
-        let (committed, left) = (self.committed.at(lsn).map(|(_, at)| at), self.replied.at(lsn));
-        let synced = batch.synced_for(committed, now);
-        let (committed, replied) = (committed.unwrap_or(now), left.map_or(now, |(_, at)| at));
+        let batch = self.batches.get(read.batch)?;
+        let committed = self.committed.at(lsn).map_or(now, |(_, at)| at);
+        let left = self.replied.at(lsn).map(|(_, at)| at);
+        let (synced, replied) = (batch.synced_by(committed), left.unwrap_or(now));
+        let share = |follower: &Follower| follower.share(batch.number, batch.turn, committed);
         Some(Receipt {
             lsn,
             batch_count: batch.count,
@@ -304,13 +240,7 @@ impl Trace {
             ],
             total_ns: replied.since(read.started),
             answered: left.is_some(),
-            followers: followers
-                .map(|ack| FollowerShare {
-                    ack_ns: (ack.at != Time(0)).then(|| ack.at.since(batch.turn)),
-                    in_time: ack.at != Time(0) && ack.at <= committed,
-                    spent: ack.spent,
-                })
-                .collect(),
+            followers: self.followers.iter().map(share).collect(),
         })
     }
 
@@ -320,28 +250,11 @@ impl Trace {
         answered.filter_map(|number| self.receipt(Lsn(number), Time(0)))
     }
 
-    /// The slowest writes, slowest first.
-    pub fn slowest(&self) -> Vec<Receipt> {
-        let mut slowest = self.slowest.clone();
-        slowest.sort_by_key(|receipt| std::cmp::Reverse(receipt.total_ns));
-        slowest
-    }
-
-    /// The histograms: name and durations.
-    pub fn histograms(&self) -> impl Iterator<Item = (String, &Durations)> {
-        let stages =
-            STAGES.iter().zip(&self.stages).map(|(stage, durations)| (format!("put {stage}"), durations));
-        let whole = [("put total".to_owned(), &self.total), ("get".to_owned(), &self.reads)];
-        whole.into_iter().chain(stages)
-    }
-
-    /// The histograms of a follower: until its ACK, its own sync, and what is left for the network.
-    pub fn follower_histograms(&self, peer: usize) -> [(&'static str, &Durations); 3] {
-        [
-            ("ack", &self.follower_ack[peer]),
-            ("its sync", &self.follower_sync[peer]),
-            ("network", &self.follower_network[peer]),
-        ]
+    /// What was measured of everything that was answered so far.
+    pub fn measured(&mut self) -> Measured<'_> {
+        self.fold();
+        self.followers.iter_mut().for_each(|follower| follower.fold(&self.batches));
+        Measured { trace: self }
     }
 
     /// The LSNs of the last [`RING_SIZE`] writes.
@@ -349,43 +262,35 @@ impl Trace {
         let last = self.arrived.last().0;
         last.saturating_sub(RING_SIZE as u64 - 1).max(1)..=last
     }
+}
 
-    /// Keeps those of the writes `first ..= last` that are among the slowest.
-    fn keep_slow(&mut self, first: Lsn, last: Lsn) {
-        for number in first.0..=last.0 {
-            let receipt = self.receipt(Lsn(number), Time(0));
-            let Some(receipt) = receipt.filter(|receipt| receipt.total_ns > self.slow_from_ns) else {
-                continue;
-            };
-            if self.slowest.len() < SLOWEST_SIZE {
-                self.slowest.push(receipt);
-            } else if let Some(fastest) = self.slowest.iter_mut().min_by_key(|slow| slow.total_ns) {
-                *fastest = receipt;
-            }
-            if self.slowest.len() == SLOWEST_SIZE {
-                self.slow_from_ns = self.slowest.iter().map(|slow| slow.total_ns).min().unwrap_or(0);
-            }
-        }
+/// Histograms and slowest writes, with nothing left to be folded into them.
+#[derive(Debug)]
+pub struct Measured<'a> {
+    trace: &'a Trace,
+}
+
+impl<'a> Measured<'a> {
+    /// The slowest writes, slowest first.
+    pub fn slowest(&self) -> Vec<Receipt> {
+        let mut slowest = self.trace.slowest.clone();
+        slowest.sort_by_key(|receipt| std::cmp::Reverse(receipt.total_ns));
+        slowest
     }
-}
 
-/// The stages of so many writes that were read and committed together, but for those that all of a batch share.
-fn record(
-    total: &mut Durations,
-    stages: &mut [Durations; STAGES.len()],
-    (read, batch, committed): (&ReadMoments, &BatchMoments, Time),
-    (replied, count): (Time, u64),
-) {
-    let synced = batch.synced_for(Some(committed), committed);
-    total.record_n(replied.since(read.started), count);
-    stages[0].record_n(read.appended.since(read.started), count);
-    stages[1].record_n(batch.turn.since(read.appended), count);
-    stages[4].record_n(committed.since(synced), count);
-    stages[5].record_n(replied.since(committed), count);
-}
+    /// The histograms: name and durations.
+    pub fn histograms(&self) -> impl Iterator<Item = (String, &'a Durations)> {
+        let trace = self.trace;
+        let stages =
+            STAGES.iter().zip(&trace.stages).map(|(stage, durations)| (format!("put {stage}"), durations));
+        let whole = [("put total".to_owned(), &trace.total), ("get".to_owned(), &trace.reads)];
+        whole.into_iter().chain(stages)
+    }
 
-fn slot(number: u64) -> usize {
-    (number % RING_SIZE as u64) as usize
+    /// The histograms of a follower: until its ACK, its own sync, and what is left for the network.
+    pub fn follower_histograms(&self, peer: usize) -> [(&'static str, &'a Durations); 3] {
+        self.trace.followers[peer].histograms()
+    }
 }
 
 #[cfg(test)]

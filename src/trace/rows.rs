@@ -3,52 +3,74 @@
 //! What came with one read, was committed by one ACK or answered by one turn is one entry, however many writes that
 //! are: with 16 requests to a read, an entry for each write was 4.4 % of the node's instructions.
 
-use std::collections::VecDeque;
-use std::collections::vec_deque::Iter;
-use std::iter::{Copied, Peekable};
-
 use super::RING_SIZE;
 use crate::ids::Lsn;
 
 /// The newest [`RING_SIZE`] rows, each named by its last LSN. A row has a write at least, so they hold as many writes.
+/// Rows are numbered from 0 on, for who goes through them in order.
 ///
 /// Invariant: the LSNs rise.
 #[derive(Debug)]
 pub(super) struct Rows<T> {
-    rows: VecDeque<(Lsn, T)>,
+    rows: Box<[(Lsn, T); RING_SIZE]>,
+    /// The number of the next one.
+    next: u64,
 }
 
-impl<T: Copy> Rows<T> {
+impl<T: Copy + Default> Rows<T> {
     /// No rows, and room for all there will be.
     pub fn new() -> Rows<T> {
-        Rows { rows: VecDeque::with_capacity(RING_SIZE) }
+        Rows { rows: ring(), next: 0 }
     }
 
     /// The next row ends with `last`.
+    #[inline(always)]
     pub fn push(&mut self, last: Lsn, moments: T) {
         debug_assert!(self.last() < last, "rows rise");
-        if self.rows.len() == RING_SIZE {
-            self.rows.pop_front();
-        }
-        self.rows.push_back((last, moments));
+        self.rows[slot(self.next)] = (last, moments);
+        self.next += 1;
     }
 
     /// The last LSN of the newest row, or 0.
     pub fn last(&self) -> Lsn {
-        self.rows.back().map_or(Lsn::ZERO, |(last, _)| *last)
+        self.next.checked_sub(1).map_or(Lsn::ZERO, |newest| self.rows[slot(newest)].0)
+    }
+
+    /// The number of the oldest row that is kept.
+    #[inline(always)]
+    pub fn oldest(&self) -> u64 {
+        self.next.saturating_sub(RING_SIZE as u64)
+    }
+
+    /// The row of this number, which is kept or comes next, with its last LSN.
+    #[inline(always)]
+    pub fn row(&self, number: u64) -> Option<&(Lsn, T)> {
+        (number < self.next).then(|| &self.rows[slot(number)])
+    }
+
+    /// The row that a write is in, looked for from `place` on, which moves there.
+    #[inline(always)]
+    pub fn row_of(&self, lsn: Lsn, place: &mut u64) -> Option<&(Lsn, T)> {
+        loop {
+            let row = self.row(*place)?;
+            if row.0 >= lsn {
+                return Some(row);
+            }
+            *place += 1;
+        }
     }
 
     /// The row that a write is in, or the one that comes next if it is in none; with the row's last LSN.
     pub fn at(&self, lsn: Lsn) -> Option<(Lsn, T)> {
-        self.rows.get(self.count_before(lsn)).copied()
+        self.row(self.first_that_reaches(lsn)).copied()
     }
 
-    /// How many rows end before a write. Nearly all who ask mean one of the newest, so the search begins there and
-    /// doubles its steps: halving all of 4,096 took a fifth of the 2,500 instructions of a lone write's receipt.
-    fn count_before(&self, lsn: Lsn) -> usize {
-        let (mut low, mut high, mut step) = (0, self.rows.len(), 1);
-        while let Some(place) = high.checked_sub(step) {
-            if self.rows[place].0 < lsn {
+    /// The first row that does not end before a write. Nearly all who ask mean one of the newest, so the search begins
+    /// there and doubles its steps.
+    fn first_that_reaches(&self, lsn: Lsn) -> u64 {
+        let (mut low, mut high, mut step) = (self.oldest(), self.next, 1);
+        while let Some(place) = high.checked_sub(step).filter(|place| *place >= low) {
+            if self.rows[slot(place)].0 < lsn {
                 low = place + 1;
                 break;
             }
@@ -57,15 +79,23 @@ impl<T: Copy> Rows<T> {
         }
         while low < high {
             let middle = low.midpoint(high);
-            if self.rows[middle].0 < lsn { low = middle + 1 } else { high = middle }
+            if self.rows[slot(middle)].0 < lsn { low = middle + 1 } else { high = middle }
         }
         low
     }
+}
 
-    /// That row and all behind it, in order.
-    pub fn from(&self, lsn: Lsn) -> Peekable<Copied<Iter<'_, (Lsn, T)>>> {
-        self.rows.range(self.count_before(lsn)..).copied().peekable()
-    }
+/// Where what has this number is kept. There is a power of two of places, so that no index needs a check.
+#[inline(always)]
+pub(super) fn slot(number: u64) -> usize {
+    const { assert!(RING_SIZE.is_power_of_two()) };
+    (number % RING_SIZE as u64) as usize
+}
+
+/// Room for so many of something as are kept.
+pub(super) fn ring<T: Copy + Default>() -> Box<[T; RING_SIZE]> {
+    let rows = vec![T::default(); RING_SIZE].into_boxed_slice();
+    rows.try_into().unwrap_or_else(|_| unreachable!("it has this length"))
 }
 
 #[cfg(test)]

@@ -39,10 +39,10 @@ fn the_ring_keeps_the_last_writes_and_no_others() {
 fn the_slowest_are_kept_apart() {
     let mut trace = Trace::new(1, Lsn(1));
     (1..=10_000).for_each(|lsn| record(&mut trace, lsn, if lsn == 7 { 9_000 } else { 40 }));
-    let slowest = trace.slowest();
+    let slowest = trace.measured().slowest();
     assert_eq!((slowest.len(), slowest[0].lsn), (SLOWEST_SIZE, Lsn(7)));
     trace.reset();
-    assert!(trace.slowest().is_empty());
+    assert!(trace.measured().slowest().is_empty());
 }
 
 #[test]
@@ -74,13 +74,13 @@ fn a_write_that_a_new_segment_made_durable_may_be_answered_before_the_flush_of_i
     trace.committed(Lsn(1), Time(1_070));
     trace.replied(Time(1_080));
     let stages = [10, 20, 30, 10, 0, 10];
-    assert_eq!(trace.slowest()[0].stages, stages, "as kept when it was answered");
+    assert_eq!(trace.measured().slowest()[0].stages, stages, "as kept when it was answered");
     trace.synced(Time(1_200));
     trace.committed(Lsn(2), Time(1_210));
     trace.replied(Time(1_220));
     assert_eq!(trace.receipt(Lsn(1), Time(0)).unwrap().stages, stages, "as asked for later");
     assert_eq!(trace.receipt(Lsn(2), Time(0)).unwrap().stages, [10, 20, 30, 140, 10, 10]);
-    let commit = trace.histograms().find(|(name, _)| name == "put commit").unwrap().1;
+    let commit = trace.measured().histograms().find(|(name, _)| name == "put commit").unwrap().1;
     assert!(commit.quantile(1.0) <= 16, "{} ns", commit.quantile(1.0));
 }
 
@@ -96,5 +96,31 @@ fn a_batch_shares_its_moments() {
     trace.replied(Time(120));
     let receipt = trace.receipt(Lsn(2), Time(0)).unwrap();
     assert_eq!((receipt.batch_count, receipt.total_ns), (3, 100));
-    assert_eq!(trace.histograms().find(|(name, _)| name == "put sync").unwrap().1.count(), 3);
+    assert_eq!(trace.measured().histograms().find(|(name, _)| name == "put sync").unwrap().1.count(), 3);
+}
+
+#[test]
+fn writes_are_folded_once_whenever_somebody_asks() {
+    let mut trace = Trace::new(0, Lsn(1));
+    let count = |trace: &mut Trace, name: &str| {
+        trace.measured().histograms().find(|(known, _)| known == name).unwrap().1.count()
+    };
+    // One read of a hundred writes; a segment begins behind the first three, which are answered before the rest.
+    trace.appended(Lsn(1), Lsn(100), Time(10), Time(20));
+    trace.turn(Lsn(100), 100, Time(30));
+    trace.sync_began(Time(40));
+    trace.committed(Lsn(3), Time(50));
+    assert_eq!(count(&mut trace, "put total"), 0, "nothing was answered");
+    trace.replied(Time(60));
+    assert_eq!(count(&mut trace, "put total"), 3);
+    trace.synced(Time(70));
+    trace.committed(Lsn(100), Time(80));
+    trace.replied(Time(1_000));
+    for name in ["put total", "put decode", "put queue", "put send", "put sync", "put commit", "put reply"] {
+        assert_eq!(count(&mut trace, name), 100, "{name}");
+    }
+    assert_eq!(trace.measured().slowest()[0].total_ns, 990);
+    let commit = trace.measured().histograms().find(|(name, _)| name == "put commit").unwrap().1;
+    assert_eq!(commit.quantile(0.03), 0, "committed before the flush had ended");
+    assert_eq!(commit.quantile(1.0), 10);
 }
