@@ -107,9 +107,6 @@ variants! {
 }
 
 impl Variant {
-    /// Those that the simulator does not drive: tests of their own catch them.
-    pub const ELSEWHERE: &'static [Variant] = &[Variant::SessionsNotHashed];
-
     /// Those that only a cluster breaks that elects its leader: `tests/elections/model.rs` catches those of its rules,
     /// `tests/elections/apply_committed.rs` and `tests/elections/reads.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[

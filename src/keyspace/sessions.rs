@@ -17,6 +17,10 @@
 //! Records up to there leave it alone, and behind E the entries are exact as well. The same rule makes every record
 //! harmless that is applied again at its LSN, also one that opens a session which has been forgotten since.
 //!
+//! **The hash is kept like that of the entries** (see `check`): a change takes out what lies in memory now, not what
+//! was put in. So a bit that flips in an answer makes the hash another one for good once its session is used, and
+//! before that it differs from what [`Sessions::is_as_applied`] computes. Either costs a hash of half a kilobyte.
+//!
 //! [`CLIENT_SESSION_WINDOW`]: crate::limits::CLIENT_SESSION_WINDOW
 
 use std::collections::BTreeMap;
@@ -41,24 +45,12 @@ const MEMORY_PER_SESSION: u64 = 16 + 96 + 2 * 8 * crate::limits::CLIENT_SESSION_
 pub struct Sessions {
     /// Rows, at most.
     max: usize,
-    rows: BTreeMap<Lsn, Row>,
+    rows: BTreeMap<Lsn, ClientSession>,
     /// Which session was used last at an LSN.
     by_use: BTreeMap<Lsn, Lsn>,
     hash: u128,
     /// Every record up to here is in the table. (Behind it there may be others that are none of its business.)
     at: Lsn,
-}
-
-#[derive(Debug)]
-struct Row {
-    session: ClientSession,
-    hash: u128,
-}
-
-impl Row {
-    fn new(session: ClientSession) -> Row {
-        Row { hash: hash_of(&session), session }
-    }
 }
 
 impl Default for Sessions {
@@ -85,12 +77,12 @@ impl Sessions {
 
     /// The session with this id, if it is remembered.
     pub fn get(&self, id: SessionId) -> Option<&ClientSession> {
-        self.rows.get(&id.lsn).map(|row| &row.session).filter(|session| session.id() == id)
+        self.rows.get(&id.lsn).filter(|session| session.id() == id)
     }
 
     /// All of them, in the order they were opened in.
     pub fn iter(&self) -> impl Iterator<Item = &ClientSession> {
-        self.rows.values().map(|row| &row.session)
+        self.rows.values()
     }
 
     /// Up to which LSN every record is in the table.
@@ -105,7 +97,7 @@ impl Sessions {
         if self.rows.len() == self.max {
             let (_, oldest) = self.by_use.pop_first().expect("a full table was used");
             let row = self.rows.remove(&oldest).expect("a use names a row");
-            self.hash = self.hash.wrapping_sub(row.hash);
+            self.hash = self.hash.wrapping_sub(hash_of(&row));
         }
         self.insert(ClientSession::new(id));
     }
@@ -116,14 +108,12 @@ impl Sessions {
         }
         // It was forgotten between the leader's decision and this record: the write stands, its answer goes nowhere.
         let Some(row) = self.rows.get_mut(&by.session) else { return };
-        let last_lsn = row.session.last_lsn();
-        row.session.executed(by.number, answer);
-        if row.session.last_lsn() == last_lsn {
+        let (last_lsn, before) = (row.last_lsn(), hash_of(row));
+        row.executed(by.number, answer);
+        if row.last_lsn() == last_lsn {
             return;
         }
-        let hash = hash_of(&row.session);
-        self.hash = self.hash.wrapping_sub(row.hash).wrapping_add(hash);
-        row.hash = hash;
+        self.hash = self.hash.wrapping_sub(before).wrapping_add(hash_of(row));
         self.by_use.remove(&last_lsn);
         self.by_use.insert(answer.lsn, by.session);
     }
@@ -132,8 +122,8 @@ impl Sessions {
     pub(super) fn load(&mut self, e: Lsn, session: ClientSession) {
         self.at = self.at.max(e);
         if let Some(row) = self.rows.remove(&session.id().lsn) {
-            self.by_use.remove(&row.session.last_lsn());
-            self.hash = self.hash.wrapping_sub(row.hash);
+            self.by_use.remove(&row.last_lsn());
+            self.hash = self.hash.wrapping_sub(hash_of(&row));
         }
         self.insert(session);
     }
@@ -147,6 +137,16 @@ impl Sessions {
         self.iter().fold(0, |sum, session| sum.wrapping_add(hash_of(session)))
     }
 
+    /// Whether all of them are what the hash was kept of.
+    pub(super) fn is_as_applied(&self) -> bool {
+        self.hash == self.recompute_hash()
+    }
+
+    /// See [`super::Keyspace::flip_answer`].
+    pub(super) fn flip_answer(&mut self, id: SessionId, index: usize) -> bool {
+        self.rows.get_mut(&id.lsn).is_some_and(|session| session.flip_answer(index))
+    }
+
     pub(super) fn memory_bytes(&self) -> u64 {
         self.rows.len() as u64 * MEMORY_PER_SESSION
     }
@@ -155,12 +155,8 @@ impl Sessions {
         assert!(self.rows.len() <= self.max && self.rows.len() == self.by_use.len());
         assert_eq!(self.hash, self.recompute_hash(), "hash of the sessions kept and computed anew");
         for (lsn, row) in &self.rows {
-            assert_eq!(*lsn, row.session.id().lsn);
-            assert_eq!(
-                self.by_use.get(&row.session.last_lsn()),
-                Some(lsn),
-                "a session is not under its last use"
-            );
+            assert_eq!(*lsn, row.id().lsn);
+            assert_eq!(self.by_use.get(&row.last_lsn()), Some(lsn), "a session is not under its last use");
         }
     }
 
@@ -172,10 +168,9 @@ impl Sessions {
     }
 
     fn insert(&mut self, session: ClientSession) {
-        let row = Row::new(session);
-        self.hash = self.hash.wrapping_add(row.hash);
-        self.by_use.insert(row.session.last_lsn(), row.session.id().lsn);
-        self.rows.insert(row.session.id().lsn, row);
+        self.hash = self.hash.wrapping_add(hash_of(&session));
+        self.by_use.insert(session.last_lsn(), session.id().lsn);
+        self.rows.insert(session.id().lsn, session);
     }
 }
 

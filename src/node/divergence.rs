@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::leader::Peer;
 use super::{Node, Role};
-use crate::ids::Lsn;
+use crate::ids::{Lsn, SessionId};
 use crate::limits::STATE_CHECK_MS;
 use crate::replication::divergence::{Fault, Standing, judge};
 use crate::time::Time;
@@ -181,6 +181,11 @@ impl Node {
     /// Flips a bit of an entry in memory: for tests. False: there is no such key.
     pub fn flip_bit(&mut self, key: &[u8], bit: usize) -> bool {
         self.keyspace.flip_bit(key, bit)
+    }
+
+    /// The same of what a numbered write was answered. False: that is not remembered.
+    pub fn flip_answer(&mut self, session: SessionId, index: usize) -> bool {
+        self.keyspace.flip_answer(session, index)
     }
 
     /// Whether nothing may be answered from this state.

@@ -103,13 +103,14 @@ impl Node {
             let now = self.now;
             let Some(leader) = self.leader_mut() else { return };
             let peer = &mut leader.peers[index];
-            let (match_lsn, in_sync) = (peer.progress.match_lsn(), peer.progress.in_sync());
+            let match_lsn = peer.progress.match_lsn();
+            let is_back = peer.progress.in_sync() || !peer.votes() && peer.progress.keeps_up();
             let Some(kept) = &mut peer.kept else { continue };
             let pin = kept.pin;
             let caught_up = match &peer.link {
                 Link::Streaming(stream) => {
                     kept.lost_at = None;
-                    stream.behind.is_none() && in_sync
+                    stream.behind.is_none() && is_back
                 }
                 Link::Sending(_) => {
                     kept.lost_at = None;

@@ -102,6 +102,12 @@ impl Progress {
         self.membership == Membership::In
     }
 
+    /// Whether it is in the set or about to be: less than a round behind. For one that has no vote, and never comes
+    /// back into the set.
+    pub fn keeps_up(&self) -> bool {
+        self.membership != Membership::Out
+    }
+
     /// Whether the follower may hear that it is in sync. After a start everybody is in the set, and a follower
     /// that lacks something acknowledged in an earlier term must not take that for a reason to lead: it hears
     /// it once it holds this term's first record, and so everything before.

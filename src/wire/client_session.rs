@@ -90,6 +90,19 @@ impl ClientSession {
         self.answers.push_back(answer.as_u64());
     }
 
+    /// How many answers are remembered.
+    pub fn answers(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Flips the bit that tells whether an answer found what it was about, counted from the oldest, as a fault of the
+    /// memory would: for tests. False: there is no such answer.
+    pub fn flip_answer(&mut self, index: usize) -> bool {
+        let Some(answer) = self.answers.get_mut(index) else { return false };
+        *answer ^= NOT_FOUND;
+        true
+    }
+
     /// Appends its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.id.lsn.0);

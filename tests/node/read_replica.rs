@@ -1,6 +1,6 @@
 //! A read replica of an elected cluster: a follower by its flags, fed by whoever leads. It has no say in anything.
 
-use kvstore::node::{ElectionConfig, RoleFlag};
+use kvstore::node::{ElectionConfig, PinConfig, PinOverflow, RoleFlag};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::wire::client::{ReadMode, Request};
 
@@ -25,8 +25,13 @@ fn others(leader: &str) -> Vec<&'static str> {
 
 /// Three members with a leader, and their replica.
 fn started() -> (MiniCluster, &'static str) {
+    started_with(PinConfig::default())
+}
+
+fn started_with(pin: PinConfig) -> (MiniCluster, &'static str) {
     logs::capture();
     let mut cluster = MiniCluster::new();
+    cluster.pin = pin;
     cluster.election = ElectionConfig { replicas: vec![format!("{REPLICA}:1")], ..ElectionConfig::default() };
     for name in MEMBERS {
         let peers: Vec<&str> = MEMBERS.into_iter().filter(|other| *other != name).collect();
@@ -159,6 +164,30 @@ fn a_replica_that_lags_does_not_wake_its_leader_again_and_again() {
     cluster.wait(2 * INSYNC_TIMEOUT_MS, true);
     let deadline = cluster.node(leader).next_deadline().expect("there are heartbeats");
     assert!(deadline > cluster.now(), "a poll that sleeps until {deadline:?} does not sleep at all");
+}
+
+#[test]
+fn nothing_is_kept_for_a_replica_that_has_caught_up_with_a_snapshot() {
+    let (mut cluster, leader) = started_with(PinConfig { log_bytes: 8 << 10, overflow: PinOverflow::Slow });
+    cluster.kill(REPLICA, false);
+    let big = "v".repeat(4 << 10);
+    for _ in 0..2 {
+        for _ in 0..40 {
+            expect(&put(&mut cluster, leader, &big), &["Ok"]);
+        }
+        expect(&asked(&mut cluster, leader, &Request::Snapshot { wait: false }), &["Ok"]);
+        cluster.wait(2 * INSYNC_TIMEOUT_MS, true);
+    }
+    cluster.start(REPLICA, RoleFlag::Follower, &[], AckPolicy::InSync);
+    cluster.wait(2_000, true);
+    assert_eq!(cluster.node(REPLICA).counters.snapshots_installed, 1);
+    // A replica is never in sync. What was kept for it until it is would be more than that for ever.
+    for number in 0..40 {
+        let answers = put(&mut cluster, leader, &big);
+        expect(&answers, &["Ok"]);
+        cluster.wait(20, true);
+        assert!(cluster.is_up(leader), "write {number}");
+    }
 }
 
 #[test]

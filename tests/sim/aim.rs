@@ -9,6 +9,7 @@
 //! | a stalled read | the leader stands still for longer than a timeout, between two sockets it reads in one turn |
 //! | a hand-over | the leader that hands over hears nobody any more, and the next one leads |
 //! | an older term | a leader alone with its last writes; the next one dies with its first record; the first is back |
+//! | two changes | two leaders that change the members from one list: `aim_change.rs` |
 //!
 //! Meanwhile each member is asked for one key, by a client of its own who never goes elsewhere, and whoever leads is
 //! given writes of it by another: what is read of one leader behind a write of the next shows at once. What must hold
@@ -20,6 +21,7 @@ use kvstore::node::{FeedLimits, SnapshotConfig};
 use kvstore::replication::election::reads::ReadMode;
 use kvstore::replication::election::timing::{CLOCK_RATE_ERROR_PERCENT, ElectionTiming};
 
+use crate::aim_change::{self, Step};
 use crate::client::Ask;
 use crate::core::{Event, MS};
 use crate::elected::Elected;
@@ -37,20 +39,20 @@ pub enum Aim {
     StalledRead,
     HandOver,
     OlderTerm,
+    TwoChanges,
 }
 
-const AIMS: [(Aim, &str); 5] = [
+const AIMS: [(Aim, &str); 6] = [
     (Aim::LeaseEnd, "aimed: the end of a lease"),
     (Aim::Restart, "aimed: a restart of who heard the leader"),
     (Aim::StalledRead, "aimed: a stalled read"),
     (Aim::HandOver, "aimed: a hand-over to a leader that the old one does not hear"),
     (Aim::OlderTerm, "aimed: an older term's records"),
+    (Aim::TwoChanges, "aimed: two leaders change one list"),
 ];
 
-/// Members of the cluster of such a run.
+/// Members of the cluster of such a run, but one.
 const MEMBERS: usize = 3;
-/// Clients that are bound to one host: one that reads and one that writes, for each.
-pub const PROBES: usize = 2 * MEMBERS;
 /// Encounters of a run, about; one takes a few election timeouts.
 const TIMEOUTS_PER_RUN: u64 = 30;
 /// Probes in an election timeout.
@@ -71,11 +73,13 @@ pub struct Encounter {
 
 /// What comes next, and the leader of the beginning.
 #[derive(Clone, Copy, Debug)]
-enum Stage {
+pub enum Stage {
     /// The member that hears the leader is started anew.
     RestartOf { leader: usize, voter: usize },
     /// The next leader has its first record on its disk.
     NextLeader { leader: usize },
+    /// See there.
+    Change(Step),
     /// All links work again.
     Over,
 }
@@ -85,8 +89,9 @@ impl Knobs {
     pub fn aim_at(&mut self, aim: u64, pick: &mut impl FnMut(&[u64]) -> u64) {
         let (aim, _) = AIMS[aim as usize];
         self.aim = Some(aim);
-        (self.members, self.joiners) = (MEMBERS, 0);
-        (self.hosts, self.clients) = (MEMBERS, PROBES + 1);
+        self.members = if aim == Aim::TwoChanges { aim_change::MEMBERS } else { MEMBERS };
+        (self.hosts, self.joiners, self.loss_ppm) = (self.members, 0, 0);
+        self.clients = self.probes() + 1;
         let timeout_ms = pick(&[200, 500]);
         self.elected = Some(Elected { timeout_ms, reads: ReadMode::Lease });
         self.heartbeat_ms = ElectionTiming::from_ms(timeout_ms).heartbeat_ms(self.heartbeat_ms);
@@ -112,6 +117,16 @@ impl Knobs {
         }
     }
 
+    /// Clients that are bound to one host: one that reads and one that writes, for each.
+    pub fn probes(&self) -> usize {
+        if self.aim.is_some() { 2 * self.members } else { 0 }
+    }
+
+    /// Whether the lists of members in the logs differ from that of the forming.
+    pub fn changes_members(&self) -> bool {
+        self.joiners > 0 || self.aim == Some(Aim::TwoChanges)
+    }
+
     /// The rate of a host's clock, where a run is aimed at that.
     pub fn aimed_rate_ppm(&self, site: usize) -> Option<u64> {
         let slow = site == SLOW_SITE;
@@ -124,7 +139,7 @@ impl Knobs {
 const SLOW_SITE: usize = 0;
 
 impl World {
-    fn timeout_ns(&self) -> u64 {
+    pub fn timeout_ns(&self) -> u64 {
         self.core.borrow().knobs.elected.map_or(0, |elected| elected.timeout_ms * MS)
     }
 
@@ -134,6 +149,7 @@ impl World {
         let tenths = match self.encounter.under_way.take() {
             None => self.meet(aim),
             Some(Stage::RestartOf { leader, voter }) => self.restart_voter(leader, voter),
+            Some(Stage::Change(step)) => self.change_goes_on(step),
             Some(Stage::NextLeader { .. } | Stage::Over) => self.part(),
         };
         let mut core = self.core.borrow_mut();
@@ -144,6 +160,9 @@ impl World {
     /// An encounter begins, if somebody leads whom all others follow. Returns when to look again, in tenths of the
     /// election timeout.
     fn meet(&mut self, aim: Aim) -> u64 {
+        if aim == Aim::TwoChanges && self.seats_all() {
+            return 10;
+        }
         let Some(leader) = self.elected_leader().filter(|leader| self.all_follow(*leader)) else { return 3 };
         if aim == Aim::LeaseEnd && leader != SLOW_SITE {
             self.command(leader, Ask::Transfer { to: Some(SLOW_SITE) });
@@ -153,10 +172,10 @@ impl World {
         let name = AIMS.iter().find(|(one, _)| *one == aim).expect("each has a name").1;
         self.core.borrow_mut().stats.count(name);
         self.encounter.number += 1;
-        let others: Vec<usize> = (0..MEMBERS).filter(|site| *site != leader).collect();
+        let others: Vec<usize> = (0..self.members()).filter(|site| *site != leader).collect();
         let (any, later) = {
             let mut core = self.core.borrow_mut();
-            (core.rng.below(2) as usize, core.rng.below(8))
+            (core.rng.below(others.len() as u64) as usize, core.rng.below(8))
         };
         match aim {
             Aim::LeaseEnd => {
@@ -184,11 +203,12 @@ impl World {
                 others.iter().for_each(|other| self.cut_both(leader, *other));
                 self.stage(Stage::NextLeader { leader }, 40)
             }
+            Aim::TwoChanges => self.begin_to_change(leader, &others, any),
         }
     }
 
     /// What comes next, in so many tenths of a timeout. Until then there are probes.
-    fn stage(&mut self, next: Stage, tenths: u64) -> u64 {
+    pub fn stage(&mut self, next: Stage, tenths: u64) -> u64 {
         self.encounter.under_way = Some(next);
         let now = self.core.borrow().now;
         let was_quiet = self.encounter.probes_until < now;
@@ -203,12 +223,31 @@ impl World {
     fn all_follow(&self, leader: usize) -> bool {
         let term = |site: usize| self.hosts[site].seen.as_ref().map(|seen| seen.term);
         let ready = |site: usize| self.hosts[site].process.is_some() && !self.hosts[site].paused;
-        (0..MEMBERS).all(|site| ready(site) && term(site) == term(leader))
+        (0..self.members()).all(|site| ready(site) && term(site) == term(leader))
     }
 
-    fn cut_both(&mut self, one: usize, other: usize) {
+    pub fn cut_both(&mut self, one: usize, other: usize) {
         self.cut_one_way(one, other);
         self.cut_one_way(other, one);
+    }
+
+    /// The link between these two works again, whatever else does not.
+    pub fn join_both(&mut self, one: usize, other: usize) {
+        for link in [(one, other), (other, one)] {
+            if self.encounter.cuts.remove(&link) {
+                self.core.borrow_mut().unblock(link.0, link.1);
+            }
+        }
+    }
+
+    /// What comes next.
+    pub fn under_way(&self) -> Option<Stage> {
+        self.encounter.under_way
+    }
+
+    /// Something else comes next, at the time that was said.
+    pub fn set_stage(&mut self, next: Stage) {
+        self.encounter.under_way = Some(next);
     }
 
     fn cut_one_way(&mut self, from: usize, to: usize) {
@@ -220,11 +259,11 @@ impl World {
     }
 
     /// All links work again, and who was down starts.
-    fn part(&mut self) -> u64 {
+    pub fn part(&mut self) -> u64 {
         for (from, to) in std::mem::take(&mut self.encounter.cuts) {
             self.core.borrow_mut().unblock(from, to);
         }
-        for site in 0..MEMBERS {
+        for site in 0..self.members() {
             self.hosts[site].away = false;
             self.start(site);
         }
@@ -251,8 +290,11 @@ impl World {
         let aim = self.core.borrow().knobs.aim;
         let handed_over = std::mem::take(&mut self.core.borrow_mut().hand_over_left);
         if aim == Some(Aim::HandOver) && handed_over == Some(site) && self.encounter.under_way.is_some() {
-            (0..MEMBERS).filter(|other| *other != site).for_each(|other| self.cut_one_way(other, site));
+            (0..self.members())
+                .filter(|other| *other != site)
+                .for_each(|other| self.cut_one_way(other, site));
         }
+        self.change_after_turn(site);
         let Some(Stage::NextLeader { leader }) = self.encounter.under_way else { return false };
         if site == leader || !self.leads(site) || !self.begins_its_term(site) {
             return false;
@@ -261,12 +303,8 @@ impl World {
         self.end_process(site, false);
         self.hosts[site].away = true;
         self.encounter.under_way = Some(Stage::Over);
-        for other in (0..MEMBERS).filter(|other| *other != site) {
-            for link in [(leader, other), (other, leader)] {
-                if self.encounter.cuts.remove(&link) {
-                    self.core.borrow_mut().unblock(link.0, link.1);
-                }
-            }
+        for other in (0..self.members()).filter(|other| *other != site) {
+            self.join_both(leader, other);
         }
         true
     }
@@ -284,13 +322,15 @@ impl World {
             return;
         }
         let key = format!("aim{}", self.encounter.number).into_bytes();
-        for site in 0..MEMBERS {
+        self.ask_for_second_change();
+        let members = self.members();
+        for site in 0..members {
             self.probe_with(site, site, Ask::Get { key: key.clone(), local: false });
             if self.leads(site) && self.encounter.only_read != Some(site) {
-                let writer = &mut self.clients[MEMBERS + site];
+                let writer = &mut self.clients[members + site];
                 writer.next_id += 1;
                 let ask = Ask::Put { key: key.clone(), id: writer.next_id, size: 100 };
-                self.probe_with(MEMBERS + site, site, ask);
+                self.probe_with(members + site, site, ask);
             }
         }
         let every = self.timeout_ns() / PROBES_PER_TIMEOUT;
@@ -307,7 +347,7 @@ impl World {
 
     /// Whether this client acts on its own and goes where it is sent.
     pub fn is_bound(&self, client: usize) -> bool {
-        self.core.borrow().knobs.aim.is_some() && client < PROBES
+        client < self.core.borrow().knobs.probes()
     }
 
     /// The second phase begins: who was bound to a host forgets it.
@@ -318,6 +358,7 @@ impl World {
         self.part();
         self.encounter = Encounter::default();
         self.core.borrow_mut().knobs.read_ppm = 500_000;
-        (0..PROBES).for_each(|client| self.client_lost(client));
+        let probes = self.core.borrow().knobs.probes();
+        (0..probes).for_each(|client| self.client_lost(client));
     }
 }

@@ -128,6 +128,10 @@ impl World {
     /// This host has a new, empty disk.
     pub fn new_disk(&mut self, site: usize) {
         self.disk_loses(site, &Mirror::default(), 0, None);
+        let mut core = self.core.borrow_mut();
+        let now = core.now;
+        core.directories.lose(site, now);
+        drop(core);
         let term = |other: &usize| self.hosts[*other].seen.as_ref().map(|seen| seen.term);
         let leaders = (0..self.hosts.len()).filter(|other| *other != site && self.leads(*other));
         let leader = leaders.max_by_key(term).unwrap_or((site + 1) % self.hosts.len());

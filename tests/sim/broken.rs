@@ -78,7 +78,7 @@ impl World {
             };
             let formed = self.oracle.elections.have_begun() && (0..members).all(votes);
             let formed = formed || !core.knobs.is_elected();
-            let changes = core.knobs.joiners > 0;
+            let changes = core.knobs.changes_members();
             if changes || spare + hosts - members == 0 || !formed || !core.chance(PARTIAL_PPM) {
                 core.stats.count("second phase: everything is healed");
                 return;
@@ -100,7 +100,12 @@ impl World {
                 spare = left;
             }
             // An elected leader with a full disk goes on leading, refuses writes and serves reads (D9).
-            let kinds = if elected { &KINDS[..KINDS.len() - 1] } else { &KINDS };
+            // What a failed sync loses was acknowledged, where the page cache is enough.
+            let kinds = match (elected, core.knobs.has_power_for_good()) {
+                (true, true) => &KINDS[..KINDS.len() - 2],
+                (true, false) => &KINDS[..KINDS.len() - 1],
+                (false, _) => &KINDS[..],
+            };
             let (kind, name) = kinds[core.rng.below(kinds.len() as u64) as usize];
             core.stats.count(name);
             core.trace(|| format!("host {site} stays broken: {kind:?}"));

@@ -8,6 +8,7 @@ use kvstore::conn::DialId;
 use kvstore::rng::Rng;
 
 use crate::knobs::Knobs;
+use crate::lists::Directories;
 use crate::net::Net;
 use crate::stats::Stats;
 
@@ -85,6 +86,8 @@ pub struct Core {
     pub knobs: Knobs,
     /// All connections.
     pub net: Net,
+    /// Which node each host is.
+    pub directories: Directories,
     /// ACKs told and disks crashed on a copy so far, by all hosts.
     pub acks_told: u64,
     pub proofs: u64,
@@ -109,6 +112,7 @@ impl Core {
             seq: 0,
             stats: Stats::default(),
             net: Net::new(sites),
+            directories: Directories::new(knobs.hosts),
             knobs,
             acks_told: 0,
             proofs: 0,

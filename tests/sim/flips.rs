@@ -1,29 +1,55 @@
-//! A bit flips in the memory of a node, in the value of an entry. Nothing that is on a disk or on a link changes, and
-//! no hash does: what notices it is the next scan of all entries, or, once the entry is overwritten, the comparison of
-//! states between nodes.
+//! A bit flips in the memory of a node, in the value of an entry or in what a numbered write was answered. Nothing that
+//! is on a disk or on a link changes, and no hash does: what notices it is the next scan of the state, or, once the
+//! entry is overwritten or the session used, the comparison of states between nodes.
 //!
-//! Until then what the node reads of that key may be wrong, and is excused; nothing else is. A node that noticed is
-//! restarted by its operator. In the end nobody has a flipped bit in memory that was not noticed; and nobody ever takes
-//! a state for wrong where no bit has flipped.
+//! Until then what the node reads of that key, or answers again to a number of that session, may be wrong, and is
+//! excused; nothing else is. A node that noticed is restarted by its operator. In the end nobody has a flipped bit in
+//! memory that was not noticed; and nobody ever takes a state for wrong where no bit has flipped.
 
+use kvstore::ids::SessionId;
 use kvstore::replication::divergence::Fault;
+use kvstore::wire::client::Status;
 
-use crate::client::Ask;
+use crate::client::{Ask, Sent};
 use crate::core::{Event, MS};
 use crate::world::World;
 
 /// A bit that has flipped.
 #[derive(Debug)]
 pub struct Flip {
-    pub key: Vec<u8>,
+    pub place: Place,
     /// How often the state of this process had been made anew.
     states: u64,
+}
+
+/// Where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    ValueOf(Vec<u8>),
+    AnswerIn(SessionId),
 }
 
 /// Steps of the second phase between two commands to make a snapshot, and with it a scan.
 const SCAN_STEPS: u64 = 8;
 /// Which of them: a leader may have to be chosen first, for what is written to be committed.
 const SCAN_STEP: u64 = 4;
+
+impl Flip {
+    /// Whether this answer is wrong for it: a read of the key, or an old answer that is not what the log says.
+    pub fn excuses(&self, sent: &Sent, status: Status, existed: impl FnOnce() -> bool) -> bool {
+        match (&self.place, &sent.ask) {
+            (Place::ValueOf(flipped), Ask::Get { key, .. }) => key == flipped,
+            (Place::AnswerIn(session), Ask::Put { .. } | Ask::Delete { .. }) => {
+                let is_old = sent.by.is_some_and(|by| by.session == *session && by.tries > 1);
+                let is_put = matches!(sent.ask, Ask::Put { .. });
+                is_old
+                    && matches!(status, Status::Ok | Status::NotFound)
+                    && (status == Status::Ok) != (is_put || existed())
+            }
+            _ => false,
+        }
+    }
+}
 
 impl World {
     /// A bit flips in a value of this host. One at a time: with two of three nodes wrong nobody could be right.
@@ -43,10 +69,23 @@ impl World {
         let Some((key, value)) = found else { return };
         let (key, bits) = (key.to_vec(), value.len() * 8);
         let bit = key.len() * 8 + core.rng.below(bits as u64) as usize;
-        assert!(process.node.flip_bit(&key, bit));
-        core.trace(|| format!("host {site}: bit {bit} of {} flips in memory", String::from_utf8_lossy(&key)));
-        core.stats.count("memory: a bit flips");
-        host.flip = Some(Flip { key, states: process.node.counters.states_made });
+        // Not from the generator of the run, so that what else happens in it is what happened before.
+        let answered = keyspace.sessions().iter().filter(|session| session.answers() > 0);
+        let session = answered.last().map(|session| (session.id(), session.answers()));
+        let place = match session.filter(|_| core.now.is_multiple_of(2)) {
+            Some((session, answers)) => {
+                assert!(process.node.flip_answer(session, bit % answers));
+                core.stats.count("memory: a bit of an answer flips");
+                Place::AnswerIn(session)
+            }
+            None => {
+                assert!(process.node.flip_bit(&key, bit));
+                core.stats.count("memory: a bit flips");
+                Place::ValueOf(key)
+            }
+        };
+        core.trace(|| format!("host {site}: a bit flips in memory, in {place:?}"));
+        host.flip = Some(Flip { place, states: process.node.counters.states_made });
         self.oracle.memory_failed = true;
     }
 

@@ -130,7 +130,7 @@ impl World {
             return;
         }
         // Nobody has to be told who leads where leaders are elected.
-        if self.settle_flips() || elected {
+        if self.replace_the_lost() || self.settle_flips() || elected {
             return;
         }
         let chosen = match self.heal.chosen {
@@ -276,6 +276,7 @@ impl World {
             assert!(held || excused, "LSN {} of term {} was acknowledged and is lost", write.lsn, write.term);
         }
         drop(mirror);
+        self.check_whole(chosen);
         self.compare_logs(chosen);
     }
 

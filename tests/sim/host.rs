@@ -61,8 +61,6 @@ pub struct Host {
     pub flush_due: Rc<Cell<Option<u64>>>,
     pub clock: HostClock,
     pub config: NodeConfig,
-    /// It came with an empty directory, and was told of the list of members at this LSN: it goes by none before.
-    pub told_list_at: u64,
     pub process: Option<Process>,
     pub incarnation: u64,
     /// Connections that wait to be accepted.

@@ -20,6 +20,8 @@ pub struct Knobs {
     pub members: usize,
     /// So many hosts behind the members wait to be added: there is an operator who changes the members.
     pub joiners: usize,
+    /// With each command of that operator a member loses its directory with this probability, and is replaced.
+    pub loss_ppm: u64,
     pub clients: usize,
     pub ack: AckPolicy,
     pub min_insync: usize,
@@ -164,6 +166,7 @@ impl Knobs {
             hosts,
             members: hosts,
             joiners: 0,
+            loss_ppm: 0,
             clients: pick(&[1, 2, 3, 4]) as usize,
             ack,
             min_insync: pick(&[1, 1, 1, 2]).min(hosts as u64) as usize,

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 mod aim;
+mod aim_change;
 mod archives;
 mod args;
 mod away;
@@ -51,6 +52,7 @@ mod promises;
 mod proof;
 mod quorums;
 mod receipts;
+mod replaced;
 mod replies;
 mod sabotage;
 mod search;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use kvstore::disk::FileId;
 use kvstore::ids::{Chain, Lsn, NodeId, Term, WriteNumber};
+use kvstore::replication::members::Member;
 use kvstore::wal::{ENTRY_HEADER_SIZE, MARK_SIZE};
 use kvstore::wire::{Effect, Reader, Record};
 
@@ -27,9 +28,9 @@ pub enum Kind {
     Session {
         nonce: u64,
     },
-    /// The addresses of those who have a say.
+    /// Those who have a say.
     Members {
-        addresses: Vec<String>,
+        members: Vec<Member>,
     },
 }
 
@@ -59,7 +60,7 @@ pub struct Mirror {
     /// Where each key was set, for reads at an LSN.
     keys: BTreeMap<Vec<u8>, Vec<(u64, Option<u64>)>>,
     /// The lists of members, by LSN.
-    pub lists: Vec<(u64, Vec<String>)>,
+    pub lists: Vec<(u64, Vec<Member>)>,
     /// Where each numbered write is.
     ids: BTreeMap<u64, u64>,
     /// Where each number of a session is.
@@ -186,7 +187,7 @@ impl Mirror {
             Effect::Session { nonce } => Kind::Session { nonce },
             Effect::Members { .. } => {
                 let list = record.members().expect("a node writes whole lists");
-                Kind::Members { addresses: list.iter().map(|member| member.address.clone()).collect() }
+                Kind::Members { members: list.iter().cloned().collect() }
             }
         };
         let chain_before = before.map_or(0, |entry| entry.chain.0);
@@ -199,8 +200,8 @@ impl Mirror {
             "LSN {lsn}: the checksum does not go on from that of the record before"
         );
         let end = before.map_or(0, |entry| entry.end) + bytes.len() as u64;
-        if let Kind::Members { addresses } = &kind {
-            self.lists.push((lsn, addresses.clone()));
+        if let Kind::Members { members } = &kind {
+            self.lists.push((lsn, members.clone()));
         }
         let by = record.effect.number();
         self.note_number(by, lsn);
@@ -253,7 +254,7 @@ impl Mirror {
                 Kind::Delete { key } => {
                     self.keys.entry(key.clone()).or_default().push((entry.lsn, None));
                 }
-                Kind::Members { addresses } => self.lists.push((entry.lsn, addresses.clone())),
+                Kind::Members { members } => self.lists.push((entry.lsn, members.clone())),
                 Kind::Term | Kind::Session { .. } => {}
             }
             self.entries.push(entry);

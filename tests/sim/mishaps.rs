@@ -25,6 +25,7 @@ pub const EXPECTED: &[&str] = &[
     "disk: stall beyond 5 s",
     "disk: ten times slower for the whole run",
     "memory: a bit flips",
+    "memory: a bit of an answer flips",
     "net: leader unreachable for one node",
     "net: link flaps every 200 ms",
     "node: client throttled",

@@ -119,7 +119,7 @@ impl Oracle {
         }
         let committed = host.seen.as_ref().map_or(0, |before| before.commit.0);
         if !crashed && core.knobs.is_elected() && seen.leads && seen.commit.0 > committed {
-            crate::quorums::check_commit(core, hosts, site, &seen, &self.out);
+            crate::quorums::check_commit(core, hosts, site, &seen);
         }
         let host = &mut hosts[site];
         let shrunk = host.mirror.borrow_mut().shrunk_to.take();
@@ -278,7 +278,7 @@ impl Oracle {
         // A read replica is in no set: they stand behind the members.
         let judged = match core.knobs.is_elected() {
             // Whose place in the list of followers changes is not judged.
-            true if core.knobs.joiners > 0 => 0,
+            true if core.knobs.changes_members() => 0,
             true => core.knobs.members - 1,
             false => seen.peers.len(),
         };

@@ -8,13 +8,12 @@
 //! *Who leads is heard.* A leader that has read nothing from a majority for an election timeout, on its own clock,
 //! leads no more at the end of a turn that began later.
 
-use std::collections::BTreeSet;
-
 use kvstore::ids::Term;
 use kvstore::node::Observed;
 
 use crate::core::{Core, MS};
 use crate::host::Host;
+use crate::lists::Seat;
 
 /// Where a log ends, as elections compare it.
 fn log_end(host: &Host, last: u64) -> (Term, u64) {
@@ -27,15 +26,14 @@ fn has_a_say(host: &Host) -> bool {
     !host.rotten && seen.is_none_or(|seen| seen.complete && seen.repair_until.0 == 0)
 }
 
-/// The commit LSN of this leader has risen to that of `seen`. `out`: members that are other nodes now.
-pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observed, out: &BTreeSet<usize>) {
+/// The commit LSN of this leader has risen to that of `seen`.
+pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observed) {
     let Some(entry) = hosts[site].mirror.borrow().get(seen.commit.0).cloned() else { return };
-    let formed = core.knobs.members;
-    let has_say = |site: usize| !out.contains(&site) && has_a_say(&hosts[site]);
+    let has_say = |site: usize| has_a_say(&hosts[site]);
     for candidate in hosts.iter().filter(|host| !host.mirror.borrow().holds(entry.lsn, entry.chain)) {
         // It goes by its own list, and whoever is in it votes.
-        let list = crate::lists::of_log(candidate, formed);
-        if !list.contains(&candidate.site) || !has_say(candidate.site) {
+        let list = crate::lists::of_log(core, candidate);
+        if !list.has(candidate.site) || !has_say(candidate.site) {
             continue;
         }
         // A crash may leave of its log what was written, and of theirs what was synced.
@@ -44,9 +42,9 @@ pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observe
             let synced = hosts[site].mirror.borrow().synced;
             site == candidate.site || log_end(&hosts[site], synced) <= own
         };
-        let votes = list.iter().filter(|site| has_say(**site) && would_vote(**site)).count();
+        let votes = list.whole().filter(|site| has_say(*site) && would_vote(*site)).count();
         assert!(
-            votes <= list.len() / 2,
+            votes < list.majority(),
             "host {site} takes LSN {} of term {} for committed, and host {}, whose log ends at LSN {} of term {} \
              without it, would get the votes of {votes} of {}",
             entry.lsn,
@@ -63,9 +61,12 @@ pub fn check_commit(core: &mut Core, hosts: &[Host], site: usize, seen: &Observe
 /// A turn of this host has ended, and it leads, since this moment at the latest.
 pub fn check_heard(core: &mut Core, host: &Host, elected_at: u64) {
     let Some(elected) = core.knobs.elected else { return };
-    let list = crate::lists::of_log(host, core.knobs.members);
-    let others = list.iter().filter(|other| **other != host.site);
-    let mut heard: Vec<u64> = others.map(|other| core.net.heard_at(host.site, *other)).collect();
+    let list = crate::lists::of_log(core, host);
+    let others = list.seats().iter().filter(|seat| seat.site != host.site);
+    // What runs at the address of a lost seat is nobody's voice.
+    let until = |seat: &Seat| seat.lost_at.unwrap_or(u64::MAX);
+    let heard = others.map(|seat| core.net.heard_at(host.site, seat.site).min(until(seat)));
+    let mut heard: Vec<u64> = heard.collect();
     heard.sort_unstable_by(|a, b| b.cmp(a));
     let Some(index) = (list.len() / 2).checked_sub(1) else { return };
     let since = heard[index].max(elected_at);

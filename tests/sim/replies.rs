@@ -10,6 +10,7 @@ use kvstore::wire::client::Status;
 use crate::client::{Ask, Dialogue, Got, Sent};
 use crate::core::Core;
 use crate::host::Host;
+use crate::lists::{List, Seat};
 use crate::mirror::Kind;
 use crate::oracle::{Acked, Oracle};
 use crate::socks::Emitted;
@@ -30,9 +31,16 @@ impl Oracle {
         let dialogue = dialogues.get_mut(&reply.conn).expect("replies go to clients");
         let sent = dialogue.sent.get_mut(dialogue.emitted).expect("no reply without a request");
         dialogue.emitted += 1;
-        let key_is_flipped = |key: &Vec<u8>| hosts[site].flip.as_ref().is_some_and(|flip| flip.key == *key);
-        // What is read of it has no order.
-        let excused = matches!(&sent.ask, Ask::Get { key, .. } if key_is_flipped(key));
+        let existed = || {
+            let key = match &sent.ask {
+                Ask::Delete { key, .. } => key,
+                _ => return false,
+            };
+            hosts[site].mirror.borrow().value_at(key, reply.lsn.saturating_sub(1)).is_some()
+        };
+        // What is told wrong has no order.
+        let flip = hosts[site].flip.as_ref();
+        let excused = flip.is_some_and(|flip| flip.excuses(sent, reply.status, existed));
         let by_leader = match core.knobs.is_elected() {
             true => crate::elected::is_ordered(core, site, sent),
             false => seen.leads && seen.term.as_u64() == reply.term,
@@ -47,7 +55,7 @@ impl Oracle {
         crate::receipts::check(core, site, &sent, reply, host_ns as u64);
         core.trace(|| format!("host {site} answers {:?}: {:?} at LSN {}", sent.ask, reply.status, reply.lsn));
         match (&sent.ask, reply.status) {
-            (Ask::Put { .. } | Ask::Delete { .. }, Status::Ok | Status::NotFound) if shrunk => {}
+            (Ask::Put { .. } | Ask::Delete { .. }, Status::Ok | Status::NotFound) if shrunk || excused => {}
             (Ask::Put { .. }, Status::Ok) | (Ask::Delete { .. }, Status::Ok | Status::NotFound) => {
                 self.on_acked(core, hosts, site, seen, &sent, reply);
             }
@@ -215,11 +223,19 @@ impl Oracle {
             || core.knobs.ack == AckPolicy::Quorum && all_are_followers();
         if by_majority {
             // With fixed roles they are all. What is answered now may be committed by the list before.
-            let lists = crate::lists::newest_two(&hosts[leader], core.knobs.members);
-            let copies = |list: &Vec<usize>| list.iter().filter(|site| has(**site)).count();
+            let next = crate::lists::about_to_be_logged(core, &hosts[leader]);
+            let lists: Vec<List> =
+                crate::lists::newest_two(core, &hosts[leader]).into_iter().chain(next).collect();
+            // Who is there instead of a lost member has promised nothing in its name.
+            let other_node = |seat: &Seat| core.knobs.is_elected() && seat.lost_at.is_some();
+            let is_copy = |seat: &&Seat| match other_node(seat) {
+                true => self.lost_at(seat.site, acked.lsn, acked.chain),
+                false => has(seat.site),
+            };
+            let copies = |list: &List| list.seats().iter().filter(is_copy).count();
             let holders = lists.iter().map(copies).max().unwrap_or(0);
             assert!(
-                lists.iter().any(|list| copies(list) > list.len() / 2),
+                lists.iter().any(|list| copies(list) >= list.majority()),
                 "LSN {} was acknowledged with {holders} copies",
                 acked.lsn
             );

@@ -21,10 +21,6 @@ pub const SEEDS: u64 = 10_000;
 #[cfg(feature = "sabotage")]
 const RARE: &[&str] = &[];
 
-/// Four members and a fifth would have to meet for it: `tests/elections/members.rs` brings them together.
-#[cfg(feature = "sabotage")]
-const DIRECTED: &[Variant] = &[Variant::ChangeBeforeFirstCommit];
-
 /// A variant that was caught.
 #[cfg(feature = "sabotage")]
 struct Catch {
@@ -36,8 +32,7 @@ struct Catch {
 /// Looks for the variants of this name (`all`: every one), and prints the table.
 #[cfg(feature = "sabotage")]
 pub fn run(name: &str, from: u64, seeds: u64) -> ExitCode {
-    let elsewhere = |variant: &Variant| Variant::ELSEWHERE.contains(variant) || DIRECTED.contains(variant);
-    let driven = || Variant::ALL.iter().copied().filter(|variant| !elsewhere(variant));
+    let driven = || Variant::ALL.iter().copied();
     let chosen: Vec<Variant> = driven().filter(|variant| name == "all" || variant.name() == name).collect();
     if chosen.is_empty() {
         let names: Vec<&str> = driven().map(|variant| variant.name()).collect();

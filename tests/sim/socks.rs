@@ -287,6 +287,8 @@ impl Socks {
                             false => ("copied", "node: refused a second node of one identity"),
                         };
                         assert!(text.contains(word), "another identity is refused with: {text}");
+                        let says_what_to_do = text.contains("kv_client replace") || !core.knobs.is_elected();
+                        assert!(says_what_to_do, "it is not said what to do: {text}");
                         core.stats.count(what);
                     }
                 }

@@ -32,6 +32,8 @@ pub struct World {
     pub turns: u64,
     /// What an aimed run is at.
     pub encounter: crate::aim::Encounter,
+    /// Members that have lost their directories.
+    pub replacing: crate::replaced::Replacing,
     /// A rolling restart under way.
     pub rolling: Option<crate::mishaps::Rolling>,
     /// The host that runs with a copy of another one's directory.
@@ -74,6 +76,7 @@ impl World {
             heal: crate::heal::Heal::default(),
             turns: 0,
             encounter: Default::default(),
+            replacing: Default::default(),
             rolling: None,
             twin: None,
             broken_leader: None,
@@ -119,7 +122,7 @@ impl World {
         for client in &self.clients {
             core.net.alive[client.site] = 1;
         }
-        let bound = |client: &usize| core.knobs.aim.is_some() && *client < crate::aim::PROBES;
+        let bound = |client: &usize| *client < core.knobs.probes();
         for client in (0..self.clients.len() - 1).filter(|client| !bound(client)).collect::<Vec<_>>() {
             let when = core.between(0, 100 * MS);
             core.at(when, Event::Client(client));
@@ -201,7 +204,9 @@ impl World {
         let before = self.hosts[site].mirror.borrow().entries.clone();
         match self.hosts[site].start(seed) {
             Ok(()) => {
+                let node = self.hosts[site].process.as_ref().expect("it has just started").node.node_id();
                 let mut core = self.core.borrow_mut();
+                core.directories.note(site, node);
                 core.net.alive[site] = self.hosts[site].incarnation;
                 drop(core);
                 self.note_losses(site, &before);
@@ -241,6 +246,10 @@ impl World {
     /// The process is gone, and with `power` what its disk had not synced.
     pub fn end_process(&mut self, site: usize, power: bool) {
         let mut core = self.core.borrow_mut();
+        let power = power && !core.knobs.has_power_for_good();
+        if core.knobs.has_power_for_good() {
+            core.stats.count("process: killed, and its page cache is all there is");
+        }
         count_process(&mut core.stats, &self.hosts[site]);
         self.oracle.after_turn(&mut core, &mut self.hosts, site, &mut self.dialogues, true);
         let host = &mut self.hosts[site];
@@ -519,7 +528,6 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         ahead: ahead.clone(),
         flush_due: Rc::default(),
         clock: HostClock { core: core.clone(), ahead, rate_ppm, zero: 0 },
-        told_list_at: 0,
         config,
         process: None,
         incarnation: 0,
