@@ -29,6 +29,7 @@
 use serde_json::{Value, json};
 
 use super::Node;
+use super::given_up::GivenUp;
 use super::pace::Pace;
 use crate::backup::{KeepError, Keeper, Note};
 use crate::disk::Disk;
@@ -81,19 +82,6 @@ struct Copy {
     segment: ClosedSegment,
     cursor: CopyCursor,
     pace: Pace,
-}
-
-/// Up to where segments may go without a copy, in the log of this generation.
-#[derive(Clone, Copy, Debug, Default)]
-struct GivenUp {
-    generation: u64,
-    lsn: Lsn,
-}
-
-impl GivenUp {
-    fn in_generation(self, generation: u64) -> Lsn {
-        if self.generation == generation { self.lsn } else { Lsn::ZERO }
-    }
 }
 
 /// The archive of a node.
@@ -247,7 +235,7 @@ impl Node {
 
     /// The oldest closed segment that is committed and not in the archive.
     fn segment_due(&self, archive: &Archive) -> Option<ClosedSegment> {
-        let given_up = archive.given_up.in_generation(self.wal.generation());
+        let given_up = archive.given_up.of_log(self.wal.generation());
         let segment = self.wal.closed_behind(archive.at?.0.max(given_up))?;
         (segment.last_lsn <= self.effective_commit()).then_some(segment)
     }
@@ -343,7 +331,7 @@ impl Node {
         let is_compared = archive.compared == Some(self.wal.generation());
         let known = archive.at.filter(|_| is_compared).map_or(floor, |at| at.0);
         let generation = self.wal.generation();
-        let mut at = known.max(archive.given_up.in_generation(generation));
+        let mut at = known.max(archive.given_up.of_log(generation));
         while let Some(segment) = self.wal.closed_behind(at).filter(|segment| segment.last_lsn <= limit) {
             let (count, bytes) = self.wal.closed_count_behind(at);
             if bytes <= archive.config.log_bytes {
@@ -361,7 +349,7 @@ impl Node {
             );
             archive.missed += 1;
             at = segment.last_lsn;
-            archive.given_up = GivenUp { generation, lsn: at };
+            archive.given_up = GivenUp::in_log(generation, at);
         }
         at.min(limit)
     }

@@ -173,15 +173,14 @@ impl World {
         }
     }
 
-    /// The leader of the highest term; if nobody leads, the one with everything that was acknowledged.
+    /// Who leads in the highest term; if nobody does, the one with everything that was acknowledged.
     pub fn choose_leader(&mut self) -> usize {
-        // Also one whose process is down in this moment: with two leaders of different terms, one of which has never
-        // met the higher term, what the other one acknowledged is on its disk alone (`--ack=leader`).
-        let led = |site: &usize| {
-            !self.hosts[*site].rotten && self.hosts[*site].seen.as_ref().is_some_and(|seen| seen.leads)
-        };
-        let term = |site: &usize| self.hosts[*site].seen.as_ref().map(|seen| seen.term);
-        let leader = (0..self.hosts.len()).filter(led).max_by_key(term);
+        // Also one whose process is down in this moment, or that was told to follow since: of two leaders that never met
+        // the older one goes on, and what the other one acknowledged may be on its disk alone (`--ack=leader`).
+        let seen = |site: usize| self.hosts[site].seen.as_ref().filter(|_| !self.hosts[site].rotten);
+        let newest = (0..self.hosts.len()).filter_map(|site| seen(site).map(|seen| seen.term)).max();
+        let leads = |site: &usize| seen(*site).is_some_and(|seen| seen.leads && Some(seen.term) == newest);
+        let leader = (0..self.hosts.len()).find(leads);
         // One that came back with an older disk leads without what the others have.
         let leader = leader.filter(|_| !self.oracle.a_leader_lost_its_disk());
         let chosen = leader.unwrap_or_else(|| {
