@@ -175,8 +175,8 @@ impl World {
 
     /// Who leads in the highest term; if nobody does, the one with everything that was acknowledged.
     pub fn choose_leader(&mut self) -> usize {
-        // Also one whose process is down in this moment, or that was told to follow since: of two leaders that never met
-        // the older one goes on, and what the other one acknowledged may be on its disk alone (`--ack=leader`).
+        // Also one whose process is down in this moment, or that was told to follow since: of two leaders that never
+        // met the older one goes on, and what the other one acknowledged may be on its disk alone (`--ack=leader`).
         let seen = |site: usize| self.hosts[site].seen.as_ref().filter(|_| !self.hosts[site].rotten);
         let newest = (0..self.hosts.len()).filter_map(|site| seen(site).map(|seen| seen.term)).max();
         let leads = |site: &usize| seen(*site).is_some_and(|seen| seen.leads && Some(seen.term) == newest);
