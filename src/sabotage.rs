@@ -54,13 +54,14 @@ variants! {
     RecoveredTailTold = "recovered-tail-told";
     /// A full disk is noticed after the LSN was told.
     LsnTwiceAfterFullDisk = "lsn-twice-after-full-disk";
-    /// A follower takes chunks of a snapshot from any connection and of any transfer, and keeps what it has of one when
-    /// another session needs none.
+    /// A follower takes chunks of a snapshot from any connection and of any transfer.
     OldTransferChunk = "old-transfer-chunk";
     /// Time in which the leader itself did not run counts against its followers.
     OwnStallEmptiesInSync = "own-stall-empties-in-sync";
     /// A cut does not wait for the flush under way, whose token then counts for what was written since.
     OldGenerationToken = "old-generation-token";
+    /// Segments are removed without waiting for their copies in the archive.
+    ArchivedTooLate = "archived-too-late";
     /// Segments are removed when a snapshot is written, before it has its name.
     RemovalBeforePublish = "removal-before-publish";
     /// A state that is being loaded is read.

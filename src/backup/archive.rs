@@ -1,9 +1,7 @@
 //! Records that were kept aside in segments: directories of copies, or the data directory of a node, stopped or not.
 //! They are looked at and never changed.
 
-use std::path::PathBuf;
-
-use crate::disk::{Disk, ViewedDisk};
+use crate::disk::Disk;
 use crate::ids::{Chain, ClusterId, Lsn};
 use crate::wal::{ArchivedEnd, archived_segments, read_archived, segment_name};
 use crate::wire::Record;
@@ -14,14 +12,13 @@ use super::error::RestoreError;
 pub(super) type Sink<'s> = dyn FnMut(&Record<'_>, &[u8], Chain) -> Result<(), RestoreError> + 's;
 
 /// Directories with segments of one log.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Archives {
     directories: Vec<Directory>,
 }
 
-#[derive(Debug)]
 struct Directory {
-    disk: ViewedDisk,
+    disk: Box<dyn Disk>,
     /// Of its segments, rising.
     first_lsns: Vec<Lsn>,
 }
@@ -34,16 +31,12 @@ struct Obstacles {
 }
 
 impl Archives {
-    pub fn open(paths: &[PathBuf]) -> Result<Archives, RestoreError> {
-        let open = |path: &PathBuf| {
-            let mut disk = ViewedDisk::open(path)?;
-            let first_lsns = archived_segments(&mut disk)?;
-            Ok(Directory { disk, first_lsns })
+    pub fn of(disks: Vec<Box<dyn Disk>>) -> Result<Archives, RestoreError> {
+        let look = |mut disk: Box<dyn Disk>| match archived_segments(disk.as_mut()) {
+            Ok(first_lsns) => Ok(Directory { disk, first_lsns }),
+            Err(source) => Err(RestoreError::Archive { path: disk.describe(), source }),
         };
-        let failed =
-            |path: &PathBuf, source| RestoreError::Archive { path: path.display().to_string(), source };
-        let directories = paths.iter().map(|path| open(path).map_err(|source| failed(path, source)));
-        Ok(Archives { directories: directories.collect::<Result<_, _>>()? })
+        Ok(Archives { directories: disks.into_iter().map(look).collect::<Result<_, _>>()? })
     }
 
     /// Hands over the records behind `at`, whose chain checksum is `chain`, up to `until`.
@@ -113,14 +106,20 @@ impl Directory {
             let path = format!("{}/{name}", self.disk.describe());
             let (before, mut failed) = (*at, None);
             let known = (*at, *chain);
-            let end =
-                read_archived(&mut self.disk, &name, cluster_id, known, until, &mut |record, bytes, here| {
+            let end = read_archived(
+                self.disk.as_mut(),
+                &name,
+                cluster_id,
+                known,
+                until,
+                &mut |record, bytes, here| {
                     match sink(record, bytes, here) {
                         Ok(()) => (*at, *chain) = (record.lsn, here),
                         Err(error) => failed = Some(error),
                     }
                     failed.is_none()
-                });
+                },
+            );
             if let Some(error) = failed {
                 return Err(error);
             }

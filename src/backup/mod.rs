@@ -65,7 +65,7 @@ mod stream;
 mod tail;
 
 pub use error::{BackupError, RestoreError};
-pub use kept::{COPY_NAME, KeepError, Keeper, NOTE_NAME, Note, read_note};
-pub use restore::{Plan, Restored, restore};
+pub use kept::{COPY_NAME, KeepError, Keeper, NOTE_NAME, NOTE_SIZE, Note, read_note};
+pub use restore::{Plan, Restored, Sources, restore, restore_onto};
 pub use stream::{BackupStream, Summary};
 pub use tail::{FORMAT_VERSION, TAIL_FOOTER_SIZE, TAIL_HEADER_SIZE, TailHeader, TailWriter};

@@ -8,7 +8,8 @@
 //! 2. the snapshot, block by block with its checksums checked and made anew: they begin with cluster and node;
 //! 3. META: the new ids, the last term of the log, and S as the base that the log begins behind.
 //!
-//! All of it is durable before the rename, and nothing is believed that a checksum does not prove.
+//! All of it is durable before the rename, and nothing is believed that a checksum does not prove. What does that,
+//! [`restore_onto`], knows disks and no paths.
 
 use std::path::PathBuf;
 
@@ -62,24 +63,72 @@ pub struct Restored {
     pub node_id: NodeId,
 }
 
+/// What a restore reads.
+pub struct Sources {
+    source: Source,
+    archives: Archives,
+}
+
+impl Sources {
+    /// `name`: the backup or snapshot in this directory. `archives`: directories with segments.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn open(
+        disk: Box<dyn Disk>,
+        name: &str,
+        archives: Vec<Box<dyn Disk>>,
+    ) -> Result<Sources, RestoreError> {
+        Ok(Sources { source: Source::open(disk, name)?, archives: Archives::of(archives)? })
+    }
+}
+
 /// Makes the directory.
 ///
 /// # Errors
 /// Nothing is there then that was not before.
 pub fn restore(plan: &Plan) -> Result<Restored, RestoreError> {
-    let mut source = Source::open(plan)?;
-    let last = source.target(plan.until)?;
-    let mut archives = Archives::open(&plan.archives)?;
+    let io = |source| BackupError::Io { file: plan.file.display().to_string(), offset: 0, source };
+    let (disk, name) = ViewedDisk::open_any(&plan.file).map_err(io)?;
+    let name = name.ok_or(io(std::io::ErrorKind::IsADirectory.into()))?;
+    let view = |path: &PathBuf| match ViewedDisk::open(path) {
+        Ok(disk) => Ok(Box::new(disk) as Box<dyn Disk>),
+        Err(source) => Err(RestoreError::Archive { path: path.display().to_string(), source }),
+    };
+    let source = Source::open(Box::new(disk), &name)?;
+    source.target(plan.until)?;
+    let archives = plan.archives.iter().map(view).collect::<Result<_, _>>()?;
+    let mut sources = Sources { source, archives: Archives::of(archives)? };
     let mut staged = Staged::begin(&plan.data_dir, is_left_over)?;
-    let mut rng = Rng::new(plan.seed);
-    let ids = NewIds { cluster_id: ClusterId(rng.bytes16()), node_id: NodeId(rng.bytes16()) };
-    match build(&mut source, &mut archives, last, staged.disk(), ids, rng.next_u64()) {
-        Ok(()) => staged.finish()?,
+    match restore_onto(&mut sources, plan.until, staged.disk(), plan.seed, SEGMENT_SIZE_DEFAULT) {
+        Ok(restored) => {
+            staged.finish()?;
+            Ok(restored)
+        }
         Err(error) => {
             staged.abandon();
-            return Err(error);
+            Err(error)
         }
     }
+}
+
+/// Makes the files of the data directory on an empty disk, durably.
+///
+/// # Errors
+/// Then what is on that disk is nothing.
+pub fn restore_onto(
+    sources: &mut Sources,
+    until: Option<Lsn>,
+    disk: &mut dyn Disk,
+    seed: u64,
+    segment_bytes: u64,
+) -> Result<Restored, RestoreError> {
+    let Sources { source, archives } = sources;
+    let last = source.target(until)?;
+    let mut rng = Rng::new(seed);
+    let ids = NewIds { cluster_id: ClusterId(rng.bytes16()), node_id: NodeId(rng.bytes16()) };
+    let config = WalConfig { segment_bytes, durability: Durability::Fsync };
+    build(source, archives, last, disk, ids, rng.next_u64(), config)?;
     let SnapshotInfo { id, entries, cluster_id: from, .. } = source.info;
     Ok(Restored { last, id, entries, from, cluster_id: ids.cluster_id, node_id: ids.node_id })
 }
@@ -97,7 +146,7 @@ struct NewIds {
 
 /// The backup as it is read.
 struct Source {
-    disk: ViewedDisk,
+    disk: Box<dyn Disk>,
     name: String,
     file: FileId,
     length: u64,
@@ -107,16 +156,15 @@ struct Source {
 }
 
 impl Source {
-    fn open(plan: &Plan) -> Result<Source, RestoreError> {
-        let io = |source| BackupError::Io { file: plan.file.display().to_string(), offset: 0, source };
-        let (mut disk, name) = ViewedDisk::open_any(&plan.file).map_err(io)?;
-        let name = name.ok_or(io(std::io::ErrorKind::IsADirectory.into()))?;
-        let reader = SnapshotReader::open(&mut disk, &name, None)?;
+    fn open(mut disk: Box<dyn Disk>, name: &str) -> Result<Source, RestoreError> {
+        let path = format!("{}/{name}", disk.describe());
+        let io = |source| BackupError::Io { file: path.clone(), offset: 0, source };
+        let reader = SnapshotReader::open(disk.as_mut(), name, None)?;
         let info = reader.info().clone();
-        reader.close(&mut disk);
-        let file = disk.open(&name).map_err(io)?;
+        reader.close(disk.as_mut());
+        let file = disk.open(name).map_err(io)?;
         let length = disk.len(file).map_err(io)?;
-        let mut source = Source { disk, name, file, length, info, tail_last: None };
+        let mut source = Source { disk, name: name.to_owned(), file, length, info, tail_last: None };
         source.look_at_tail()?;
         Ok(source)
     }
@@ -193,8 +241,9 @@ fn build(
     disk: &mut dyn Disk,
     ids: NewIds,
     salt: u64,
+    config: WalConfig,
 ) -> Result<(), RestoreError> {
-    let term = write_log(source, archives, last, disk, ids, salt)?;
+    let term = write_log(source, archives, last, disk, ids, salt, config)?;
     write_snapshot(source, disk, ids)?;
     let (log_generation, base_lsn, base_chain) = (1, source.info.id.s, source.info.chain);
     let NewIds { cluster_id, node_id } = ids;
@@ -211,6 +260,7 @@ fn write_log(
     disk: &mut dyn Disk,
     ids: NewIds,
     salt: u64,
+    config: WalConfig,
 ) -> Result<Term, RestoreError> {
     let SnapshotInfo { id, chain, history, cluster_id: from, .. } = source.info.clone();
     let identity = Identity {
@@ -221,7 +271,6 @@ fn write_log(
         base_chain: chain,
     };
     let base = Base { lsn: id.s, chain, history, durable_lsn: id.s };
-    let config = WalConfig { segment_bytes: SEGMENT_SIZE_DEFAULT, durability: Durability::Fsync };
     let mut wal = Wal::open(disk, identity, &base, salt, config)?.wal;
     let mut append = |record: &Record<'_>, bytes: &[u8], chain: Chain| -> Result<(), RestoreError> {
         if record.lsn > last {
@@ -262,8 +311,8 @@ fn write_snapshot(source: &mut Source, disk: &mut dyn Disk, ids: NewIds) -> Resu
         members: Membership::default(),
     };
     let mut writer = SnapshotWriter::begin(disk, bytes, start)?;
-    let mut reader = SnapshotReader::open(&mut source.disk, &source.name, None)?;
-    while let Some(block) = reader.next_block(&mut source.disk)? {
+    let mut reader = SnapshotReader::open(source.disk.as_mut(), &source.name, None)?;
+    while let Some(block) = reader.next_block(source.disk.as_mut())? {
         for (key, value) in block.entries() {
             writer.add(key, value);
             if writer.is_full() {
@@ -276,7 +325,7 @@ fn write_snapshot(source: &mut Source, disk: &mut dyn Disk, ids: NewIds) -> Resu
             writer.write_some(disk)?;
         }
     }
-    reader.close(&mut source.disk);
+    reader.close(source.disk.as_mut());
     writer.finish(disk, id.e)?.publish(disk)?;
     Ok(())
 }

@@ -16,6 +16,9 @@
 //! said once, the directory is closed, and tried again after [`ARCHIVE_RETRY_MS_MIN`] to [`ARCHIVE_RETRY_MS_MAX`], so
 //! that a disk may come back, or another one be mounted.
 //!
+//! What was given up is so in the log of one generation only: behind a cut, and where a snapshot has replaced the log,
+//! the same LSNs are other records, and wait for their copies like any.
+//!
 //! Only what is committed is copied. A log that was cut below that all the same (`follow --discard`, an older copy of
 //! the data directory) no longer has the note's chain checksum at the note's LSN. Then what is in the archive behind
 //! the beginning of the log is put aside there, and the log copied again. As long as the log does not reach that LSN,
@@ -26,6 +29,7 @@
 use serde_json::{Value, json};
 
 use super::Node;
+use super::given_up::GivenUp;
 use super::pace::Pace;
 use crate::backup::{KeepError, Keeper, Note};
 use crate::disk::Disk;
@@ -89,8 +93,7 @@ pub(super) struct Archive {
     /// Everything up to here is in it, durably, or was given up; and the chain checksum there. `None`: its note was
     /// not read yet, and everything counts as missing.
     at: Option<(Lsn, Chain)>,
-    /// Up to here segments may go without a copy.
-    given_up: Lsn,
+    given_up: GivenUp,
     /// The generation of the log that `at` was compared with.
     compared: Option<u64>,
     failures: u32,
@@ -110,7 +113,7 @@ impl Node {
             config,
             phase: Phase::Closed,
             at: None,
-            given_up: Lsn::ZERO,
+            given_up: GivenUp::default(),
             compared: None,
             failures: 0,
             retry_at: self.now,
@@ -232,7 +235,8 @@ impl Node {
 
     /// The oldest closed segment that is committed and not in the archive.
     fn segment_due(&self, archive: &Archive) -> Option<ClosedSegment> {
-        let segment = self.wal.closed_behind(archive.at?.0.max(archive.given_up))?;
+        let given_up = archive.given_up.of_log(self.wal.generation());
+        let segment = self.wal.closed_behind(archive.at?.0.max(given_up))?;
         (segment.last_lsn <= self.effective_commit()).then_some(segment)
     }
 
@@ -265,7 +269,7 @@ impl Node {
                 archive.place,
                 floor.0
             );
-            archive.given_up = Lsn::ZERO;
+            archive.given_up = GivenUp::default();
             self.note_copied(archive, keeper, floor.0, floor.1)?;
         }
         archive.compared = Some(self.wal.generation());
@@ -312,6 +316,9 @@ impl Node {
 
     /// As much of `limit` as the archive has, or has to do without: see the invariant at the head of this file.
     pub(super) fn archived_of(&mut self, limit: Lsn) -> Lsn {
+        if crate::sabotage::is(crate::sabotage::Variant::ArchivedTooLate) {
+            return limit;
+        }
         let Some(mut archive) = self.archive.take() else { return limit };
         let limit = self.archived_up_to(&mut archive, limit);
         self.archive = Some(archive);
@@ -323,7 +330,8 @@ impl Node {
         // While that is not known, or the log was cut since, nothing counts as copied.
         let is_compared = archive.compared == Some(self.wal.generation());
         let known = archive.at.filter(|_| is_compared).map_or(floor, |at| at.0);
-        let mut at = known.max(archive.given_up);
+        let generation = self.wal.generation();
+        let mut at = known.max(archive.given_up.of_log(generation));
         while let Some(segment) = self.wal.closed_behind(at).filter(|segment| segment.last_lsn <= limit) {
             let (count, bytes) = self.wal.closed_count_behind(at);
             if bytes <= archive.config.log_bytes {
@@ -341,7 +349,7 @@ impl Node {
             );
             archive.missed += 1;
             at = segment.last_lsn;
-            archive.given_up = at;
+            archive.given_up = GivenUp::in_log(generation, at);
         }
         at.min(limit)
     }

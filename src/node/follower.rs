@@ -127,8 +127,8 @@ impl Node {
             && let Some(session) = follower.session.take()
         {
             log_info!("replication", "session with leader {} ends: {why}", session.leader_address);
-            let stays = [Variant::DeadSessionFrames, Variant::OldTransferChunk];
-            if !stays.into_iter().any(crate::sabotage::is) {
+            let chunks_count = crate::sabotage::is(Variant::OldTransferChunk) && self.install.is_some();
+            if !crate::sabotage::is(Variant::DeadSessionFrames) && !chunks_count {
                 self.close(io, session.conn, Close::Now);
             }
         }
@@ -153,7 +153,7 @@ impl Node {
                 return Ok(());
             }
         }
-        if self.install.is_some() && !crate::sabotage::is(Variant::OldTransferChunk) {
+        if self.install.is_some() {
             return fence("APPEND_ENTRIES in the middle of a snapshot transfer");
         }
         let (first, kept) = (self.wal.last_lsn().next(), self.inflight.current().len());

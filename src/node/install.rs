@@ -325,8 +325,7 @@ impl Node {
 
     /// A session opened: does it go on with the transfer under way, or is the leader's log enough?
     pub(super) fn session_opened_with_log_from(&mut self, first_lsn: Lsn) -> Result<(), FatalReason> {
-        let kept_by_variant = crate::sabotage::is(crate::sabotage::Variant::OldTransferChunk);
-        if self.install.is_some() && first_lsn <= self.wal.last_lsn().next() && !kept_by_variant {
+        if self.install.is_some() && first_lsn <= self.wal.last_lsn().next() {
             self.end_install("the leader's log reaches back far enough")?;
         }
         Ok(())

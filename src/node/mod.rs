@@ -34,6 +34,7 @@ mod elect;
 mod fatal;
 mod flush;
 pub mod follower;
+mod given_up;
 mod handshake;
 mod inflight;
 mod inspect;

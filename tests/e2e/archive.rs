@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cluster::{DEADLINE, Node, Port, Single};
+use crate::cluster::{DEADLINE, Node, Port, Single, kvstore};
 use crate::numbered::{Writes, check, write};
 
 /// Segments of 64 KiB: some 130 writes each. Snapshots by hand, so that the log goes when a test wants it.
@@ -63,19 +62,17 @@ impl Archived {
 
     fn restore(&self, file: &Path, until: u64) -> PathBuf {
         let data_dir = self.dir.path().join(format!("restored-{until}"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
-        command
-            .arg("restore")
-            .arg(file)
-            .arg("--data-dir")
-            .arg(&data_dir)
-            .arg("--archive")
-            .arg(self.archive());
-        command.args(["--until", &until.to_string()]).stdin(Stdio::null());
-        let output = command.output().expect("kvstore runs");
-        assert!(output.status.success(), "{until}: {}", String::from_utf8_lossy(&output.stderr));
+        let (file, to, archive) = (path_text(file), path_text(&data_dir), path_text(&self.archive()));
+        let until = until.to_string();
+        let (code, _, why) =
+            kvstore(&["restore", &file, "--data-dir", &to, "--archive", &archive, "--until", &until]);
+        assert_eq!(code, 0, "{until}: {why}");
         data_dir
     }
+}
+
+fn path_text(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// What was restored is the state at this LSN.
@@ -144,23 +141,16 @@ fn two_nodes_do_not_share_an_archive_and_inspect_says_whose_it_is() {
     write(&mut other.node.client(), 1..400, &mut Writes::new());
     let line = other.node.log.wait_for_line(0, "W009", DEADLINE);
     assert!(line.contains("is the archive of node") || line.contains("is in use by the process"), "{line}");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
-    let output = command.arg("inspect").arg(node.archive()).output().expect("kvstore runs");
-    let text = String::from_utf8_lossy(&output.stdout);
+    let (code, text, why) = kvstore(&["inspect", &path_text(&node.archive())]);
     let id = node.single.node.status()["node_id"].as_str().unwrap().to_owned();
-    assert!(output.status.success() && text.contains(&format!("the archive of node {id}")), "{text}");
+    assert!(code == 0 && text.contains(&format!("the archive of node {id}")), "{text}{why}");
     assert!(!text.contains("no file of a node's"), "{text}");
 }
 
 #[test]
 fn flags_that_make_no_archive_are_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("data").display().to_string();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
-    let output = command.args(["--data-dir", &path, "--archive-dir", &path]).output().expect("kvstore runs");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.code() == Some(2) && text.contains("--archive-dir and --data-dir are both"),
-        "{text}"
-    );
+    let path = path_text(&dir.path().join("data"));
+    let (code, _, why) = kvstore(&["--data-dir", &path, "--archive-dir", &path]);
+    assert!(code == 2 && why.contains("--archive-dir and --data-dir are both"), "{code}: {why}");
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use crate::cluster::{DEADLINE, Node, Port, Single};
+use crate::listing::names;
 
 const KEYS: u8 = 48;
 const VALUE_SIZE: usize = 1 << 20;
@@ -66,15 +67,6 @@ fn wait_until(child: &mut Child, holds: impl Fn() -> bool) -> bool {
 
 fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |meta| meta.len())
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 fn backup(node: &Node, file: &Path) {

@@ -5,6 +5,8 @@
 mod cluster;
 #[path = "../support/elected.rs"]
 mod elected;
+#[path = "../support/listing.rs"]
+mod listing;
 #[path = "../support/numbered.rs"]
 mod numbered;
 #[path = "../support/proxy.rs"]

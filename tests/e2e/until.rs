@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::cluster::{Node, Port, Single};
+use crate::cluster::{Node, Port, Single, kvstore};
 use crate::numbered::{Writes, check, write};
 
 /// Segments of 64 KiB: some 130 of these writes each.
@@ -24,10 +23,9 @@ struct Kept {
 
 /// Exit code and stderr.
 fn restore(file: &Path, data_dir: &Path, more: &[&str]) -> (i32, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
-    command.arg("restore").arg(file).arg("--data-dir").arg(data_dir).args(more);
-    let output = command.stdin(Stdio::null()).output().expect("kvstore runs");
-    (output.status.code().expect("it ends by itself"), String::from_utf8_lossy(&output.stderr).into_owned())
+    let [file, data_dir] = [file, data_dir].map(|path| path.to_str().unwrap());
+    let (code, _, why) = kvstore(&[&["restore", file, "--data-dir", data_dir], more].concat());
+    (code, why)
 }
 
 impl Kept {

@@ -14,11 +14,20 @@ const STEP_NS: u64 = 100 * MS;
 /// One that is still covered by the log after so many looks comes back all the same.
 const STEPS_MAX: u64 = 60;
 
+/// A link that fails until there are other snapshots does so for this long at most. A follower waits a minute.
+const LINK_FAILS_NS_MAX: u64 = 4_000 * MS;
+
 /// What comes in between when the follower is back.
 #[derive(Clone, Copy, Debug)]
 pub enum Trouble {
     /// The link to the leader fails for a moment.
     Link,
+    /// It fails until the leader has made other snapshots, and then the leader's process dies.
+    LinkForLong,
+    /// What the leader sends arrives in the next session only.
+    Late,
+    /// A part of that: the leader has lost the connection.
+    LeaderLoses,
     /// The leader's process dies.
     LeaderDies,
     /// The follower's does.
@@ -27,8 +36,21 @@ pub enum Trouble {
     Promotion,
 }
 
-const TROUBLES: [Trouble; 6] =
-    [Trouble::Link, Trouble::Link, Trouble::Link, Trouble::LeaderDies, Trouble::Dies, Trouble::Promotion];
+const TROUBLES: [Trouble; 10] = [
+    Trouble::Link,
+    Trouble::Link,
+    Trouble::Link,
+    Trouble::LeaderDies,
+    Trouble::Dies,
+    Trouble::Promotion,
+    // Driven with fixed roles only.
+    Trouble::LinkForLong,
+    Trouble::LinkForLong,
+    Trouble::Late,
+    Trouble::Late,
+];
+/// So many of them are for clusters that elect, too.
+const TROUBLES_ELECTED: usize = 6;
 
 /// The first LSN that a log on this disk holds, if it holds any.
 fn log_begins(host: &Host) -> Option<u64> {
@@ -74,8 +96,9 @@ impl World {
             core.stats.count("process: away for longer than the log goes back");
             // None, one, or several, at any moment from the first dial to the records behind the snapshot.
             self.hosts[site].troubles.clear();
+            let kinds = if core.knobs.is_elected() { TROUBLES_ELECTED } else { TROUBLES.len() };
             for _ in 0..core.rng.below(4) {
-                let trouble = TROUBLES[core.rng.below(TROUBLES.len() as u64) as usize];
+                let trouble = TROUBLES[core.rng.below(kinds as u64) as usize];
                 if core.chance(700_000) {
                     let most = [1, 2, 5, 20][core.rng.below(4) as usize];
                     let turns = core.rng.below(most);
@@ -104,8 +127,9 @@ impl World {
         if self.healed_at.is_some() || !host.mem.names().iter().any(|name| name == RECEIVED_NAME) {
             return false;
         }
-        if *turns > 0 {
-            *turns -= 1;
+        let begun = host.process.as_ref().is_some_and(|process| process.node.bytes_received() > 0);
+        if *turns > 0 || matches!(trouble, Trouble::LinkForLong) && !begun {
+            *turns = turns.saturating_sub(1);
             return false;
         }
         let trouble = *trouble;
@@ -121,9 +145,19 @@ impl World {
         let Some(leader) = leader.filter(|_| self.healed_at.is_none()) else { return };
         self.core.borrow_mut().trace(|| format!("{trouble:?} while host {site} comes back"));
         match trouble {
-            Trouble::Link => {
+            Trouble::Late => self.hold_what_leader_sends(site, leader),
+            Trouble::LeaderLoses => self.leader_loses_connections(site, leader),
+            Trouble::Link | Trouble::LinkForLong => {
                 let mut core = self.core.borrow_mut();
-                let for_ns = core.between(MS, 800 * MS);
+                let for_long = matches!(trouble, Trouble::LinkForLong);
+                let for_ns = if for_long {
+                    core.between(800 * MS, LINK_FAILS_NS_MAX)
+                } else {
+                    core.between(MS, 800 * MS)
+                };
+                if for_long {
+                    core.after(for_ns, Event::Trouble { site, trouble: Trouble::LeaderDies });
+                }
                 core.reset_between(site, leader);
                 core.stats.count("net: reset");
                 core.block(site, leader, for_ns);

@@ -3,6 +3,7 @@
 use kvstore::ids::NodeId;
 use kvstore::node::RoleFlag;
 
+use crate::archives::Archive;
 use crate::core::{Event, MS};
 use crate::host::{Host, Told, read_log};
 use crate::mem_disk::{Keep, MemDisk};
@@ -144,6 +145,8 @@ impl World {
         }
         (host.rotten, host.snapshots_rot) = (false, None);
         host.mem = MemDisk::new();
+        // A new node needs an archive of its own.
+        host.archive = host.archive.take().map(|archive| Archive::new(archive.config));
         *host.mirror.borrow_mut() = Mirror::default();
         host.seen = None;
         host.told = Told::default();

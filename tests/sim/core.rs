@@ -49,6 +49,8 @@ pub enum Event {
     Away { site: usize, steps: u64 },
     /// Something comes in between when it is back.
     Trouble { site: usize, trouble: crate::away::Trouble },
+    /// What a leader sent to this host in an earlier session arrives at last.
+    LetLateGo(usize),
     /// The next step of what an aimed run is aimed at.
     Aim,
     /// Each member of an aimed run is asked for one key.

@@ -136,6 +136,10 @@ impl World {
             let is_new = self.oracle.numbers.is_new_in_history(&core, site, &sent, &got);
             if is_new {
                 self.oracle.histories.on_got(&core, conn, site, &sent, &got);
+            } else if !sent.by_leader {
+                // Its leader has lost the disk on which that was so: the write may have been seen there all the same.
+                let dialogue = self.dialogues.get_mut(&conn).expect("every connection has one");
+                dialogue.sent[dialogue.received - 1].unknown = true;
             }
             drop(core);
             self.on_number_got(index, &sent, &got);

@@ -13,6 +13,7 @@ use kvstore::ids::Chain;
 use kvstore::snapshot;
 use kvstore::time::{Clock, Time};
 
+use crate::archives::Archive;
 use crate::core::{MS, Shared};
 use crate::mem_disk::MemDisk;
 use crate::mirror::Mirror;
@@ -55,9 +56,35 @@ pub struct SimDisk {
     /// The file of the snapshot that is being made or received: what fails there is no failure of the log.
     pub snapshot: Option<FileId>,
     pub site: usize,
+    /// Where closed segments are copied to.
+    pub archive: Option<Archive>,
+    /// Files that are open: who gives up a disk closes them.
+    pub open: Vec<FileId>,
+}
+
+impl Drop for SimDisk {
+    fn drop(&mut self) {
+        self.open.iter().for_each(|file| self.mem.close(*file));
+    }
 }
 
 impl SimDisk {
+    /// The same directory, opened anew.
+    pub fn another(&self) -> SimDisk {
+        SimDisk {
+            mem: self.mem.clone(),
+            core: self.core.clone(),
+            ahead: self.ahead.clone(),
+            mirror: self.mirror.clone(),
+            flush_due: Rc::default(),
+            name: self.name.clone(),
+            snapshot: None,
+            site: self.site,
+            archive: self.archive.clone(),
+            open: Vec::new(),
+        }
+    }
+
     fn takes(&self, ns: u64) {
         self.ahead.set(self.ahead.get() + ns);
     }
@@ -109,14 +136,18 @@ impl Disk for SimDisk {
         if [snapshot::NEW_NAME, snapshot::RECEIVED_NAME].contains(&name) {
             self.snapshot = result.as_ref().ok().copied();
         }
+        self.open.extend(&result);
         result
     }
 
     fn open(&mut self, name: &str) -> io::Result<FileId> {
-        self.mem.open(name)
+        let result = self.mem.open(name);
+        self.open.extend(&result);
+        result
     }
 
     fn close(&mut self, file: FileId) {
+        self.open.retain(|open| *open != file);
         self.mem.close(file);
     }
 
@@ -248,11 +279,18 @@ impl Disk for SimDisk {
         if result.is_ok() && installing.is_some() {
             self.mirror.borrow_mut().installing = installing;
         }
+        if let Some(archive) = self.archive.as_ref().filter(|_| result.is_ok() && from == snapshot::NEW_NAME)
+        {
+            archive.on_snapshot(&mut self.core.borrow_mut(), to, &self.mem);
+        }
         result
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.takes(5_000);
+        if let Some(archive) = &self.archive {
+            archive.on_remove(&self.mem, &self.mirror.borrow(), name);
+        }
         self.mem.remove(name)
     }
 }

@@ -63,10 +63,11 @@ impl World {
 
     /// The machine dies between two operations of its disk, somewhere in the next ones.
     fn arm_crash_point(&mut self, site: usize) {
+        let mem = self.some_disk(site);
         let host = &mut self.hosts[site];
         let mut core = self.core.borrow_mut();
         let ops = core.between(0, 12);
-        host.mem.crash_before(host.mem.op_count() + ops);
+        mem.crash_before(mem.op_count() + ops);
         core.trace(|| format!("host {site} will crash in {ops} disk operations"));
         core.after(3_000 * MS, Event::CrashNow { host: site, incarnation: host.incarnation, power: true });
     }
@@ -166,18 +167,19 @@ impl World {
 
     /// The next syncs of this disk but a few fail, and lose what they were to write, or a part of it.
     fn sync_error(&mut self, site: usize) {
+        let mem = self.some_disk(site);
         let mut core = self.core.borrow_mut();
         let (after, seed) = (core.rng.below(4), core.rng.next_u64());
         let keep = if seed % 3 == 0 { Keep::None } else { Keep::Random(seed) };
-        self.hosts[site].mem.fail_sync_keeping(after, EIO, keep);
+        mem.fail_sync_keeping(after, EIO, keep);
     }
 
     fn disk_full(&mut self, site: usize) {
-        let host = &self.hosts[site];
+        let mem = self.some_disk(site);
         let mut core = self.core.borrow_mut();
         let most = 2 * core.knobs.segment_bytes;
         let room = core.rng.below(most);
-        host.mem.set_capacity(Some(host.mem.used() + room));
+        mem.set_capacity(Some(mem.used() + room));
         let for_ns = core.between(50 * MS, 5_000 * MS);
         core.trace(|| format!("host {site} has {room} bytes left on its disk"));
         core.after(for_ns, Event::SpaceBack(site));

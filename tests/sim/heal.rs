@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use kvstore::wire::client::Status;
 
+use crate::archives::Archive;
 use crate::broken::Broken;
 use crate::client::{Ask, Sent};
 use crate::core::{Core, Event, MS};
@@ -17,8 +18,9 @@ use crate::world::World;
 pub const HEAL_NS: u64 = 50_000 * MS;
 /// Clients send nothing new in the last part of it.
 const QUIET_NS: u64 = 20_000 * MS;
-/// A connection may have lost its other side for so long: `PEER_IDLE_MS`, on a slow clock.
-const RELIC_NS: u64 = 14_000 * MS;
+/// A connection may have lost its other side for so long: `PEER_IDLE_MS`, or `TRANSFER_SILENCE_MS` where a snapshot is
+/// on its way, which is longer, on a clock that is slow by a tenth.
+const RELIC_NS: u64 = 17_000 * MS;
 /// By then the chosen host leads and serves.
 const SETTLED_NS: u64 = 20_000 * MS;
 /// Connects of one host in the last ten seconds, per other host, at most: a steady state needs none.
@@ -84,7 +86,10 @@ impl World {
             let host = &mut self.hosts[site];
             host.mem.heal();
             host.mem.set_capacity(None);
-            if host.mem.crash_is_armed() {
+            let armed = |archive: &Archive| archive.mem.crash_is_armed();
+            let armed = host.mem.crash_is_armed() || host.archive.as_ref().is_some_and(armed);
+            self.heal_archive(site);
+            if armed {
                 // A crash point that was not reached yet would be a fault of the second phase.
                 self.end_process(site, false);
             }
@@ -168,10 +173,14 @@ impl World {
         }
     }
 
-    /// The leader of the highest term; if nobody leads, the one with everything that was acknowledged.
+    /// Who leads in the highest term; if nobody does, the one with everything that was acknowledged.
     pub fn choose_leader(&mut self) -> usize {
-        let term = |site: &usize| self.hosts[*site].seen.as_ref().map(|seen| seen.term);
-        let leader = (0..self.hosts.len()).filter(|site| self.leads(*site)).max_by_key(term);
+        // Also one whose process is down in this moment, or that was told to follow since: of two leaders that never
+        // met the older one goes on, and what the other one acknowledged may be on its disk alone (`--ack=leader`).
+        let seen = |site: usize| self.hosts[site].seen.as_ref().filter(|_| !self.hosts[site].rotten);
+        let newest = (0..self.hosts.len()).filter_map(|site| seen(site).map(|seen| seen.term)).max();
+        let leads = |site: &usize| seen(*site).is_some_and(|seen| seen.leads && Some(seen.term) == newest);
+        let leader = (0..self.hosts.len()).find(leads);
         // One that came back with an older disk leads without what the others have.
         let leader = leader.filter(|_| !self.oracle.a_leader_lost_its_disk());
         let chosen = leader.unwrap_or_else(|| {
@@ -242,6 +251,10 @@ impl World {
             let dials = host.dials_made - self.heal.dials_before[site];
             let most = DIALS_MAX * self.hosts.len() as u64;
             assert!(dials <= most, "host {site} dialled {dials} times in the last ten seconds");
+        }
+        for site in self.serving() {
+            self.hosts[site].check_archive_came_to_rest();
+            self.oracle.drill(&self.hosts[site]);
         }
         for client in &self.clients[..self.clients.len() - 1] {
             let Some(conn) = client.conn else { continue };

@@ -11,6 +11,7 @@ use kvstore::wire::client::Status;
 
 use crate::client::{Ask, Dialogue, Got, Sent};
 use crate::core::Core;
+use crate::library;
 use crate::numbered::{By, Numbers};
 use crate::search::{Call, Content, Op, Verdict, search};
 
@@ -115,9 +116,12 @@ fn lane_of(conn: usize, sent: &Sent) -> usize {
     }
 }
 
-/// Writes that nobody heard the end of. A number counts once where it was sent, and not at all where it was answered.
+/// Writes that nobody heard the end of. A number counts once where it was sent, and not at all where it was answered:
+/// its record is in one log once. With fixed roles a leader may lose that record, by its disk or a cut, and execute the
+/// number again in a later term; what was read of the first one in its own term must find it among these.
 fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, numbers: &Numbers, elected: bool) -> ByKey {
     let mut open = ByKey::new();
+    let given_again = if elected { BTreeSet::new() } else { library::numbers_given_again() };
     let mut counted = BTreeSet::new();
     for (conn, dialogue) in dialogues {
         let unheard = |(index, sent): &(usize, &Sent)| *index >= dialogue.received || sent.unknown;
@@ -131,7 +135,9 @@ fn open_writes(dialogues: &BTreeMap<usize, Dialogue>, numbers: &Numbers, elected
             let site = if elected { ALL_LEADERS.1 } else { dialogue.site };
             if let Some(by) = &sent.by {
                 let number = (site, (by.session, by.number));
-                if numbers.in_history.contains(&number) || !counted.insert(number) {
+                let is_again = given_again.contains(&(by.session.lsn, by.number));
+                let is_told = numbers.in_history.contains(&number) && !is_again;
+                if is_told || !counted.insert(number) {
                     continue;
                 }
             }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use kvstore::conn::{ConnId, Delivered, DialId, Io, Wire};
 use kvstore::disk::Disk;
-use kvstore::ids::{Chain, Lsn};
+use kvstore::ids::Chain;
 use kvstore::limits::{READ_PER_TURN_CLIENT, READ_PER_TURN_PEER};
 use kvstore::meta::MetaStore;
 use kvstore::node::{FatalReason, Node, NodeConfig, Observed};
@@ -53,6 +53,8 @@ pub struct Host {
     pub site: usize,
     pub core: Shared,
     pub mem: MemDisk,
+    /// Where its closed segments are copied to.
+    pub archive: Option<crate::archives::Archive>,
     pub mirror: Rc<RefCell<Mirror>>,
     pub ahead: Rc<Cell<u64>>,
     /// When the flush under way ends: that wakes the loop.
@@ -108,6 +110,8 @@ pub struct Host {
     pub pin: Option<kvstore::node::PinId>,
     /// What comes in between while a snapshot is on its way to it, and after how many of its turns.
     pub troubles: Vec<(crate::away::Trouble, u64)>,
+    /// What a leader has sent to it and is on its way for longer than the session it belongs to.
+    pub late: Option<crate::late::Late>,
     /// It stays down until its leader's log has gone on without it.
     pub away: bool,
     /// The state that this process loaded was compared with the log.
@@ -153,7 +157,7 @@ impl Host {
         format!("10.0.0.{}:9000", site + 1)
     }
 
-    fn disk(&self) -> SimDisk {
+    pub fn disk(&self) -> SimDisk {
         SimDisk {
             mem: self.mem.clone(),
             core: self.core.clone(),
@@ -163,6 +167,8 @@ impl Host {
             name: format!("host{}", self.site),
             snapshot: None,
             site: self.site,
+            archive: self.archive.clone(),
+            open: Vec::new(),
         }
     }
 
@@ -179,6 +185,7 @@ impl Host {
             return Err(TurnEnd::Crashed);
         }
         let mut node = opened.map_err(TurnEnd::Fatal)?;
+        self.keep_archive(&mut node);
         let transfers = self.core.borrow().knobs.transfers;
         self.pin = (!transfers).then(|| node.pin_log(kvstore::ids::Lsn::ZERO));
         self.load_checked = false;
@@ -236,10 +243,13 @@ impl Host {
         self.ahead.set(0);
         self.next_turn = None;
         let result = self.run_turn();
-        self.printed
-            .extend(crate::trace::take_warnings().into_iter().filter(|line| crate::promises::gives_up(line)));
+        let warnings = crate::trace::take_warnings();
+        if let Some(archive) = &self.archive {
+            archive.after_turn(self.site, &warnings);
+        }
+        self.printed.extend(warnings.into_iter().filter(|line| crate::promises::gives_up(line)));
         self.busy_until = self.core.borrow().now + self.ahead.get();
-        if self.mem.has_crashed() {
+        if self.mem.has_crashed() || self.archive.as_ref().is_some_and(|archive| archive.mem.has_crashed()) {
             return TurnEnd::Crashed;
         }
         match result {
@@ -469,23 +479,6 @@ impl Process {
                 Ok(false)
             }
         }
-    }
-
-    /// A follower's log, and the snapshot that it gets, grow by what comes in its session. Frames of one that is dead
-    /// change nothing.
-    fn check_growth(&self, id: ConnId, (before, bytes_before): (Lsn, u64)) {
-        let (last, bytes) = (self.node.positions().0, self.node.bytes_received());
-        assert!(
-            bytes <= bytes_before || self.socks.session == Some(id),
-            "host {}: bytes {bytes_before} to {bytes} of a snapshot came on a connection that is not its session's",
-            self.socks.site
-        );
-        assert!(
-            last <= before || self.socks.session == Some(id) || self.node.role_name() != "follower",
-            "host {}: records {} to {last} came on a connection that is not its session's",
-            self.socks.site,
-            before.next()
-        );
     }
 
     fn over(&mut self, id: ConnId, why: &str) -> Result<(), FatalReason> {

@@ -1,7 +1,7 @@
 //! Swarm testing: every probability of a run is drawn from its seed, and about half of the faults are off
 //! in any one run, so that rare combinations are not drowned by common ones (Groce and others, 2012).
 
-use kvstore::node::{FeedLimits, PinConfig, PinOverflow, SnapshotConfig};
+use kvstore::node::{ArchiveConfig, FeedLimits, PinConfig, PinOverflow, SnapshotConfig};
 use kvstore::replication::commit::AckPolicy;
 use kvstore::rng::Rng;
 
@@ -76,6 +76,8 @@ pub struct Knobs {
     /// One out of so many acknowledgements is proved on a copy of the disk.
     pub fork_check_every: u64,
     pub mishaps: Mishaps,
+    /// Nodes copy their closed segments. Drawn last, and with fixed roles only.
+    pub archive: Option<ArchiveConfig>,
 }
 
 /// How often each fault is drawn, relative to the others; 0: not in this run.
@@ -214,6 +216,7 @@ impl Knobs {
             long_down_ppm: if transfers { 400_000 } else { 100_000 },
             fork_check_every: 150,
             mishaps: Mishaps::draw(hosts, with_snapshots, transfers, &mut pick),
+            archive: None,
         }
     }
 }

@@ -2,10 +2,10 @@
 //! history before it, so the log that a snapshot replaced can be told from where it ended.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use kvstore::ids::Chain;
+use kvstore::ids::{Chain, Lsn};
 
 use crate::mirror::Entry;
 
@@ -26,6 +26,16 @@ pub fn note(entry: &Rc<Entry>, chain_before: u32) {
     RECORDS.with_borrow_mut(|records| {
         records.entry((entry.lsn, entry.chain.0)).or_insert_with(|| (entry.clone(), chain_before));
     });
+}
+
+/// Numbers that two records carry: one of them was given up, with a disk or by a cut, and its write executed again.
+/// Each with the LSN of its session.
+pub fn numbers_given_again() -> BTreeSet<(Lsn, u64)> {
+    RECORDS.with_borrow(|records| {
+        let mut seen = BTreeSet::new();
+        let numbers = records.values().filter_map(|(entry, _)| entry.by.map(|by| (by.session, by.number)));
+        numbers.filter(|number| !seen.insert(*number)).collect()
+    })
 }
 
 /// All records up to the one with this LSN and checksum; `None` if nobody ever wrote that history.

@@ -62,6 +62,8 @@ pub struct Mishaps {
     pub away: u64,
     pub rot_snapshot: u64,
     pub flip_memory: u64,
+    /// Where there are archives.
+    pub archive_gone: u64,
 }
 
 /// Limits that a run can reach.
@@ -118,6 +120,7 @@ impl Mishaps {
             away: if transfers { pick(&[8, 20, 40]) } else { 0 },
             rot_snapshot: if transfers { pick(&[0, 0, 3]) } else { 0 },
             flip_memory: pick(&[0, 0, 0, 2]),
+            archive_gone: 0,
         }
     }
 
@@ -138,11 +141,12 @@ impl Mishaps {
             away: 0,
             rot_snapshot: 0,
             flip_memory: 0,
+            archive_gone: 0,
         }
     }
 
     /// The faults with their weights.
-    pub fn table(&self) -> [(u64, Fault); 10] {
+    pub fn table(&self) -> [(u64, Fault); 11] {
         [
             (self.misdirect, World::misdirect),
             (self.rot_leader, World::rot_leader),
@@ -154,6 +158,7 @@ impl Mishaps {
             (self.away, World::go_away),
             (self.rot_snapshot, World::rot_snapshot),
             (self.flip_memory, World::flip_memory),
+            (self.archive_gone, World::archive_goes),
         ]
     }
 }
@@ -259,7 +264,7 @@ impl World {
         let mut core = self.core.borrow_mut();
         core.knobs.mishaps.slow_site = None;
         core.knobs.mishaps.client_gap_ppm = 0;
-        core.heap.retain(|_, event| !matches!(event, Event::Toggle { .. }));
+        core.heap.retain(|_, event| !matches!(event, Event::Toggle { .. } | Event::LetLateGo(_)));
         // A client in a long gap would find no time to be served in.
         let gaps = core
             .heap
@@ -270,6 +275,7 @@ impl World {
             core.after(GAP_NS_MIN, event);
         }
         drop(core);
+        (0..self.hosts.len()).for_each(|site| self.let_late_go(site, true));
         self.end_twin();
         self.replace_broken_leader();
     }

@@ -48,6 +48,15 @@ pub struct Pipe {
     blocked_writer: bool,
     /// Nothing arrives any more.
     dead: bool,
+    /// Nothing arrives for a while, whatever else the link carries.
+    pub held: bool,
+}
+
+impl Pipe {
+    /// Bytes that were sent and have not arrived.
+    pub fn on_the_way(&self) -> usize {
+        self.queued
+    }
 }
 
 /// A connection; `pipes[side]` carries what `ends[side]` sends.
@@ -163,7 +172,8 @@ impl Core {
     /// What is due arrives. True: the receiver has something to look at.
     pub fn arrive(&mut self, conn: usize, dir: usize) -> bool {
         let [from, to] = [self.net.conns[conn].ends[dir], self.net.conns[conn].ends[1 - dir]];
-        if self.net.conns[conn].pipes[dir].dead || !self.net.works(from.site, to.site) {
+        let pipe = &self.net.conns[conn].pipes[dir];
+        if pipe.dead || pipe.held || !self.net.works(from.site, to.site) {
             return false;
         }
         let mut news = false;
@@ -278,6 +288,11 @@ impl Core {
                 self.put(conn, 1, Chunk::Reset, 0);
             }
         }
+    }
+
+    /// The other side is told that the connection is over, behind what this one has sent.
+    pub fn reset_from(&mut self, conn: usize, side: usize) {
+        self.put(conn, side, Chunk::Reset, 0);
     }
 
     /// Some open connection never delivers anything again, in one direction or both.

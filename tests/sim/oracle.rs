@@ -156,8 +156,20 @@ impl Oracle {
             {
                 core.stats.count("node: repairs what its leader has heard of");
             }
+            let generation = seen.generation;
             host.seen = Some(seen);
+            self.check_archive(core, host, generation);
         }
+    }
+
+    /// Whether some leader committed this record.
+    pub fn was_committed(&self, lsn: u64, chain: Chain) -> bool {
+        self.committed.get(&lsn).is_some_and(|known| known.contains(&chain.0))
+    }
+
+    /// The hash of the state that nodes had there.
+    pub fn hash_at(&self, lsn: u64, chain: Chain) -> Option<u128> {
+        self.hashes.get(&(lsn, chain.0)).copied()
     }
 
     fn take_fresh(&mut self, host: &Host) {
@@ -427,7 +439,9 @@ impl Oracle {
             self.on_promoted(core, hosts, site, &seen);
         }
         hosts[site].printed.clear();
+        let generation = seen.generation;
         hosts[site].seen = Some(seen);
+        self.check_archive(core, &hosts[site], generation);
     }
 }
 

@@ -21,6 +21,8 @@ impl Seed {
         let mut knobs = Knobs::draw(&mut rng);
         if self.elected {
             knobs.elect(&mut rng);
+        } else {
+            crate::archives::draw(&mut rng, &mut knobs);
         }
         (rng, knobs)
     }

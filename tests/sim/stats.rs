@@ -105,8 +105,14 @@ pub const EXPECTED: &[&str] = &[
 /// What must have happened so often at least: a check that is met a few times in a set finds nothing.
 pub const FLOORS: &[(&str, u64)] = &[
     ("check: state of an installed snapshot is that of the log", 150),
+    ("archive: a segment is copied", 10_000),
+    ("check: state restored from an archive is that of the log", 300),
+    ("check: state restored from an archive is the one that nodes had", 200),
+    ("disk: a fault of an archive", 300),
+    ("disk: an archive is not there", 100),
     ("disk: bit rot in all snapshots", 5),
     ("disk: bit rot in the newest snapshot", 5),
+    ("net: bytes of a transfer arrive in the session after it", 5),
     ("node: started from the older snapshot", 5),
     ("node: survived damage of all its snapshots", 5),
     ("process: away for longer than the log goes back", 300),

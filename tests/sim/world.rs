@@ -160,6 +160,7 @@ impl World {
             Event::TwinEnds => self.end_twin(),
             Event::Away { site, steps } => self.away_step(site, steps),
             Event::Trouble { site, trouble } => self.trouble(site, trouble),
+            Event::LetLateGo(site) => self.let_late_go(site, false),
             Event::Aim => self.aim_step(),
             Event::Probe => self.probe(),
             Event::Unblock { from, to } => self.core.borrow_mut().unblock(from, to),
@@ -176,7 +177,13 @@ impl World {
                 self.core.borrow_mut().stats.count("process: continue");
                 self.wake(site);
             }
-            Event::SpaceBack(site) => self.hosts[site].mem.set_capacity(None),
+            Event::SpaceBack(site) => {
+                self.hosts[site].mem.set_capacity(None);
+                if let Some(archive) = &self.hosts[site].archive {
+                    archive.there.set(true);
+                    archive.mem.set_capacity(None);
+                }
+            }
             Event::Heal => self.begin_heal(),
             Event::Deadline => unreachable!("it ends the run"),
         }
@@ -267,8 +274,14 @@ impl World {
                 _ => Keep::Random(seed),
             };
             host.mem.crash_with(keep(sectors), keep(names));
+            if let Some(archive) = &host.archive {
+                archive.mem.crash_with(keep(names), keep(sectors));
+            }
         } else {
             host.mem.kill_process();
+            if let Some(archive) = &host.archive {
+                archive.mem.kill_process();
+            }
         }
         core.trace(|| format!("host {site} is gone (power loss: {power})"));
         core.leave(site, power);
@@ -347,6 +360,7 @@ impl World {
                 if removal {
                     self.let_log_go(site);
                 }
+                self.let_late_go(site, false);
                 if self.trouble_in_transfer(site) || self.aim_after_turn(site) {
                     return;
                 }
@@ -509,6 +523,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         site,
         core: core.clone(),
         mem: MemDisk::new(),
+        archive: knobs.archive.map(crate::archives::Archive::new),
         mirror: Rc::default(),
         ahead: ahead.clone(),
         flush_due: Rc::default(),
@@ -545,6 +560,7 @@ fn new_host(core: &Shared, knobs: &Knobs, site: usize) -> Host {
         installs: 0,
         flip: None,
         state_fault: None,
+        late: None,
         away: false,
         troubles: Vec::new(),
         printed: Vec::new(),

@@ -12,6 +12,7 @@ use kvstore::snapshot::SnapshotId;
 use tempfile::TempDir;
 
 use crate::backup_kit::*;
+use crate::listing::names;
 use crate::snapshot_kit::{CLUSTER, history};
 
 struct Place {
@@ -46,15 +47,6 @@ impl Place {
         assert_eq!(names(self.dir.path()), before, "nothing is left: {why}");
         why
     }
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 /// What a start would make of it: the LSNs of the log.

@@ -2,6 +2,8 @@
 
 #[path = "../support/backup_kit.rs"]
 mod backup_kit;
+#[path = "../support/listing.rs"]
+mod listing;
 #[path = "../support/mem_disk.rs"]
 mod mem_disk;
 #[path = "../support/snapshot_kit.rs"]
