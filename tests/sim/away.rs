@@ -43,14 +43,11 @@ const TROUBLES: [Trouble; 10] = [
     Trouble::LeaderDies,
     Trouble::Dies,
     Trouble::Promotion,
-    // Driven with fixed roles only.
     Trouble::LinkForLong,
     Trouble::LinkForLong,
     Trouble::Late,
     Trouble::Late,
 ];
-/// So many of them are for clusters that elect, too.
-const TROUBLES_ELECTED: usize = 6;
 
 /// The first LSN that a log on this disk holds, if it holds any.
 fn log_begins(host: &Host) -> Option<u64> {
@@ -96,9 +93,8 @@ impl World {
             core.stats.count("process: away for longer than the log goes back");
             // None, one, or several, at any moment from the first dial to the records behind the snapshot.
             self.hosts[site].troubles.clear();
-            let kinds = if core.knobs.is_elected() { TROUBLES_ELECTED } else { TROUBLES.len() };
             for _ in 0..core.rng.below(4) {
-                let trouble = TROUBLES[core.rng.below(kinds as u64) as usize];
+                let trouble = TROUBLES[core.rng.below(TROUBLES.len() as u64) as usize];
                 if core.chance(700_000) {
                     let most = [1, 2, 5, 20][core.rng.below(4) as usize];
                     let turns = core.rng.below(most);

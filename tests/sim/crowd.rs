@@ -40,7 +40,7 @@ impl World {
         });
         if waits && now >= client.lazy_until + Client::PATIENCE {
             self.client_lost(index);
-            self.clients[index].target = (self.clients[index].target + 1) % self.hosts.len();
+            self.clients[index].target = self.next_target(self.clients[index].target);
         } else if wander && self.healed_at.is_none() {
             self.client_lost(index);
             self.clients[index].target = elsewhere;
@@ -58,6 +58,23 @@ impl World {
             self.ask_with_number(index, ask);
         }
         self.client_writes(index);
+    }
+
+    /// Whether faults have stopped, and this host is one of those that are to serve.
+    fn serving_now(&self, site: usize) -> bool {
+        self.healed_at.is_some() && self.serving().any(|serving| serving == site)
+    }
+
+    /// Where a client goes that has waited in vain, or was told nothing: once faults have stopped, to the next host that
+    /// is to serve. Most of the second phase could pass with waiting for hosts that stay mute.
+    fn next_target(&self, site: usize) -> usize {
+        let hosts = self.hosts.len();
+        let mut others = (1..=hosts).map(|step| (site + step) % hosts);
+        let next = others.next().unwrap_or(site);
+        if self.healed_at.is_none() || self.serving_now(next) {
+            return next;
+        }
+        others.find(|other| self.serving_now(*other)).unwrap_or(next)
     }
 
     /// Sends a request on the client's connection, made now if there is none.
@@ -152,9 +169,10 @@ impl World {
                 core.stats.count("client: redirected");
                 let named = (0..self.hosts.len()).find(|site| Host::address(*site) == got.text);
                 // Two nodes that nobody leads any more may name each other for ever.
-                let named = if core.chance(250_000) { Some(core.some_host()) } else { named };
-                let next = named.unwrap_or((site + 1) % self.hosts.len());
+                let (doubts, any) = (core.chance(250_000), core.some_host());
                 drop(core);
+                let named = if doubts && !self.serving_now(site) { Some(any) } else { named };
+                let next = named.unwrap_or_else(|| self.next_target(site));
                 if !self.is_bound(index) {
                     self.clients[index].target = next;
                 }
@@ -168,7 +186,7 @@ impl World {
         if over || moved {
             self.client_lost(index);
             if over && !self.is_bound(index) {
-                self.clients[index].target = (target + 1) % self.hosts.len();
+                self.clients[index].target = self.next_target(target);
             }
         }
     }
