@@ -65,7 +65,7 @@ impl World {
         self.healed_at.is_some() && self.serving().any(|serving| serving == site)
     }
 
-    /// Where a client goes that has waited in vain, or was told nothing: once faults have stopped, to the next host that
+    /// Where a client goes that has waited in vain, or was told nothing: once faults have stopped, to the next one that
     /// is to serve. Most of the second phase could pass with waiting for hosts that stay mute.
     fn next_target(&self, site: usize) -> usize {
         let hosts = self.hosts.len();
