@@ -82,6 +82,8 @@ variants! {
     UnappliedNumbersForgotten = "unapplied-numbers-forgotten";
     /// Whom a node voted for is kept in memory alone.
     VoteNotDurable = "vote-not-durable";
+    /// The vote is written first, and the term that it is in with a write of its own.
+    VoteApartFromTerm = "vote-apart-from-term";
     /// A campaign raises its term before it asks anybody.
     NoPreVote = "no-pre-vote";
     /// A leader that nobody hears goes on.
@@ -111,6 +113,7 @@ impl Variant {
     /// `tests/elections/apply_committed.rs` and `tests/elections/reads.rs` what a node makes of them.
     pub const ELECTION: &'static [Variant] = &[
         Variant::VoteNotDurable,
+        Variant::VoteApartFromTerm,
         Variant::NoPreVote,
         Variant::NoCheckQuorum,
         Variant::LeaseWithoutDriftBound,

@@ -154,6 +154,9 @@ impl MetaStore {
             return Ok(MetaDurable { version: self.version });
         }
         self.meta.change_invariants(&next);
+        if crate::sabotage::is(crate::sabotage::Variant::VoteApartFromTerm) {
+            self.write_vote_first(disk, &next)?;
+        }
         let version = self.version.checked_add(1).expect("2^64 versions are never reached");
         if next.term != self.meta.term && crate::sabotage::is(crate::sabotage::Variant::TermNotDurable) {
             (self.meta, self.version) = (next, version);
@@ -167,6 +170,22 @@ impl MetaStore {
         self.meta = next;
         self.version = version;
         Ok(MetaDurable { version })
+    }
+}
+
+impl MetaStore {
+    /// A known-bad variant: the next vote in the term of before, durably. A crash behind it leaves a second vote there.
+    fn write_vote_first(&mut self, disk: &mut dyn Disk, next: &Meta) -> Result<(), MetaError> {
+        if next.term == self.meta.term || next.vote.is_none() {
+            return Ok(());
+        }
+        let version = self.version + 1;
+        let bytes = layout::encode(version, &Meta { vote: next.vote, ..self.meta.clone() });
+        self.failed = true;
+        write_durably(disk, NAME_A, self.a, &bytes)?;
+        write_durably(disk, NAME_B, self.b, &bytes)?;
+        (self.failed, self.version) = (false, version);
+        Ok(())
     }
 }
 

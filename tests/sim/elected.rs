@@ -53,6 +53,7 @@ pub const EXPECTED: &[&str] = &[
     "check: a leader has heard a majority within the timeout",
     "check: a number is answered as by another leader",
     "check: a number is answered as the first time",
+    "check: a vote that was told is there after a restart",
     "check: a vote was on the disk before it was told",
     "check: history of a key put in order",
     "check: nobody without a committed record could be elected",
@@ -284,6 +285,24 @@ impl Elections {
     /// by what it has voted before.
     pub fn forget_votes(&mut self, site: usize, back_to: u64) {
         self.votes.retain(|(term, host), _| *host != site || term.as_u64() < back_to);
+    }
+
+    /// A host has started. In the term that its directory is in it has the vote that it told there, if it told one.
+    pub fn after_start(&self, core: &mut Core, site: usize, mem: &MemDisk) {
+        if mem.has_crashed() {
+            return;
+        }
+        let mut copy = mem.fork();
+        copy.heal();
+        // A fresh directory has no record, and where the disk is about to crash a copy of it does too.
+        let Ok(Some(store)) = MetaStore::load(&mut copy) else { return };
+        let (term, vote) = (store.get().term, store.get().vote);
+        let Some(told) = self.votes.get(&(term, site)) else { return };
+        assert!(
+            *told == vote,
+            "host {site} voted for {told} in term {term}; after a restart it has voted for {vote}"
+        );
+        core.stats.count("check: a vote that was told is there after a restart");
     }
 
     /// This host has told these votes.

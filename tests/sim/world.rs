@@ -213,6 +213,7 @@ impl World {
                 let mut core = self.core.borrow_mut();
                 self.oracle.after_start(&mut core, &mut self.hosts, site);
                 let host = &self.hosts[site];
+                self.oracle.elections.after_start(&mut core, site, &host.mem);
                 let (busy, seen) = (host.busy_until, host.seen.clone());
                 core.trace(|| format!("host {site} is up: {seen:?}"));
                 drop(core);
