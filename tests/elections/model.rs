@@ -110,8 +110,8 @@ mod broken {
     /// Two more are caught in `elections/properties.rs`: commits of older terms by count, which are rare at random, and
     /// a lease that is kept during a hand-over, which in the model ends with the office. What a node makes of the rules
     /// is broken, and caught, in `elections/apply_committed.rs` and `elections/reads.rs`; the rules of changes in
-    /// `elections/members.rs`. The numbers that a new leader finds in its log, and a vote that is written apart from its
-    /// term, are the simulator's.
+    /// `elections/members.rs`. The numbers that a new leader finds in its log, and a vote that is written apart from
+    /// its term, are the simulator's.
     #[test]
     fn every_variant_of_elections_has_a_test() {
         assert_eq!(Variant::ELECTION.len(), 6 + 2 + 2 + 2 + 2);
