@@ -1,4 +1,4 @@
-# Sourced by latency.sh, compare.sh and elected_latency.sh: starts and ends clusters of each system on free ports of
+# Sourced by the scripts that measure clusters beside each other: starts and ends clusters of each system on free ports of
 # this machine.
 #
 # Every process is ended by its own id, also when the script is interrupted; all data lies in one directory
@@ -48,6 +48,22 @@ prepare() {
     trap cleanup EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
+}
+
+# read_pairs FLAGS...: of a script that measures pairs; sets pairs, seconds and data_dir where a flag says so. --help shows
+# what stands at the head of the script.
+read_pairs() {
+    while (($# > 0)); do
+        # shellcheck disable=SC2034 # for the script
+        case $1 in
+            --pairs) pairs=$2; shift ;;
+            --seconds) seconds=$2; shift ;;
+            --data-dir) data_dir=$2; shift ;;
+            -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+            *) die "unknown flag $1 (see --help)" ;;
+        esac
+        shift
+    done
 }
 
 # Sets REPLY to a port that nothing listens on, below the range that the kernel gives to clients.

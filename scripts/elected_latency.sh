@@ -11,16 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/bench_cluster.sh"
 
 pairs=10 seconds=1 data_dir=$root/bench/out
-while (($# > 0)); do
-    case $1 in
-        --pairs) pairs=$2; shift ;;
-        --seconds) seconds=$2; shift ;;
-        --data-dir) data_dir=$2; shift ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
-        *) die "unknown flag $1 (see --help)" ;;
-    esac
-    shift
-done
+read_pairs "$@"
 
 out=$root/bench/out/elected
 mkdir -p "$out"

@@ -94,9 +94,7 @@ impl Keyspace {
         data[bit / 8] ^= 1 << (bit % 8);
         true
     }
-}
 
-impl Keyspace {
     /// Flips a bit of what a numbered write of this session was answered, counted from the oldest answer that is
     /// remembered, as [`Keyspace::flip_bit`] does with an entry: for tests. False: there is no such answer.
     pub fn flip_answer(&mut self, session: SessionId, index: usize) -> bool {

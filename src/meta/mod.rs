@@ -162,30 +162,27 @@ impl MetaStore {
             (self.meta, self.version) = (next, version);
             return Ok(MetaDurable { version });
         }
-        let bytes = layout::encode(version, &without_vote_if_sabotaged(&next));
-        self.failed = true;
-        write_durably(disk, NAME_A, self.a, &bytes)?;
-        write_durably(disk, NAME_B, self.b, &bytes)?;
-        self.failed = false;
+        self.write(disk, version, &without_vote_if_sabotaged(&next))?;
         self.meta = next;
-        self.version = version;
         Ok(MetaDurable { version })
     }
-}
 
-impl MetaStore {
-    /// A known-bad variant: the next vote in the term of before, durably. A crash behind it leaves a second vote there.
-    fn write_vote_first(&mut self, disk: &mut dyn Disk, next: &Meta) -> Result<(), MetaError> {
-        if next.term == self.meta.term || next.vote.is_none() {
-            return Ok(());
-        }
-        let version = self.version + 1;
-        let bytes = layout::encode(version, &Meta { vote: next.vote, ..self.meta.clone() });
+    /// Writes both copies, one after the other, durably.
+    fn write(&mut self, disk: &mut dyn Disk, version: u64, meta: &Meta) -> Result<(), MetaError> {
+        let bytes = layout::encode(version, meta);
         self.failed = true;
         write_durably(disk, NAME_A, self.a, &bytes)?;
         write_durably(disk, NAME_B, self.b, &bytes)?;
         (self.failed, self.version) = (false, version);
         Ok(())
+    }
+
+    /// A known-bad variant: the next vote in the term of before, durably. A crash behind it leaves a second vote there.
+    fn write_vote_first(&mut self, disk: &mut dyn Disk, next: &Meta) -> Result<(), MetaError> {
+        if next.term == self.meta.term || next.vote.is_none() {
+            return Ok(());
+        }
+        self.write(disk, self.version + 1, &Meta { vote: next.vote, ..self.meta.clone() })
     }
 }
 
